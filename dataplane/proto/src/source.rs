@@ -1,0 +1,464 @@
+//! The flow of one lane at the source: streams, sequences, frames in flight, acks, NACKs.
+//!
+//! Runs on the shard that owns the lane. All tables are sized when it is built; nothing allocates
+//! afterwards. A frame is in flight from [`SourceFlow::on_sent`] until exactly one of these gives
+//! it back to the caller: an ack (its pages are bases now), a NACK or a dead stream (its pages are
+//! to be coded anew), or the end of its session. So no page version is ever lost.
+//!
+//! Frames in flight form one list for each pair of stream and session, in the order of sending,
+//! because that is the order in which a stream's acks arrive.
+
+mod error;
+
+pub use error::FlowError;
+
+use crate::ids::{Incarnation, PageIndex, Sequence, SessionNumber, StreamId};
+use crate::time::Nanos;
+use crate::window::{SendMark, Window, WindowConfig};
+
+/// The sizes of a lane's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceFlowConfig {
+    /// The most streams of the lane.
+    pub streams_max: usize,
+    /// The most sessions at one time.
+    pub sessions_max: usize,
+    /// The most frames in flight.
+    pub frames_max: usize,
+    /// The bounds of the lane's window.
+    pub window: WindowConfig,
+}
+
+/// A frame that was sent and is not yet acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InFlight {
+    /// The session.
+    pub session: SessionNumber,
+    /// The frame's sequence, which is the version of its pages.
+    pub sequence: Sequence,
+    /// The first page of the extent.
+    pub first_page: PageIndex,
+    /// The pages in the frame: bit `i` is page `first_page + i`.
+    pub mask: u64,
+    /// Bytes of the sealed record.
+    pub bytes: u64,
+    /// When it was handed to the link.
+    pub sent_at: Nanos,
+}
+
+/// What an ack brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AckSummary {
+    /// Frames that became acknowledged.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The round trip of the newest one.
+    pub rtt: Option<Nanos>,
+}
+
+/// The end of a list.
+const NONE: u32 = u32::MAX;
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    frame: InFlight,
+    mark: SendMark,
+    next: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Stream {
+    id: StreamId,
+    incarnation: Incarnation,
+    live: bool,
+    in_flight_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Session {
+    number: SessionNumber,
+    next: Sequence,
+    frames: usize,
+}
+
+/// The frames of one session on one stream.
+#[derive(Clone, Copy, Debug)]
+struct List {
+    head: u32,
+    tail: u32,
+    sent: Sequence,
+    acked: Sequence,
+}
+
+const EMPTY: List = List { head: NONE, tail: NONE, sent: Sequence(0), acked: Sequence(0) };
+
+/// The flow of one lane at the source.
+#[derive(Debug)]
+pub struct SourceFlow {
+    config: SourceFlowConfig,
+    streams: Vec<Stream>,
+    sessions: Vec<Option<Session>>,
+    /// `streams_max` rows of `sessions_max` lists.
+    lists: Vec<List>,
+    entries: Vec<Entry>,
+    /// Head of the list of entries that were used before and are free again.
+    free: u32,
+    frames: usize,
+    in_flight_bytes: u64,
+    window: Window,
+}
+
+impl SourceFlow {
+    /// An empty flow; all memory is taken here.
+    ///
+    /// # Panics
+    /// When a size is zero or the window's bounds are not in order.
+    #[must_use]
+    pub fn new(config: SourceFlowConfig) -> Self {
+        let SourceFlowConfig { streams_max, sessions_max, frames_max, window } = config;
+        assert!(streams_max > 0 && sessions_max > 0 && frames_max > 0);
+        assert!(frames_max < NONE as usize);
+        Self {
+            config,
+            streams: Vec::with_capacity(streams_max),
+            sessions: vec![None; sessions_max],
+            lists: vec![EMPTY; streams_max * sessions_max],
+            entries: Vec::with_capacity(frames_max),
+            free: NONE,
+            frames: 0,
+            in_flight_bytes: 0,
+            window: Window::new(window),
+        }
+    }
+
+    /// Takes a stream in, or its next incarnation after it died.
+    ///
+    /// # Errors
+    /// The table is full, the stream is alive, or the incarnation is not newer than its last one.
+    pub fn add_stream(&mut self, id: StreamId, incarnation: Incarnation) -> Result<(), FlowError> {
+        if let Some(stream) = self.streams.iter_mut().find(|stream| stream.id == id) {
+            if stream.live {
+                return Err(FlowError::AlreadyOpen);
+            }
+            if incarnation <= stream.incarnation {
+                let last = stream.incarnation;
+                return Err(FlowError::StaleIncarnation { stream: id, incarnation, last });
+            }
+            stream.incarnation = incarnation;
+            stream.live = true;
+            return Ok(());
+        }
+        let streams_max = self.config.streams_max;
+        if self.streams.len() == streams_max {
+            return Err(FlowError::StreamsFull { streams_max });
+        }
+        self.streams.push(Stream { id, incarnation, live: true, in_flight_bytes: 0 });
+        Ok(())
+    }
+
+    /// The live incarnation of a stream.
+    #[must_use]
+    pub fn incarnation(&self, id: StreamId) -> Option<Incarnation> {
+        self.streams.iter().find(|s| s.id == id && s.live).map(|s| s.incarnation)
+    }
+
+    /// How many streams are live.
+    #[must_use]
+    pub fn live_streams(&self) -> usize {
+        self.streams.iter().filter(|stream| stream.live).count()
+    }
+
+    /// Takes a session in. Its first sequence is 1.
+    ///
+    /// # Errors
+    /// The table is full or the session is open already.
+    pub fn add_session(&mut self, number: SessionNumber) -> Result<(), FlowError> {
+        if self.session_slot(number).is_ok() {
+            return Err(FlowError::AlreadyOpen);
+        }
+        let sessions_max = self.config.sessions_max;
+        let Some(slot) = self.sessions.iter_mut().find(|slot| slot.is_none()) else {
+            return Err(FlowError::SessionsFull { sessions_max });
+        };
+        *slot = Some(Session { number, next: Sequence(1), frames: 0 });
+        Ok(())
+    }
+
+    /// Drops a session and all that it has in flight. Later acks for it are
+    /// [`FlowError::UnknownSession`].
+    ///
+    /// # Errors
+    /// The session is not open.
+    pub fn forget_session(&mut self, number: SessionNumber) -> Result<(), FlowError> {
+        let session = self.session_slot(number)?;
+        for stream in 0..self.streams.len() {
+            let list = self.list_slot(stream, session);
+            while self.pop(stream, session).is_some() {}
+            self.lists[list] = EMPTY;
+        }
+        self.sessions[session] = None;
+        Ok(())
+    }
+
+    /// The sequence for the session's next frame; each call gives the next one.
+    ///
+    /// # Errors
+    /// The session is not open.
+    pub fn next_sequence(&mut self, number: SessionNumber) -> Result<Sequence, FlowError> {
+        let slot = self.session_slot(number)?;
+        match &mut self.sessions[slot] {
+            Some(session) => {
+                let sequence = session.next;
+                session.next = sequence.next();
+                Ok(sequence)
+            }
+            None => Err(FlowError::UnknownSession { session: number }),
+        }
+    }
+
+    /// The live stream with the least in flight among those that `ready` accepts: `None` while the
+    /// window is closed, the table of frames is full, or no stream is ready. The window may be
+    /// exceeded by the one frame that is sent next.
+    #[must_use]
+    pub fn pick_stream(&self, ready: impl Fn(StreamId) -> bool) -> Option<StreamId> {
+        if !self.may_send() {
+            return None;
+        }
+        let live = self.streams.iter().filter(|stream| stream.live && ready(stream.id));
+        live.min_by_key(|stream| stream.in_flight_bytes).map(|stream| stream.id)
+    }
+
+    /// True while the window is open and there is room for one more frame.
+    #[must_use]
+    pub fn may_send(&self) -> bool {
+        self.frames < self.config.frames_max && self.in_flight_bytes < self.window.window_bytes()
+    }
+
+    /// Notes a frame that was handed to a stream.
+    ///
+    /// # Panics
+    /// When the stream or session is not open, the table is full, or the sequence is not newer than
+    /// the stream's last one: bugs of the caller, who asked [`SourceFlow::pick_stream`] before.
+    pub fn on_sent(&mut self, stream: StreamId, frame: InFlight) {
+        let stream_slot = match self.stream_slot(stream) {
+            Ok(slot) => slot,
+            Err(error) => panic!("a frame was sent on a stream that is not open: {error}"),
+        };
+        let session_slot = match self.session_slot(frame.session) {
+            Ok(slot) => slot,
+            Err(error) => panic!("a frame was sent for a session that is not open: {error}"),
+        };
+        assert!(self.frames < self.config.frames_max, "the table of frames has room");
+        let list_slot = self.list_slot(stream_slot, session_slot);
+        assert!(frame.sequence > self.lists[list_slot].sent, "sequences grow on a stream");
+        let mark = self.window.on_sent(frame.sent_at, self.in_flight_bytes, frame.bytes);
+        let entry = self.take_entry(Entry { frame, mark, next: NONE });
+        let list = &mut self.lists[list_slot];
+        list.sent = frame.sequence;
+        match list.tail {
+            NONE => list.head = entry,
+            tail => self.entries[tail as usize].next = entry,
+        }
+        list.tail = entry;
+        self.frames += 1;
+        self.in_flight_bytes += frame.bytes;
+        self.streams[stream_slot].in_flight_bytes += frame.bytes;
+        if let Some(session) = &mut self.sessions[session_slot] {
+            session.frames += 1;
+        }
+    }
+
+    /// Takes an ack that arrived on `stream` and gives each newly acknowledged frame to `each`.
+    ///
+    /// # Errors
+    /// Unknown stream or session, or an ack that the peer may not send.
+    pub fn on_ack(
+        &mut self,
+        stream: StreamId,
+        session: SessionNumber,
+        through: Sequence,
+        now: Nanos,
+        mut each: impl FnMut(InFlight),
+    ) -> Result<AckSummary, FlowError> {
+        let stream_slot = self.stream_slot(stream)?;
+        let session_slot = self.session_slot(session)?;
+        let list_slot = self.list_slot(stream_slot, session_slot);
+        let List { sent, acked, .. } = self.lists[list_slot];
+        if through > sent {
+            return Err(FlowError::AckBeyondSent { through, sent });
+        }
+        if through < acked {
+            return Err(FlowError::AckBackwards { through, acked });
+        }
+        self.lists[list_slot].acked = through;
+        let mut summary = AckSummary::default();
+        let mut newest = None;
+        while self.head(list_slot).is_some_and(|frame| frame.sequence <= through) {
+            if let Some(entry) = self.pop(stream_slot, session_slot) {
+                summary.frames += 1;
+                summary.bytes += entry.frame.bytes;
+                newest = Some(entry.mark);
+                each(entry.frame);
+            }
+        }
+        summary.rtt = newest.map(|mark| self.window.on_acked(now, summary.bytes, mark));
+        Ok(summary)
+    }
+
+    /// Takes a NACK that arrived on `stream` and gives the frame back: its pages are to be sent
+    /// again, whole.
+    ///
+    /// # Errors
+    /// Unknown stream or session, or a frame that is not in flight there.
+    pub fn on_nack(
+        &mut self,
+        stream: StreamId,
+        session: SessionNumber,
+        sequence: Sequence,
+    ) -> Result<InFlight, FlowError> {
+        let stream_slot = self.stream_slot(stream)?;
+        let session_slot = self.session_slot(session)?;
+        let list_slot = self.list_slot(stream_slot, session_slot);
+        let mut before = NONE;
+        let mut at = self.lists[list_slot].head;
+        while at != NONE && self.entries[at as usize].frame.sequence < sequence {
+            before = at;
+            at = self.entries[at as usize].next;
+        }
+        if at == NONE || self.entries[at as usize].frame.sequence != sequence {
+            return Err(FlowError::NackNotInFlight { sequence });
+        }
+        if before == NONE {
+            return self
+                .pop(stream_slot, session_slot)
+                .map(|entry| entry.frame)
+                .ok_or(FlowError::NackNotInFlight { sequence });
+        }
+        let entry = self.entries[at as usize];
+        self.entries[before as usize].next = entry.next;
+        if self.lists[list_slot].tail == at {
+            self.lists[list_slot].tail = before;
+        }
+        self.release(stream_slot, session_slot, at);
+        Ok(entry.frame)
+    }
+
+    /// Takes a stream out and gives each of its unacknowledged frames to `each`: their pages are to
+    /// be coded anew and sent on other streams.
+    ///
+    /// # Errors
+    /// The stream is not live.
+    pub fn on_stream_dead(
+        &mut self,
+        stream: StreamId,
+        mut each: impl FnMut(InFlight),
+    ) -> Result<(), FlowError> {
+        let stream_slot = self.stream_slot(stream)?;
+        for session_slot in 0..self.sessions.len() {
+            while let Some(entry) = self.pop(stream_slot, session_slot) {
+                each(entry.frame);
+            }
+            let list_slot = self.list_slot(stream_slot, session_slot);
+            self.lists[list_slot] = EMPTY;
+        }
+        let stream = &mut self.streams[stream_slot];
+        assert!(stream.in_flight_bytes == 0, "a dead stream has nothing in flight");
+        stream.live = false;
+        Ok(())
+    }
+
+    /// Bytes in flight on all streams.
+    #[must_use]
+    pub const fn in_flight_bytes(&self) -> u64 {
+        self.in_flight_bytes
+    }
+
+    /// Bytes in flight on one stream; zero for a stream that is not there.
+    #[must_use]
+    pub fn stream_in_flight_bytes(&self, id: StreamId) -> u64 {
+        self.streams.iter().find(|stream| stream.id == id).map_or(0, |s| s.in_flight_bytes)
+    }
+
+    /// Frames in flight on all streams.
+    #[must_use]
+    pub const fn in_flight_frames(&self) -> usize {
+        self.frames
+    }
+
+    /// True when the session has nothing in flight (or is not open).
+    #[must_use]
+    pub fn is_idle(&self, number: SessionNumber) -> bool {
+        self.sessions.iter().flatten().all(|s| s.number != number || s.frames == 0)
+    }
+
+    /// What is in flight beyond one bandwidth-delay product.
+    #[must_use]
+    pub fn backlog_bytes(&self) -> u64 {
+        self.window.backlog_bytes(self.in_flight_bytes)
+    }
+
+    /// The lane's window.
+    #[must_use]
+    pub const fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// The lane's window, to change a live setting.
+    pub const fn window_mut(&mut self) -> &mut Window {
+        &mut self.window
+    }
+
+    fn stream_slot(&self, id: StreamId) -> Result<usize, FlowError> {
+        let live = |stream: &Stream| stream.id == id && stream.live;
+        self.streams.iter().position(live).ok_or(FlowError::UnknownStream { stream: id })
+    }
+
+    fn session_slot(&self, number: SessionNumber) -> Result<usize, FlowError> {
+        let open = |slot: &Option<Session>| slot.is_some_and(|s| s.number == number);
+        self.sessions.iter().position(open).ok_or(FlowError::UnknownSession { session: number })
+    }
+
+    const fn list_slot(&self, stream_slot: usize, session_slot: usize) -> usize {
+        stream_slot * self.config.sessions_max + session_slot
+    }
+
+    fn head(&self, list_slot: usize) -> Option<InFlight> {
+        self.entries.get(self.lists[list_slot].head as usize).map(|entry| entry.frame)
+    }
+
+    fn pop(&mut self, stream_slot: usize, session_slot: usize) -> Option<Entry> {
+        let list_slot = self.list_slot(stream_slot, session_slot);
+        let at = self.lists[list_slot].head;
+        let entry = *self.entries.get(at as usize)?;
+        self.lists[list_slot].head = entry.next;
+        if entry.next == NONE {
+            self.lists[list_slot].tail = NONE;
+        }
+        self.release(stream_slot, session_slot, at);
+        Some(entry)
+    }
+
+    fn take_entry(&mut self, entry: Entry) -> u32 {
+        let Some(slot) = self.entries.get_mut(self.free as usize) else {
+            self.entries.push(entry);
+            return (self.entries.len() - 1) as u32;
+        };
+        let at = self.free;
+        self.free = slot.next;
+        *slot = entry;
+        at
+    }
+
+    fn release(&mut self, stream_slot: usize, session_slot: usize, at: u32) {
+        let bytes = self.entries[at as usize].frame.bytes;
+        self.entries[at as usize].next = self.free;
+        self.free = at;
+        self.frames -= 1;
+        self.in_flight_bytes -= bytes;
+        self.streams[stream_slot].in_flight_bytes -= bytes;
+        if let Some(session) = &mut self.sessions[session_slot] {
+            session.frames -= 1;
+        }
+    }
+}

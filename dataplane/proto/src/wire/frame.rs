@@ -1,0 +1,317 @@
+//! The frames inside a record's plaintext.
+//!
+//! ```text
+//! every frame   0 type, 1..4 reserved (zero), 4..8 bytes of the body, body
+//! 1 pages       session u32, round u32, sequence u64, payload (coded pages of one extent)
+//! 2 ack         session u32, through u64
+//! 3 nack        session u32, sequence u64, reason u16
+//! 4 verify      session u32, digest [16], pages u64
+//! 5 verified    session u32
+//! 6 failed      session u32, page u64
+//! 7 abort       session u32, code u16
+//! 8 ping        stamp u64
+//! 9 pong        stamp u64
+//! ```
+//!
+//! Acks and NACKs speak of the stream that carries them. Runs on the shard that owns the stream.
+//! Decoding accepts exactly what encoding writes; the payload is checked by the codec alone.
+
+use super::WireError;
+use super::bytes::{array, put, u16_at, u32_at, u64_at};
+use super::limits::{
+    FRAME_HEADER_BYTES, PAGES_FRAME_HEADER_BYTES, PAGES_PAYLOAD_BYTES_MAX, RECORD_PLAIN_BYTES_MAX,
+};
+use crate::ids::{Round, Sequence, SessionNumber};
+
+const PAGES: u8 = 1;
+const ACK: u8 = 2;
+const NACK: u8 = 3;
+const VERIFY: u8 = 4;
+const VERIFIED: u8 = 5;
+const VERIFY_FAILED: u8 = 6;
+const ABORT: u8 = 7;
+const PING: u8 = 8;
+const PONG: u8 = 9;
+
+/// What stands between the frame header and the payload of a frame with pages.
+const PAGES_FIELDS_BYTES: usize = PAGES_FRAME_HEADER_BYTES - FRAME_HEADER_BYTES;
+
+/// Why the sink could not apply a frame with pages and wants them whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum NackReason {
+    /// A base that the frame names is not held.
+    UnknownBase = 1,
+    /// A base is held, but its content is not the one that the frame names.
+    BaseDiffers = 2,
+    /// The decoded pages don't match the frame's digest.
+    ContentDiffers = 3,
+}
+
+impl NackReason {
+    fn decode(found: u16) -> Result<Self, WireError> {
+        match found {
+            1 => Ok(Self::UnknownBase),
+            2 => Ok(Self::BaseDiffers),
+            3 => Ok(Self::ContentDiffers),
+            _ => Err(WireError::Unknown { what: "NACK reason", found }),
+        }
+    }
+}
+
+/// One frame. Its payload points into the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// Changed pages of one extent, coded together.
+    Pages {
+        /// The session.
+        session: SessionNumber,
+        /// The frame's place in its lane's session and the version of its pages.
+        sequence: Sequence,
+        /// The round that the pages belong to.
+        round: Round,
+        /// The coded pages.
+        payload: &'a [u8],
+    },
+    /// Every frame with pages of this session on this stream through `through` is decoded,
+    /// hash-checked and retained, but for those that a NACK named before.
+    Ack {
+        /// The session.
+        session: SessionNumber,
+        /// The newest sequence covered.
+        through: Sequence,
+    },
+    /// One frame could not be applied: its pages must come whole.
+    Nack {
+        /// The session.
+        session: SessionNumber,
+        /// The frame.
+        sequence: Sequence,
+        /// Why.
+        reason: NackReason,
+    },
+    /// The source asks for proof that the sink holds all pages of this lane.
+    Verify {
+        /// The session.
+        session: SessionNumber,
+        /// Digest over number and hash of each of the lane's pages, in order.
+        digest: [u8; 16],
+        /// How many pages the digest covers.
+        pages: u64,
+    },
+    /// The sink's memory gave the same digest.
+    Verified {
+        /// The session.
+        session: SessionNumber,
+    },
+    /// The sink's memory differs.
+    VerifyFailed {
+        /// The session.
+        session: SessionNumber,
+        /// A page that is known to differ, or `u64::MAX` when only the digest does.
+        page: u64,
+    },
+    /// The sender gives the session up on this lane.
+    Abort {
+        /// The session.
+        session: SessionNumber,
+        /// Why, as a number that the manual lists.
+        code: u16,
+    },
+    /// Asks for a pong with the same stamp.
+    Ping {
+        /// What the pong repeats.
+        stamp: u64,
+    },
+    /// Answers a ping.
+    Pong {
+        /// The ping's stamp.
+        stamp: u64,
+    },
+}
+
+/// Writes the head of a frame with pages whose payload of `payload_bytes` lies, or will lie, right
+/// behind it. Returns the length of the head.
+///
+/// # Panics
+/// When `out` is shorter than the head or the payload is longer than allowed.
+pub fn write_pages_header(
+    out: &mut [u8],
+    session: SessionNumber,
+    sequence: Sequence,
+    round: Round,
+    payload_bytes: usize,
+) -> usize {
+    assert!(payload_bytes <= PAGES_PAYLOAD_BYTES_MAX, "a payload is bounded");
+    let mut at = write_header(out, PAGES, PAGES_FIELDS_BYTES + payload_bytes);
+    put(out, &mut at, &session.0.to_be_bytes());
+    put(out, &mut at, &round.0.to_be_bytes());
+    put(out, &mut at, &sequence.0.to_be_bytes());
+    assert!(at == PAGES_FRAME_HEADER_BYTES);
+    at
+}
+
+fn write_header(out: &mut [u8], kind: u8, body_bytes: usize) -> usize {
+    let mut at = 0;
+    put(out, &mut at, &[kind, 0, 0, 0]);
+    put(out, &mut at, &(body_bytes as u32).to_be_bytes());
+    at
+}
+
+impl<'a> Frame<'a> {
+    /// The length of the frame on the wire.
+    #[must_use]
+    pub const fn encoded_bytes(&self) -> usize {
+        FRAME_HEADER_BYTES
+            + match self {
+                Self::Pages { payload, .. } => PAGES_FIELDS_BYTES + payload.len(),
+                _ => match body_bytes(self.kind()) {
+                    Some(bytes) => bytes,
+                    None => 0,
+                },
+            }
+    }
+
+    /// Writes the frame to the start of `out` and returns its length.
+    ///
+    /// # Panics
+    /// When `out` is shorter than [`Frame::encoded_bytes`], or a payload is longer than allowed.
+    pub fn encode_into(&self, out: &mut [u8]) -> usize {
+        if let Self::Pages { session, sequence, round, payload } = *self {
+            let mut at = write_pages_header(out, session, sequence, round, payload.len());
+            put(out, &mut at, payload);
+            return at;
+        }
+        let bytes = self.encoded_bytes();
+        let mut at = write_header(out, self.kind(), bytes - FRAME_HEADER_BYTES);
+        if let Some(session) = self.session() {
+            put(out, &mut at, &session.0.to_be_bytes());
+        }
+        match *self {
+            Self::Pages { .. } | Self::Verified { .. } => {}
+            Self::Ack { through, .. } => put(out, &mut at, &through.0.to_be_bytes()),
+            Self::Nack { sequence, reason, .. } => {
+                put(out, &mut at, &sequence.0.to_be_bytes());
+                put(out, &mut at, &(reason as u16).to_be_bytes());
+            }
+            Self::Verify { digest, pages, .. } => {
+                put(out, &mut at, &digest);
+                put(out, &mut at, &pages.to_be_bytes());
+            }
+            Self::VerifyFailed { page, .. } => put(out, &mut at, &page.to_be_bytes()),
+            Self::Abort { code, .. } => put(out, &mut at, &code.to_be_bytes()),
+            Self::Ping { stamp } | Self::Pong { stamp } => {
+                put(out, &mut at, &stamp.to_be_bytes());
+            }
+        }
+        assert!(at == bytes, "a frame has the length of its type");
+        at
+    }
+
+    /// Reads the frame at the start of `bytes` and tells how long it is.
+    ///
+    /// # Errors
+    /// The frame is unknown, malformed or cut off.
+    pub fn decode(bytes: &'a [u8]) -> Result<(Self, usize), WireError> {
+        if bytes.len() < FRAME_HEADER_BYTES {
+            return Err(WireError::Truncated { what: "a frame header", bytes: bytes.len() });
+        }
+        let kind = bytes[0];
+        if bytes[1..4] != [0; 3] {
+            return Err(WireError::Reserved { what: "a frame header" });
+        }
+        let length = u32_at(bytes, 4);
+        let body_bytes = length as usize;
+        if body_bytes > RECORD_PLAIN_BYTES_MAX - FRAME_HEADER_BYTES {
+            return Err(WireError::FrameTooLong { bytes: length });
+        }
+        if bytes.len() - FRAME_HEADER_BYTES < body_bytes {
+            return Err(WireError::Truncated { what: "a frame", bytes: bytes.len() });
+        }
+        let body = &bytes[FRAME_HEADER_BYTES..][..body_bytes];
+        Ok((Self::decode_body(kind, body)?, FRAME_HEADER_BYTES + body_bytes))
+    }
+
+    fn decode_body(kind: u8, body: &'a [u8]) -> Result<Self, WireError> {
+        let fits = match body_bytes(kind) {
+            Some(bytes) => body.len() == bytes,
+            None if kind == PAGES => body.len() >= PAGES_FIELDS_BYTES,
+            None => return Err(WireError::Unknown { what: "frame type", found: kind.into() }),
+        };
+        if !fits {
+            return Err(WireError::FrameLength { kind, bytes: body.len() as u32 });
+        }
+        let session = SessionNumber(u32_at(body, 0));
+        Ok(match kind {
+            PAGES => Self::Pages {
+                session,
+                round: Round(u32_at(body, 4)),
+                sequence: sequence(u64_at(body, 8))?,
+                payload: &body[PAGES_FIELDS_BYTES..],
+            },
+            ACK => Self::Ack { session, through: sequence(u64_at(body, 4))? },
+            NACK => Self::Nack {
+                session,
+                sequence: sequence(u64_at(body, 4))?,
+                reason: NackReason::decode(u16_at(body, 12))?,
+            },
+            VERIFY => Self::Verify { session, digest: array(body, 4), pages: u64_at(body, 20) },
+            VERIFIED => Self::Verified { session },
+            VERIFY_FAILED => Self::VerifyFailed { session, page: u64_at(body, 4) },
+            ABORT => Self::Abort { session, code: u16_at(body, 4) },
+            PING => Self::Ping { stamp: u64_at(body, 0) },
+            _ => Self::Pong { stamp: u64_at(body, 0) },
+        })
+    }
+
+    /// The session that the frame speaks of, if any.
+    #[must_use]
+    pub const fn session(&self) -> Option<SessionNumber> {
+        match *self {
+            Self::Pages { session, .. }
+            | Self::Ack { session, .. }
+            | Self::Nack { session, .. }
+            | Self::Verify { session, .. }
+            | Self::Verified { session }
+            | Self::VerifyFailed { session, .. }
+            | Self::Abort { session, .. } => Some(session),
+            Self::Ping { .. } | Self::Pong { .. } => None,
+        }
+    }
+
+    const fn kind(&self) -> u8 {
+        match self {
+            Self::Pages { .. } => PAGES,
+            Self::Ack { .. } => ACK,
+            Self::Nack { .. } => NACK,
+            Self::Verify { .. } => VERIFY,
+            Self::Verified { .. } => VERIFIED,
+            Self::VerifyFailed { .. } => VERIFY_FAILED,
+            Self::Abort { .. } => ABORT,
+            Self::Ping { .. } => PING,
+            Self::Pong { .. } => PONG,
+        }
+    }
+}
+
+/// The length of the body of a frame type whose length is fixed.
+const fn body_bytes(kind: u8) -> Option<usize> {
+    match kind {
+        ACK | VERIFY_FAILED => Some(4 + 8),
+        NACK => Some(4 + 8 + 2),
+        VERIFY => Some(4 + 16 + 8),
+        VERIFIED => Some(4),
+        ABORT => Some(4 + 2),
+        PING | PONG => Some(8),
+        _ => None,
+    }
+}
+
+/// A sequence from the wire: 0 means "no version" and names no frame; the top bit would let an
+/// addition overflow.
+fn sequence(found: u64) -> Result<Sequence, WireError> {
+    if found == 0 || found > u64::MAX / 2 {
+        return Err(WireError::OutOfRange { what: "a sequence", found });
+    }
+    Ok(Sequence(found))
+}

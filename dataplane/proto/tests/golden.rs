@@ -1,0 +1,169 @@
+//! The bytes of version 1, pinned. `golden/v1.txt` holds one layout per line: its name and its
+//! bytes.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use dwcp_proto::ids::{
+    Incarnation, LinkEpoch, Round, Sequence, SessionId, SessionNumber, StreamId,
+};
+use dwcp_proto::wire::frame::{Frame, NackReason};
+use dwcp_proto::wire::hello::{Hello, HostName};
+use dwcp_proto::wire::keys::{Direction, key_context, nonce};
+use dwcp_proto::wire::peer::{
+    Code, Message, Outcome, PeerCodec, PeerCoding, PeerMessage, RegionName,
+};
+use dwcp_proto::wire::preface::StreamPreface;
+use dwcp_proto::wire::record::{DirectionKey, Opener, Sealer};
+use dwcp_proto::wire::token::{JournalId, LinkToken};
+use std::fmt::Write;
+
+const GOLDEN: &str = include_str!("../golden/v1.txt");
+const SESSION: SessionId = SessionId([0x11; 16]);
+const NUMBER: SessionNumber = SessionNumber(0x0203_0405);
+
+fn hello() -> Hello {
+    let mut instance = [0; 16];
+    instance.iter_mut().zip(0xa0..).for_each(|(byte, value)| *byte = value);
+    Hello::ours(HostName::new("host-a.example").unwrap(), instance)
+}
+
+fn preface() -> StreamPreface {
+    let (stream, incarnation) = (StreamId(0x0102), Incarnation(0x0304_0506));
+    StreamPreface { token: LinkToken([0x77; 16]), stream, incarnation }
+}
+
+fn frames() -> Vec<(&'static str, Frame<'static>)> {
+    let session = NUMBER;
+    let sequence = Sequence(0x0102_0304_0506_0708);
+    vec![
+        ("pages", Frame::Pages { session, sequence, round: Round(3), payload: b"payload" }),
+        ("ack", Frame::Ack { session, through: sequence }),
+        ("nack", Frame::Nack { session, sequence, reason: NackReason::UnknownBase }),
+        ("nack_base", Frame::Nack { session, sequence, reason: NackReason::BaseDiffers }),
+        ("nack_content", Frame::Nack { session, sequence, reason: NackReason::ContentDiffers }),
+        ("verify", Frame::Verify { session, digest: [0x22; 16], pages: 64 }),
+        ("verified", Frame::Verified { session }),
+        ("verify_failed", Frame::VerifyFailed { session, page: 9 }),
+        ("abort", Frame::Abort { session, code: 0x0102 }),
+        ("ping", Frame::Ping { stamp: 0x1122_3344_5566_7788 }),
+        ("pong", Frame::Pong { stamp: 0x1122_3344_5566_7788 }),
+    ]
+}
+
+fn messages() -> Vec<PeerMessage> {
+    let (session, number) = (SESSION, NUMBER);
+    let code = || Code::new("some_code").unwrap();
+    let message = || Message::new("What is wrong.").unwrap();
+    let journal = JournalId([0x33; 16]);
+    let region = RegionName::new("vm-1").unwrap();
+    let coding = PeerCoding::Full;
+    let outcome = |outcome| PeerMessage::Outcome { session, outcome };
+    vec![
+        PeerMessage::LinkOpen { epoch: LinkEpoch(5), lanes: 2, streams: 8 },
+        PeerMessage::LinkAccept { token: LinkToken([0x44; 16]), lanes: 2 },
+        PeerMessage::LinkRefuse { code: code(), message: message() },
+        PeerMessage::SessionOpen { session, number, region, pages: 262_144, coding },
+        PeerMessage::SessionAccept { session, number, journal },
+        PeerMessage::SessionRefuse { session, number, code: code(), message: message() },
+        PeerMessage::SessionFailed { session, code: code(), message: message() },
+        PeerMessage::Yield { session },
+        PeerMessage::Committed { session },
+        PeerMessage::Abort { session, code: code(), message: message() },
+        PeerMessage::Query { session, journal },
+        outcome(Outcome::Committed),
+        outcome(Outcome::NotCommitted),
+        outcome(Outcome::Unknown),
+        PeerMessage::Settled { session },
+        PeerMessage::Ping { stamp: 1 },
+        PeerMessage::Pong { stamp: 1 },
+        PeerMessage::Goodbye { reason: message() },
+    ]
+}
+
+fn key() -> DirectionKey {
+    let mut exported = [0; 44];
+    exported.iter_mut().zip(0..).for_each(|(byte, value)| *byte = value);
+    DirectionKey::from_exported(&exported)
+}
+
+/// The third record under a key: the counter shows in header and nonce.
+fn record(key: DirectionKey) -> Vec<u8> {
+    let mut sealer = Sealer::new(key, StreamId(3), Incarnation(0x0001_0002));
+    let mut buf = vec![0; 256];
+    let mut bytes = 0;
+    for _ in 0..3 {
+        let plain_bytes = Frame::Ping { stamp: 7 }.encode_into(&mut buf[16..]);
+        bytes = sealer.seal(&mut buf, plain_bytes).unwrap();
+    }
+    buf.truncate(bytes);
+    buf
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
+}
+
+fn lines() -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = |name: &str, bytes: &[u8]| lines.push(format!("{name} {}", hexadecimal(bytes)));
+    line("hello", &hello().encode());
+    line("hello_plain", &hello().with_plain_records().encode());
+    line("preface", &preface().encode());
+    for (name, frame) in frames() {
+        let mut buf = [0; 64];
+        let bytes = frame.encode_into(&mut buf);
+        line(&format!("frame_{name}"), &buf[..bytes]);
+    }
+    line("record_sealed", &record(key()));
+    line("record_plain", &record(DirectionKey::Plain));
+    line("nonce", &nonce(&[0xf0; 12], 0x0001_0203));
+    let (epoch, stream, incarnation) = (LinkEpoch(1), StreamId(2), Incarnation(3));
+    line("context_out", &key_context(epoch, stream, incarnation, Direction::SourceToSink));
+    line("context_back", &key_context(epoch, stream, incarnation, Direction::SinkToSource));
+    for message in messages() {
+        // The first four bytes are the length; the rest is readable as it is.
+        let bytes = PeerCodec::encode(&message);
+        let (length, json) = bytes.split_at(4);
+        let json = std::str::from_utf8(json).unwrap();
+        lines.push(format!("peer_{} {} {json}", message.name(), hexadecimal(length)));
+    }
+    lines
+}
+
+#[test]
+fn the_bytes_of_version_1_never_change() {
+    let golden: Vec<&str> = GOLDEN.lines().collect();
+    let actual = lines();
+    let changed: Vec<_> =
+        actual.iter().filter(|line| !golden.contains(&line.as_str())).cloned().collect();
+    assert!(
+        changed.is_empty() && golden.len() == actual.len(),
+        "the bytes of wire version 1 changed. Peers in the field speak it: a change needs a new \
+         WIRE_VERSION with golden bytes of its own. Lines that are not in golden/v1.txt \
+         ({} lines there, {} here):\n{}",
+        golden.len(),
+        actual.len(),
+        changed.join("\n")
+    );
+}
+
+#[test]
+fn every_golden_layout_is_read_back() {
+    let bytes = hello().encode();
+    assert_eq!(Hello::decode(&bytes), Ok(Some((hello(), bytes.len()))));
+    assert_eq!(StreamPreface::decode(&preface().encode()), Ok(Some(preface())));
+    for (_, frame) in frames() {
+        let mut buf = [0; 64];
+        let bytes = frame.encode_into(&mut buf);
+        assert_eq!(Frame::decode(&buf[..bytes]), Ok((frame, bytes)));
+    }
+    for message in messages() {
+        let bytes = PeerCodec::encode(&message);
+        assert_eq!(PeerCodec::decode(&bytes).unwrap(), Some((message, bytes.len())));
+    }
+    let mut opener = Opener::new(key(), StreamId(3), Incarnation(0x0001_0002));
+    let error = opener.open(&mut record(key())).unwrap_err();
+    assert_eq!(error.code(), "record_out_of_place", "it is the third record, not the first");
+}

@@ -1,0 +1,335 @@
+//! Properties of the wire: what is written is read back, what was altered is refused, and no bytes
+//! whatever make a parser panic.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use dwcp_proto::ids::{Incarnation, Round, Sequence, SessionId, SessionNumber, StreamId};
+use dwcp_proto::negotiate::{Refusal, agree};
+use dwcp_proto::wire::frame::{Frame, NackReason, write_pages_header};
+use dwcp_proto::wire::hello::{FEATURE_PAGES_ZSTD, Hello, HostName};
+use dwcp_proto::wire::limits::{
+    HELLO_BYTES_MAX, KEY_RECORDS_MAX, PAGES_FRAME_HEADER_BYTES, PAGES_PAYLOAD_BYTES_MAX,
+    RECORD_BYTES_MAX, RECORD_HEADER_BYTES,
+};
+use dwcp_proto::wire::peer::{PeerCodec, PeerMessage};
+use dwcp_proto::wire::preface::StreamPreface;
+use dwcp_proto::wire::reader::{FrameIter, next_record};
+use dwcp_proto::wire::record::{DirectionKey, Opener, RecordError, SealError, Sealer};
+use proptest::prelude::*;
+
+const STREAM: StreamId = StreamId(4);
+const INCARNATION: Incarnation = Incarnation(1);
+
+fn key() -> DirectionKey {
+    DirectionKey::from_exported(&[0x42; 44])
+}
+
+fn sealer() -> Sealer {
+    Sealer::new(key(), STREAM, INCARNATION)
+}
+
+fn opener() -> Opener {
+    Opener::new(key(), STREAM, INCARNATION)
+}
+
+/// A record with one frame.
+fn seal(sealer: &mut Sealer, frame: Frame<'_>) -> Vec<u8> {
+    let mut buf = vec![0; frame.encoded_bytes() + 32];
+    let plain_bytes = frame.encode_into(&mut buf[RECORD_HEADER_BYTES..]);
+    let bytes = sealer.seal(&mut buf, plain_bytes).unwrap();
+    buf.truncate(bytes);
+    buf
+}
+
+fn ping(stamp: u64) -> Frame<'static> {
+    Frame::Ping { stamp }
+}
+
+fn code(result: Result<&[u8], RecordError>) -> &'static str {
+    result.unwrap_err().code()
+}
+
+#[test]
+fn a_whole_extent_fits_one_record_to_the_byte() {
+    let mut buf = vec![7; RECORD_BYTES_MAX];
+    let at = RECORD_HEADER_BYTES;
+    let (session, sequence, round) = (SessionNumber(1), Sequence(1), Round(1));
+    let head =
+        write_pages_header(&mut buf[at..], session, sequence, round, PAGES_PAYLOAD_BYTES_MAX);
+    assert_eq!(head, PAGES_FRAME_HEADER_BYTES);
+    let bytes = sealer().seal(&mut buf, head + PAGES_PAYLOAD_BYTES_MAX).unwrap();
+    assert_eq!(bytes, RECORD_BYTES_MAX);
+    assert_eq!(next_record(&buf), Ok(Some(bytes)));
+    let mut opener = opener();
+    let plain = opener.open(&mut buf).unwrap();
+    let frame = FrameIter::new(plain).unwrap().next().unwrap();
+    let payload = &[7; PAGES_PAYLOAD_BYTES_MAX][..];
+    assert_eq!(frame, Frame::Pages { session, sequence, round, payload });
+}
+
+#[test]
+fn a_record_opens_once_and_only_in_its_place() {
+    let mut sealer = sealer();
+    let records: Vec<_> = (0..3).map(|i| seal(&mut sealer, ping(i))).collect();
+    let mut opener = opener();
+    assert_eq!(code(opener.open(&mut records[1].clone())), "record_out_of_place");
+    opener.open(&mut records[0].clone()).unwrap();
+    assert_eq!(code(opener.open(&mut records[0].clone())), "record_replayed");
+    opener.open(&mut records[1].clone()).unwrap();
+    let mut short = records[2].clone();
+    short.pop();
+    assert_eq!(code(opener.open(&mut short)), "record_length");
+    assert_eq!(code(opener.open(&mut [])), "wire_truncated");
+    opener.open(&mut records[2].clone()).unwrap();
+}
+
+#[test]
+fn a_record_opens_on_its_own_stream_and_incarnation_only() {
+    let record = seal(&mut sealer(), ping(1));
+    let mut other = Opener::new(key(), StreamId(5), INCARNATION);
+    assert_eq!(code(other.open(&mut record.clone())), "record_wrong_stream");
+    let mut other = Opener::new(key(), STREAM, Incarnation(2));
+    assert_eq!(code(other.open(&mut record.clone())), "record_wrong_stream");
+    let mut other = Opener::new(DirectionKey::from_exported(&[0x43; 44]), STREAM, INCARNATION);
+    assert_eq!(code(other.open(&mut record.clone())), "record_altered");
+}
+
+#[test]
+fn plain_and_sealed_never_mix() {
+    let mut plain_sealer = Sealer::new(DirectionKey::Plain, STREAM, INCARNATION);
+    let mut plain_opener = Opener::new(DirectionKey::Plain, STREAM, INCARNATION);
+    let plain = seal(&mut plain_sealer, ping(1));
+    assert_eq!(code(opener().open(&mut plain.clone())), "record_plain_refused");
+    let sealed = seal(&mut sealer(), ping(1));
+    assert_eq!(code(plain_opener.open(&mut sealed.clone())), "record_sealed_unexpected");
+    let mut plain = plain;
+    let opened = plain_opener.open(&mut plain).unwrap();
+    assert_eq!(FrameIter::new(opened).unwrap().next(), Some(ping(1)));
+}
+
+#[test]
+fn a_key_ends_at_both_ends() {
+    let mut sealer = Sealer::with_records_max(key(), STREAM, INCARNATION, 2);
+    let mut longer = self::sealer();
+    let mut opener = Opener::with_records_max(key(), STREAM, INCARNATION, 2);
+    for i in 0..2 {
+        opener.open(&mut seal(&mut sealer, ping(i))).unwrap();
+        seal(&mut longer, ping(i));
+    }
+    assert_eq!(sealer.records_left(), 0);
+    let mut buf = [0; 64];
+    ping(0).encode_into(&mut buf[16..]);
+    assert_eq!(sealer.seal(&mut buf, 16), Err(SealError::KeyExhausted { records: 2 }));
+    let error = opener.open(&mut seal(&mut longer, ping(2))).unwrap_err().code();
+    assert_eq!(error, "record_key_exhausted");
+    assert_eq!(self::sealer().records_left(), KEY_RECORDS_MAX);
+}
+
+#[test]
+fn a_record_with_a_bad_frame_is_refused_as_a_whole() {
+    let mut plain = [0; 64];
+    let bytes = ping(1).encode_into(&mut plain);
+    assert_eq!(FrameIter::new(&plain[..0]).unwrap_err().code(), "wire_record_too_short");
+    assert_eq!(FrameIter::new(&plain[..bytes + 1]).unwrap_err().code(), "wire_truncated");
+    assert_eq!(FrameIter::new(&plain[..bytes + 8]).unwrap_err().code(), "wire_unknown_value");
+    plain[1] = 1;
+    assert_eq!(FrameIter::new(&plain[..bytes]).unwrap_err().code(), "wire_reserved_not_zero");
+}
+
+fn hello(instance: u8) -> Hello {
+    Hello::ours(HostName::cut("a"), [instance; 16])
+}
+
+#[test]
+fn unlike_daemons_refuse_each_other_with_a_cure() {
+    let ours = hello(1);
+    let later = Hello { version_lowest: 2, version_highest: 3, ..hello(2) };
+    let refusals = [
+        (agree(&ours, &later), "refused_version"),
+        (agree(&ours, &hello(2).with_plain_records()), "refused_we_lack_features"),
+        (agree(&hello(2).with_plain_records(), &ours), "refused_peer_lacks_features"),
+        (agree(&ours, &Hello { page_bytes: 16_384, ..hello(2) }), "refused_page_bytes"),
+        (agree(&ours, &Hello { record_bytes_max: 4096, ..hello(2) }), "refused_record_bytes"),
+        (agree(&ours, &ours), "refused_same_instance"),
+    ];
+    for (result, code) in refusals {
+        let refusal: Refusal = result.unwrap_err();
+        assert_eq!(refusal.code(), code);
+        assert!(!refusal.cure().is_empty());
+    }
+    let agreed = agree(&ours, &Hello { version_highest: 9, streams_max: 3, ..hello(2) }).unwrap();
+    assert_eq!((agreed.version, agreed.streams_max), (1, 3));
+    assert!(agreed.has(FEATURE_PAGES_ZSTD));
+}
+
+#[test]
+fn a_hello_of_a_later_version_is_read_and_its_new_fields_skipped() {
+    let mut bytes = hello(1).encode();
+    bytes.extend([9; 30]);
+    let length = u16::try_from(bytes.len()).unwrap();
+    bytes[4..6].copy_from_slice(&length.to_be_bytes());
+    bytes.push(0x55);
+    assert_eq!(Hello::decode(&bytes), Ok(Some((hello(1), bytes.len() - 1))));
+}
+
+#[test]
+fn peer_messages_are_bounded_and_known() {
+    let decode = |json: &str| {
+        let mut bytes = u32::try_from(json.len()).unwrap().to_be_bytes().to_vec();
+        bytes.extend(json.as_bytes());
+        PeerCodec::decode(&bytes).map(|found| found.unwrap().0).map_err(|error| error.code())
+    };
+    assert_eq!(decode(r#"{"type":"ping","stamp":1}"#), Ok(PeerMessage::Ping { stamp: 1 }));
+    let malformed = Err("peer_message_malformed");
+    assert_eq!(decode(r#"{"type":"ping","stamp":1,"more":2}"#), malformed);
+    assert_eq!(decode(r#"{"type":"dance"}"#), malformed);
+    assert_eq!(decode(r#"{"type":"yield","session":"zz"}"#), malformed);
+    assert_eq!(decode(""), malformed);
+    let long = "x".repeat(513);
+    assert_eq!(decode(&format!(r#"{{"type":"goodbye","reason":"{long}"}}"#)), malformed);
+    assert_eq!(decode(r#"{"type":"goodbye","reason":"a\u001bb"}"#), malformed);
+    let range = Err("peer_message_out_of_range");
+    assert_eq!(decode(r#"{"type":"link_open","epoch":1,"lanes":4,"streams":2}"#), range);
+    assert_eq!(
+        decode(r#"{"type":"link_accept","token":"00000000000000000000000000000000","lanes":0}"#),
+        range
+    );
+    let error = PeerCodec::decode(&[0, 1, 0, 1]).unwrap_err();
+    assert_eq!(error.code(), "peer_message_too_long", "before any of it was read");
+}
+
+#[test]
+fn a_link_token_is_never_printed() {
+    let token = dwcp_proto::wire::token::LinkToken([0xee; 16]);
+    let text = format!("{:?}", PeerMessage::LinkAccept { token, lanes: 1 });
+    assert!(!text.contains("ee") && !text.contains("238"), "{text}");
+}
+
+fn any_frame() -> impl Strategy<Value = (u8, u32, u64, [u8; 16], Vec<u8>)> {
+    let sequence = 1..=u64::MAX / 2;
+    let payload = prop::collection::vec(any::<u8>(), 0..300);
+    (0..9u8, any::<u32>(), sequence, any::<[u8; 16]>(), payload)
+}
+
+fn frame(
+    (kind, session, number, digest, payload): &(u8, u32, u64, [u8; 16], Vec<u8>),
+) -> Frame<'_> {
+    let session = SessionNumber(*session);
+    let sequence = Sequence(*number);
+    match kind {
+        0 => Frame::Pages { session, sequence, round: Round(digest[0].into()), payload },
+        1 => Frame::Ack { session, through: sequence },
+        2 => Frame::Nack { session, sequence, reason: NackReason::BaseDiffers },
+        3 => Frame::Verify { session, digest: *digest, pages: *number },
+        4 => Frame::Verified { session },
+        5 => Frame::VerifyFailed { session, page: *number },
+        6 => Frame::Abort { session, code: digest[0].into() },
+        7 => Frame::Ping { stamp: *number },
+        _ => Frame::Pong { stamp: *number },
+    }
+}
+
+proptest! {
+    #[test]
+    fn frames_survive_sealing_in_one_record(specs in prop::collection::vec(any_frame(), 1..6)) {
+        let mut buf = vec![0; 4096];
+        let mut at = RECORD_HEADER_BYTES;
+        for spec in &specs {
+            at += frame(spec).encode_into(&mut buf[at..]);
+        }
+        let bytes = sealer().seal(&mut buf, at - RECORD_HEADER_BYTES).unwrap();
+        let mut opener = opener();
+        let plain = opener.open(&mut buf[..bytes]).unwrap();
+        let frames: Vec<_> = FrameIter::new(plain).unwrap().collect();
+        prop_assert_eq!(frames, specs.iter().map(frame).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn any_altered_byte_of_a_record_is_refused(
+        spec in any_frame(), at in any::<prop::sample::Index>(), flip in 1..=255u8,
+    ) {
+        let mut record = seal(&mut sealer(), frame(&spec));
+        let at = at.index(record.len());
+        record[at] ^= flip;
+        prop_assert!(opener().open(&mut record).is_err());
+    }
+
+    #[test]
+    fn records_are_found_however_the_bytes_arrive(
+        specs in prop::collection::vec(any_frame(), 1..6), cut in 1..64usize,
+    ) {
+        let mut sealer = sealer();
+        let wire: Vec<u8> = specs.iter().flat_map(|s| seal(&mut sealer, frame(s))).collect();
+        let (mut opener, mut buffer, mut found) = (opener(), Vec::new(), 0);
+        for part in wire.chunks(cut) {
+            buffer.extend_from_slice(part);
+            while let Some(bytes) = next_record(&buffer).unwrap() {
+                let plain = opener.open(&mut buffer[..bytes]).unwrap();
+                let frames: Vec<_> = FrameIter::new(plain).unwrap().collect();
+                prop_assert_eq!(frames, vec![frame(&specs[found])]);
+                buffer.drain(..bytes);
+                found += 1;
+            }
+        }
+        prop_assert_eq!((found, buffer.len()), (specs.len(), 0));
+    }
+
+    #[test]
+    fn no_bytes_make_a_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        let _ = next_record(&bytes);
+        let _ = FrameIter::new(&bytes);
+        let _ = Hello::decode(&bytes);
+        let _ = StreamPreface::decode(&bytes);
+        let _ = PeerCodec::decode(&bytes);
+        let _ = opener().open(&mut bytes.clone());
+    }
+
+    #[test]
+    fn a_frame_is_read_only_as_it_would_be_written(
+        spec in any_frame(), at in any::<prop::sample::Index>(), flip in any::<u8>(),
+    ) {
+        let mut buf = vec![0; 512];
+        let bytes = frame(&spec).encode_into(&mut buf);
+        buf[at.index(bytes)] ^= flip;
+        if let Ok((frame, used)) = Frame::decode(&buf[..bytes]) {
+            let mut again = vec![0; 512];
+            prop_assert_eq!(frame.encode_into(&mut again), used);
+            prop_assert_eq!(&again[..used], &buf[..used]);
+        }
+    }
+
+    #[test]
+    fn a_damaged_hello_is_read_again_as_it_says_or_refused(
+        at in 0..65usize, flip in any::<u8>(), cut in 0..65usize,
+    ) {
+        let mut bytes = hello(1).encode();
+        prop_assert!(bytes.len() <= HELLO_BYTES_MAX);
+        prop_assert_eq!(Hello::decode(&bytes[..cut.min(bytes.len() - 1)]), Ok(None));
+        bytes[at] ^= flip;
+        if let Ok(Some((hello, used))) = Hello::decode(&bytes) {
+            prop_assert_eq!(&hello.encode()[6..], &bytes[6..used][..hello.encode().len() - 6]);
+        }
+    }
+
+    #[test]
+    fn both_ends_agree_alike(
+        a in (1..4u16, 0..4u16, 0..8u64, 1..9u16), b in (1..4u16, 0..4u16, 0..8u64, 1..9u16),
+    ) {
+        let build = |instance, (low, more, features, streams): (u16, u16, u64, u16)| Hello {
+            version_lowest: low,
+            version_highest: low + more,
+            features_offered: features | 1,
+            features_required: features & 2,
+            streams_max: streams,
+            ..hello(instance)
+        };
+        let (a, b) = (build(1, a), build(2, b));
+        let (here, there) = (agree(&a, &b), agree(&b, &a));
+        prop_assert_eq!(here.is_ok(), there.is_ok());
+        if let (Ok(here), Ok(there)) = (here, there) {
+            prop_assert_eq!(here, there);
+        }
+        let session = SessionId([1; 16]);
+        let yielded = PeerMessage::Yield { session };
+        prop_assert_eq!(yielded.session(), Some(session));
+    }
+}

@@ -1,0 +1,352 @@
+//! The decoder of extents.
+//!
+//! Owns all scratch memory that decoding needs. Runs on a shard, which owns one decoder for all
+//! its sessions; called once per frame of pages. The payload is untrusted: every length is checked
+//! before use, every zstd frame must announce and give the exact size of its pages, bases are
+//! compared by digest before a byte is made of them, and pages come out only if they match the
+//! digest that the source made of them. Never panics on input, never takes memory for it.
+
+use crate::cursor::{Reader, unzigzag};
+use crate::digest::{DIGEST_BYTES, Digest, DigestBuilder, DigestKind};
+use crate::error::DecodeError;
+use crate::hash::{PAGE_HASH_BYTES, PageHash, PageHasher};
+use crate::layout::{GROUP_PAGES, PREFIX_PAD_BYTES, RUNS_BYTES_MAX, classes_bytes};
+use crate::page::{Class, EXTENT_BYTES, EXTENT_PAGES, PAGE_BYTES, Page};
+use crate::runs::apply_runs;
+use std::fmt;
+use zstd_safe::DCtx;
+
+/// The pad and the base pages of one prefix group.
+const GROUP_STRIDE_BYTES: usize = PREFIX_PAD_BYTES + GROUP_PAGES * PAGE_BYTES;
+
+/// The page versions that the sink holds.
+pub trait Bases {
+    /// Copies version `version` of page `page` to `out` and returns its hash, or returns `None`
+    /// if the sink doesn't hold that version.
+    fn base(&mut self, page: u64, version: u64, out: &mut Page) -> Option<PageHash>;
+}
+
+/// The pages of a payload, checked against their digest.
+#[derive(Clone, Copy, Debug)]
+pub struct DecodedExtent<'a> {
+    /// The extent's first page.
+    pub first_page: u64,
+    /// Bit i: page `first_page + i` is here.
+    pub mask: u64,
+    /// The pages, joined, ascending.
+    pub pages: &'a [u8],
+    /// Their hashes.
+    pub hashes: &'a [PageHash],
+    /// How they were coded.
+    pub classes: &'a [Class],
+}
+
+/// The head of a payload.
+struct Head {
+    first_page: u64,
+    mask: u64,
+    count: usize,
+    digest: Digest,
+}
+
+/// The delta pages of a payload.
+struct Deltas {
+    /// Positions of the pages of kind runs among the pages of the payload.
+    runs: List,
+    /// The same for kind prefix.
+    prefix: List,
+}
+
+/// A list of positions among the pages of a payload, of fixed room.
+#[derive(Clone, Copy)]
+struct List {
+    items: [u8; EXTENT_PAGES],
+    count: usize,
+}
+
+impl List {
+    const EMPTY: Self = Self { items: [0; EXTENT_PAGES], count: 0 };
+
+    fn push(&mut self, position: usize) {
+        self.items[self.count] = position as u8;
+        self.count += 1;
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        &self.items[..self.count]
+    }
+}
+
+/// Decodes payloads.
+pub struct Decoder {
+    context: DCtx<'static>,
+    pages: Box<[u8]>,
+    hashes: [PageHash; EXTENT_PAGES],
+    classes: [Class; EXTENT_PAGES],
+    /// The dictionaries of all prefix groups: each the pad and its base pages.
+    bases: Box<[u8]>,
+    /// What came out of one zstd frame.
+    joined: Box<[u8]>,
+}
+
+impl Decoder {
+    /// Takes all memory that it will need, 0.9 MiB.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            context: DCtx::create(),
+            pages: vec![0; EXTENT_BYTES].into(),
+            hashes: [PageHash([0; PAGE_HASH_BYTES]); EXTENT_PAGES],
+            classes: [Class::Raw; EXTENT_PAGES],
+            bases: vec![0; EXTENT_PAGES / GROUP_PAGES * GROUP_STRIDE_BYTES].into(),
+            joined: vec![0; EXTENT_BYTES].into(),
+        }
+    }
+
+    /// Decodes one payload for a region of `region_pages` pages.
+    ///
+    /// # Errors
+    /// The payload breaks the format, names a base that isn't held, or its pages don't match
+    /// their digest.
+    pub fn decode<B: Bases>(
+        &mut self,
+        hasher: &PageHasher,
+        payload: &[u8],
+        region_pages: u64,
+        bases: &mut B,
+    ) -> Result<DecodedExtent<'_>, DecodeError> {
+        let mut reader = Reader::new(payload);
+        let head = read_head(&mut reader, region_pages)?;
+        self.read_classes(&mut reader, head.count)?;
+        if self.classes[..head.count].contains(&Class::Delta) {
+            let deltas = self.read_bases(&mut reader, hasher, &head, bases)?;
+            self.decode_runs(&mut reader, deltas.runs.as_slice())?;
+            self.decode_groups(&mut reader, deltas.prefix.as_slice())?;
+        }
+        self.decode_zstd(&mut reader, head.count)?;
+        let pages = self.pages.as_chunks_mut::<PAGE_BYTES>().0;
+        for (page, class) in pages.iter_mut().zip(&self.classes[..head.count]) {
+            match class {
+                Class::Zero => page.fill(0),
+                Class::Raw => page.copy_from_slice(reader.take(PAGE_BYTES, "raw pages")?),
+                Class::Delta | Class::Zstd => {}
+            }
+        }
+        reader.finish()?;
+        self.check(hasher, &head)?;
+        Ok(DecodedExtent {
+            first_page: head.first_page,
+            mask: head.mask,
+            pages: &self.pages[..head.count * PAGE_BYTES],
+            hashes: &self.hashes[..head.count],
+            classes: &self.classes[..head.count],
+        })
+    }
+
+    fn read_classes(&mut self, reader: &mut Reader<'_>, count: usize) -> Result<(), DecodeError> {
+        const SECTION: &str = "classes";
+        let codes = reader.take(classes_bytes(count), SECTION)?;
+        let code = |index: usize| codes[index / 4] >> (index % 4 * 2);
+        for (index, class) in self.classes[..count].iter_mut().enumerate() {
+            *class = Class::from_code(code(index));
+        }
+        let padding_is_zero = (count..codes.len() * 4).all(|index| code(index) & 3 == 0);
+        if padding_is_zero { Ok(()) } else { Err(DecodeError::Malformed { section: SECTION }) }
+    }
+
+    /// Reads which bases the deltas are against, fetches them and checks their digest. The base of
+    /// a page of kind runs is put where the page will be; the others into their groups.
+    fn read_bases<B: Bases>(
+        &mut self,
+        reader: &mut Reader<'_>,
+        hasher: &PageHasher,
+        head: &Head,
+        bases: &mut B,
+    ) -> Result<Deltas, DecodeError> {
+        const SECTION: &str = "delta section";
+        let expected = Digest(reader.array::<DIGEST_BYTES>(SECTION)?);
+        let mut versions = [0; EXTENT_PAGES];
+        let mut count = 0;
+        let is_delta = |class: &&Class| **class == Class::Delta;
+        for _ in self.classes[..head.count].iter().filter(is_delta) {
+            let code = reader.varint(SECTION)?;
+            versions[count] = match count {
+                0 => code,
+                _ => versions[count - 1].wrapping_add_signed(unzigzag(code)),
+            };
+            count += 1;
+        }
+        let kinds = reader.take(count.div_ceil(8), SECTION)?;
+        let is_prefix = |index: usize| kinds[index / 8] >> (index % 8) & 1 == 1;
+        if (count..kinds.len() * 8).any(is_prefix) {
+            return Err(DecodeError::Malformed { section: SECTION });
+        }
+        let mut deltas = Deltas { runs: List::EMPTY, prefix: List::EMPTY };
+        let mut digest = DigestBuilder::new(hasher, DigestKind::Bases);
+        let pages = self.pages.as_chunks_mut::<PAGE_BYTES>().0;
+        let mut rest = head.mask;
+        let mut index = 0;
+        for (position, page_out) in pages.iter_mut().enumerate().take(head.count) {
+            let page = head.first_page + u64::from(rest.trailing_zeros());
+            rest &= rest - 1;
+            if self.classes[position] != Class::Delta {
+                continue;
+            }
+            let version = versions[index];
+            let hash = if is_prefix(index) {
+                let room = base_room(&mut self.bases, deltas.prefix.count);
+                deltas.prefix.push(position);
+                room.and_then(|room| bases.base(page, version, room))
+            } else {
+                deltas.runs.push(position);
+                bases.base(page, version, page_out)
+            };
+            digest.add(page, hash.ok_or(DecodeError::BaseUnknown { page, version })?);
+            index += 1;
+        }
+        if digest.finish() == expected { Ok(deltas) } else { Err(DecodeError::BaseMismatch) }
+    }
+
+    fn decode_runs(&mut self, reader: &mut Reader<'_>, runs: &[u8]) -> Result<(), DecodeError> {
+        const SECTION: &str = "runs";
+        if runs.is_empty() {
+            return Ok(());
+        }
+        let plain_bytes = usize::from(u16::from_le_bytes(reader.array(SECTION)?));
+        let coded_bytes = usize::from(u16::from_le_bytes(reader.array(SECTION)?));
+        if plain_bytes > RUNS_BYTES_MAX || coded_bytes > plain_bytes {
+            return Err(DecodeError::Malformed { section: SECTION });
+        }
+        let coded = reader.take(coded_bytes, SECTION)?;
+        let plain = if coded_bytes == plain_bytes {
+            coded
+        } else {
+            let room = &mut self.joined[..plain_bytes];
+            decompress(&mut self.context, coded, &[], room, SECTION)?;
+            room
+        };
+        let mut reader = Reader::new(plain);
+        let pages = self.pages.as_chunks_mut::<PAGE_BYTES>().0;
+        for position in runs {
+            apply_runs(&mut reader, &mut pages[usize::from(*position)])?;
+        }
+        reader.finish()
+    }
+
+    fn decode_groups(&mut self, reader: &mut Reader<'_>, prefix: &[u8]) -> Result<(), DecodeError> {
+        const SECTION: &str = "prefix group";
+        let groups = prefix.chunks(GROUP_PAGES).zip(self.bases.chunks(GROUP_STRIDE_BYTES));
+        for (group, bases) in groups {
+            let bytes = reader.length(SECTION)?;
+            let frame = reader.take(bytes, SECTION)?;
+            let plain_bytes = group.len() * PAGE_BYTES;
+            let room = &mut self.joined[..plain_bytes];
+            let bases = &bases[..PREFIX_PAD_BYTES + plain_bytes];
+            decompress(&mut self.context, frame, bases, room, SECTION)?;
+            let pages = self.pages.as_chunks_mut::<PAGE_BYTES>().0;
+            for (position, page) in group.iter().zip(room.as_chunks::<PAGE_BYTES>().0) {
+                pages[usize::from(*position)] = *page;
+            }
+        }
+        Ok(())
+    }
+
+    fn decode_zstd(&mut self, reader: &mut Reader<'_>, count: usize) -> Result<(), DecodeError> {
+        const SECTION: &str = "zstd section";
+        let classes = &self.classes[..count];
+        let zstd_pages = classes.iter().filter(|class| **class == Class::Zstd).count();
+        if zstd_pages == 0 {
+            return Ok(());
+        }
+        let bytes = reader.length(SECTION)?;
+        let frame = reader.take(bytes, SECTION)?;
+        if zstd_pages == count {
+            // Nothing else is in the extent: the pages need no sorting.
+            let room = &mut self.pages[..count * PAGE_BYTES];
+            return decompress(&mut self.context, frame, &[], room, SECTION);
+        }
+        let room = &mut self.joined[..zstd_pages * PAGE_BYTES];
+        decompress(&mut self.context, frame, &[], room, SECTION)?;
+        let mut plain = room.as_chunks::<PAGE_BYTES>().0.iter();
+        for (page, class) in self.pages.as_chunks_mut::<PAGE_BYTES>().0.iter_mut().zip(classes) {
+            if *class == Class::Zstd
+                && let Some(plain) = plain.next()
+            {
+                *page = *plain;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hashes the pages and compares with what the source hashed.
+    fn check(&mut self, hasher: &PageHasher, head: &Head) -> Result<(), DecodeError> {
+        let mut digest = DigestBuilder::new(hasher, DigestKind::Extent);
+        let mut rest = head.mask;
+        let pages = self.pages.as_chunks::<PAGE_BYTES>().0;
+        for (page, hash) in pages.iter().zip(&mut self.hashes[..head.count]) {
+            *hash = hasher.hash(page);
+            digest.add(head.first_page + u64::from(rest.trailing_zeros()), *hash);
+            rest &= rest - 1;
+        }
+        if digest.finish() == head.digest { Ok(()) } else { Err(DecodeError::DigestMismatch) }
+    }
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Decoder")
+    }
+}
+
+fn read_head(reader: &mut Reader<'_>, region_pages: u64) -> Result<Head, DecodeError> {
+    const SECTION: &str = "head";
+    let first_page = u64::from_le_bytes(reader.array(SECTION)?);
+    let mask = u64::from_le_bytes(reader.array(SECTION)?);
+    let digest = Digest(reader.array::<DIGEST_BYTES>(SECTION)?);
+    if mask == 0 {
+        return Err(DecodeError::Empty);
+    }
+    if !first_page.is_multiple_of(EXTENT_PAGES as u64) {
+        return Err(DecodeError::Unaligned { first_page });
+    }
+    // No overflow: the largest multiple of 64 leaves room for 63 more.
+    let page = first_page + u64::from(mask.ilog2());
+    if page >= region_pages {
+        return Err(DecodeError::BeyondRegion { page, region_pages });
+    }
+    Ok(Head { first_page, mask, count: mask.count_ones() as usize, digest })
+}
+
+/// Where the base of the prefix page number `index` goes.
+fn base_room(bases: &mut [u8], index: usize) -> Option<&mut Page> {
+    let group = bases.chunks_mut(GROUP_STRIDE_BYTES).nth(index / GROUP_PAGES)?;
+    let pages = group[PREFIX_PAD_BYTES..].as_chunks_mut::<PAGE_BYTES>().0;
+    pages.get_mut(index % GROUP_PAGES)
+}
+
+/// Decompresses exactly one frame to exactly fill `out`.
+fn decompress(
+    context: &mut DCtx<'static>,
+    frame: &[u8],
+    dictionary: &[u8],
+    out: &mut [u8],
+    section: &'static str,
+) -> Result<(), DecodeError> {
+    let one_frame = zstd_safe::find_frame_compressed_size(frame) == Ok(frame.len());
+    let announced = zstd_safe::get_frame_content_size(frame).ok().flatten();
+    if !one_frame || announced != Some(out.len() as u64) {
+        return Err(DecodeError::Decompress { section });
+    }
+    let plain = if dictionary.is_empty() {
+        context.decompress(out, frame)
+    } else {
+        context.decompress_using_dict(out, frame, dictionary)
+    };
+    if plain == Ok(out.len()) { Ok(()) } else { Err(DecodeError::Decompress { section }) }
+}

@@ -1,0 +1,3 @@
+//! Attach points: how pages get into a session at the source and out of it at the sink.
+
+pub(crate) mod region;

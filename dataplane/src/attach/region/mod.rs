@@ -1,0 +1,8 @@
+//! The region attach point: memory given by descriptor, sent in rounds, written in place at the sink.
+
+mod pending;
+mod sink;
+mod source;
+
+pub(crate) use sink::{Applied, Check, RegionSink};
+pub(crate) use source::{CodedExtent, RegionSource, Scratch, Step};

@@ -1,0 +1,439 @@
+//! A region as the source of a session, one lane of it: rounds of changed pages, then the digest.
+//!
+//! Owned by one shard. Each page is copied once, since its owner may be writing to it; everything
+//! after that works on the copy. Work comes in bounded steps: one call looks at a bounded number of
+//! extents and codes at most one of them.
+
+use super::pending::Pending;
+use crate::pages::SourcePages;
+use crate::port::{DirtyPages, RoundStats, SourceSetup};
+use crate::stats::{SessionCounter, SessionStats};
+use crate::stripe::Stripe;
+use dwcp_codec::policy::ZSTD_LEVEL_MAX;
+use dwcp_codec::{
+    BaseIn, Baseline, Coding, Digest, DigestBuilder, DigestKind, EXTENT_BYTES, EXTENT_PAGES,
+    Encoder, EncoderConfig, ExtentInput, ExtentStats, PAGE_BYTES, Page, PageHash, PageHasher,
+};
+use dwcp_ffi::arena::{Arena, ArenaError, Lease};
+use dwcp_ffi::counters::HistogramWriter;
+use dwcp_ffi::region::Region;
+use dwcp_proto::ids::{PageIndex, Round, Sequence, SessionKey};
+use dwcp_proto::time::Nanos;
+use std::sync::Arc;
+
+/// Extents that one step may look at before it gives the other work of the shard a turn. Reading
+/// and hashing 8 unchanged extents (2 MiB) takes about a millisecond.
+const EXTENTS_PER_STEP: usize = 8;
+
+/// Words of the dirty bitmap that one step takes: 4096 extents, 1 GiB of region.
+const BITMAP_WORDS_PER_STEP: usize = 4096;
+
+/// Table entries that one step adds to the digest.
+const DIGEST_PAGES_PER_STEP: usize = 16 * 1024;
+
+/// Working memory for one extent and the coder; a shard has one of each for all its sources.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    encoder: Encoder,
+    pages: Lease,
+    hashes: [PageHash; EXTENT_PAGES],
+    // Keeps the lease's memory; never asked for another.
+    _arena: Arena,
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Result<Self, ArenaError> {
+        let arena = Arena::new(EXTENT_BYTES, 1, false)?;
+        let Some(pages) = arena.lease() else {
+            unreachable!("a new arena of one slot has it free")
+        };
+        let encoder = Encoder::new(EncoderConfig { zstd_level_max: ZSTD_LEVEL_MAX });
+        Ok(Self { encoder, pages, hashes: [PageHash([0; 16]); EXTENT_PAGES], _arena: arena })
+    }
+}
+
+/// An extent that was coded into a lease.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CodedExtent {
+    pub(crate) sequence: Sequence,
+    pub(crate) first_page: PageIndex,
+    pub(crate) mask: u64,
+    pub(crate) payload_bytes: usize,
+}
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Step {
+    /// Nothing to do.
+    Idle,
+    /// Something was done; call again.
+    Worked,
+    /// A frame is ready to be sent.
+    Coded(CodedExtent),
+    /// All pages of the round are with the sink.
+    RoundDone(Round, RoundStats),
+    /// The digest over all pages is ready to be sent.
+    Digest(Digest, u64),
+}
+
+#[derive(Debug)]
+enum Phase {
+    Idle,
+    /// Taking the dirty bits of the round; the next extent to look at.
+    Collecting(usize),
+    /// Sending what is pending and waiting for the acknowledgements.
+    Sending,
+    /// Adding pages to the digest; the next table slot.
+    Digesting(usize, Box<DigestBuilder>, u64),
+    /// The sink was asked to prove that it holds what this digest stands for.
+    Asked(Digest, u64),
+    /// The session failed; nothing is sent any more.
+    Failed,
+}
+
+/// One lane of a source session.
+#[derive(Debug)]
+pub(crate) struct RegionSource {
+    pub(crate) session: SessionKey,
+    pub(crate) stats: SessionStats,
+    pub(crate) frame_rtt_ns: HistogramWriter,
+    region: Arc<Region>,
+    dirty: DirtyPages,
+    stripe: Stripe,
+    pages: SourcePages,
+    pending: Pending,
+    hasher: PageHasher,
+    coding: Coding,
+    baseline: Option<Baseline>,
+    phase: Phase,
+    round: Round,
+    round_stats: RoundStats,
+    round_started: Nanos,
+}
+
+impl RegionSource {
+    pub(crate) fn new(setup: SourceSetup) -> Result<Self, ArenaError> {
+        let stripe = Stripe::new(setup.lane.0, setup.lane_count, setup.region.page_count());
+        Ok(Self {
+            session: setup.session,
+            stats: setup.stats,
+            frame_rtt_ns: setup.frame_rtt_ns,
+            region: setup.region,
+            dirty: setup.dirty,
+            pages: SourcePages::new(stripe.slots(), setup.base_pages_max)?,
+            pending: Pending::new(stripe.extents()),
+            hasher: PageHasher::new(&setup.hash_key),
+            coding: setup.coding,
+            baseline: setup.measure_baseline.then(Baseline::new),
+            stripe,
+            phase: Phase::Idle,
+            round: Round(0),
+            round_stats: RoundStats::default(),
+            round_started: Nanos(0),
+        })
+    }
+
+    /// Begins a round. The control thread waits for the last one to end before.
+    pub(crate) fn start_round(&mut self, round: Round, now: Nanos) {
+        assert!(matches!(self.phase, Phase::Idle), "rounds and the digest follow one another");
+        self.round = round;
+        self.round_stats = RoundStats::default();
+        self.round_started = now;
+        self.phase = Phase::Collecting(0);
+    }
+
+    /// Begins the digest over all pages, after the last round.
+    pub(crate) fn start_digest(&mut self) {
+        assert!(matches!(self.phase, Phase::Idle), "rounds and the digest follow one another");
+        let builder = Box::new(DigestBuilder::new(&self.hasher, DigestKind::Region));
+        self.phase = Phase::Digesting(0, builder, 0);
+    }
+
+    /// The round that runs, or the last one.
+    pub(crate) const fn round(&self) -> Round {
+        self.round
+    }
+
+    /// True when a round or the digest may begin.
+    pub(crate) const fn is_ready(&self) -> bool {
+        matches!(self.phase, Phase::Idle)
+    }
+
+    /// True when a step would code pages if it had a lease to fill.
+    pub(crate) const fn wants_lease(&self) -> bool {
+        matches!(self.phase, Phase::Sending) && self.pending.pages() > 0
+    }
+
+    /// What the sink was asked to prove and has not proven yet.
+    pub(crate) const fn asked(&self) -> Option<(Digest, u64)> {
+        match self.phase {
+            Phase::Asked(digest, pages) => Some((digest, pages)),
+            _ => None,
+        }
+    }
+
+    /// The sink says that it holds all pages. False when nobody asked.
+    pub(crate) fn verified(&mut self) -> bool {
+        let asked = self.asked().is_some();
+        if asked {
+            self.phase = Phase::Idle;
+        }
+        asked
+    }
+
+    /// Ends all work of the session. False when it had failed before.
+    pub(crate) fn fail(&mut self) -> bool {
+        !matches!(std::mem::replace(&mut self.phase, Phase::Failed), Phase::Failed)
+    }
+
+    /// One bounded piece of work. `out` is where a frame's payload goes and the sequence that it
+    /// would have; without it no page is sent. `settled` says that no frame is in flight.
+    pub(crate) fn step(
+        &mut self,
+        scratch: &mut Scratch,
+        out: Option<(&mut [u8], Sequence)>,
+        settled: bool,
+        now: Nanos,
+    ) -> Step {
+        match self.phase {
+            Phase::Idle | Phase::Asked(..) | Phase::Failed => Step::Idle,
+            Phase::Collecting(next) => {
+                self.collect(next);
+                Step::Worked
+            }
+            Phase::Sending => self.send(scratch, out, settled, now),
+            Phase::Digesting(..) => self.digest(),
+        }
+    }
+
+    /// Takes the dirty bits of a bounded number of extents.
+    fn collect(&mut self, next: usize) {
+        let until = (next + BITMAP_WORDS_PER_STEP).min(self.stripe.extents());
+        for local in next..until {
+            let extent = self.stripe.first_page(local) / EXTENT_PAGES as u64;
+            let dirty = match &self.dirty {
+                DirtyPages::Bitmap(bitmap) => {
+                    // The first round sends all; its bits are taken so that they don't come twice.
+                    let marked = bitmap.take_word(extent as usize);
+                    if self.round == Round(1) { u64::MAX } else { marked }
+                }
+                DirtyPages::Compare => u64::MAX,
+            };
+            let mask = dirty & self.stripe.mask(local);
+            self.round_stats.pages += u64::from(mask.count_ones());
+            self.pending.add(local, mask);
+        }
+        self.phase =
+            if until == self.stripe.extents() { Phase::Sending } else { Phase::Collecting(until) };
+        self.note_pending();
+    }
+
+    fn send(
+        &mut self,
+        scratch: &mut Scratch,
+        out: Option<(&mut [u8], Sequence)>,
+        settled: bool,
+        now: Nanos,
+    ) -> Step {
+        if self.pending.pages() == 0 {
+            if !settled {
+                return Step::Idle;
+            }
+            self.phase = Phase::Idle;
+            self.round_stats.nanos = now.since(self.round_started).0;
+            return Step::RoundDone(self.round, self.round_stats);
+        }
+        let Some((out, sequence)) = out else { return Step::Idle };
+        for _ in 0..EXTENTS_PER_STEP {
+            let Some((local, mask)) = self.pending.take(self.stripe.extents()) else { break };
+            self.stats.add(SessionCounter::PagesScanned.index(), u64::from(mask.count_ones()));
+            let changed = self.read(scratch, local, mask);
+            if changed != 0 {
+                let coded = self.encode(scratch, (local, changed), sequence, out);
+                self.note_pending();
+                return Step::Coded(coded);
+            }
+        }
+        self.note_pending();
+        Step::Worked
+    }
+
+    /// Copies and hashes the pages of `mask`; keeps those that the sink does not have, joined at the
+    /// start of `scratch`, and returns which they are.
+    fn read(&mut self, scratch: &mut Scratch, local: usize, mask: u64) -> u64 {
+        let first_page = self.stripe.first_page(local);
+        let mut changed = 0;
+        let mut kept = 0;
+        let mut left = mask;
+        while left != 0 {
+            let bit = left.trailing_zeros();
+            left &= left - 1;
+            let bytes = &mut scratch.pages[kept * PAGE_BYTES..(kept + 1) * PAGE_BYTES];
+            self.region.read_pages(first_page + u64::from(bit), bytes);
+            let hash = self.hasher.hash(page(bytes));
+            if self.pages.is_unchanged(local * EXTENT_PAGES + bit as usize, hash) {
+                continue;
+            }
+            scratch.hashes[kept] = hash;
+            changed |= 1 << bit;
+            kept += 1;
+        }
+        let unchanged = u64::from(mask.count_ones() - u64::count_ones(changed));
+        self.stats.add(SessionCounter::PagesUnchanged.index(), unchanged);
+        changed
+    }
+
+    /// Codes the pages of `mask`, which lie joined in `scratch`, and notes them as sent.
+    fn encode(
+        &mut self,
+        scratch: &mut Scratch,
+        (local, mask): (usize, u64),
+        sequence: Sequence,
+        out: &mut [u8],
+    ) -> CodedExtent {
+        let count = mask.count_ones() as usize;
+        let first_page = self.stripe.first_page(local);
+        let pages = &scratch.pages[..count * PAGE_BYTES];
+        let hashes = &scratch.hashes[..count];
+        let mut bases = [None; EXTENT_PAGES];
+        for (base, slot) in bases.iter_mut().zip(slots(local, mask)) {
+            *base = self.pages.base(slot).map(|held| BaseIn {
+                version: held.version.0,
+                hash: held.hash,
+                page: page(held.bytes),
+            });
+        }
+        let input = ExtentInput {
+            first_page,
+            mask,
+            pages,
+            hashes,
+            bases: &bases[..count],
+            coding: self.coding,
+        };
+        let encoded = scratch.encoder.encode(&self.hasher, &input, out);
+        for ((slot, bytes), hash) in slots(local, mask).zip(pages.chunks(PAGE_BYTES)).zip(hashes) {
+            self.pages.sent(slot, sequence, *hash, bytes);
+        }
+        self.round_stats.pages_sent += count as u64;
+        self.count(&encoded.stats);
+        CodedExtent {
+            sequence,
+            first_page: PageIndex(first_page),
+            mask,
+            payload_bytes: encoded.bytes,
+        }
+    }
+
+    /// Counts what plain zstd-1 would have made of the extent just coded, if asked to. True when
+    /// it did.
+    pub(crate) fn measure_baseline(&mut self, scratch: &Scratch, coded: &CodedExtent) -> bool {
+        let Some(baseline) = &mut self.baseline else { return false };
+        let pages = &scratch.pages[..coded.mask.count_ones() as usize * PAGE_BYTES];
+        let bytes: usize =
+            pages.chunks(PAGE_BYTES).map(|bytes| baseline.page_bytes(page(bytes))).sum();
+        self.stats.add(SessionCounter::BaselineBytes.index(), bytes as u64);
+        true
+    }
+
+    /// The frame went to the link as a record of `wire_bytes`.
+    pub(crate) fn posted(&mut self, wire_bytes: usize) {
+        self.round_stats.wire_bytes += wire_bytes as u64;
+        self.stats.add(SessionCounter::WireBytes.index(), wire_bytes as u64);
+        self.stats.add(SessionCounter::Frames.index(), 1);
+    }
+
+    /// The sink decoded, checked and wrote the frame.
+    pub(crate) fn acked(&mut self, sequence: Sequence, first_page: PageIndex, mask: u64) {
+        let local = self.own(first_page);
+        for slot in slots(local, mask) {
+            self.pages.acked(slot, sequence);
+        }
+        self.stats.set(SessionCounter::BasePages.index(), self.pages.bases() as u64);
+    }
+
+    /// The frame is lost with its stream, or the sink could not use it: its pages go out again,
+    /// read and coded anew, and whole.
+    pub(crate) fn lost(&mut self, sequence: Sequence, first_page: PageIndex, mask: u64) {
+        let local = self.own(first_page);
+        let mut again = 0;
+        for (slot, bit) in slots(local, mask).zip(bits(mask)) {
+            if self.pages.lost(slot, sequence) {
+                again |= 1 << bit;
+            }
+        }
+        self.pending.add(local, again);
+        self.stats.add(SessionCounter::PagesRequeued.index(), u64::from(again.count_ones()));
+        self.note_pending();
+    }
+
+    /// The lane's number of an extent that it sent itself.
+    fn own(&self, first_page: PageIndex) -> usize {
+        match self.stripe.local(first_page.0) {
+            Some(local) => local,
+            None => panic!("extent at page {first_page} was sent by another lane"),
+        }
+    }
+
+    /// Adds a bounded number of pages to the digest.
+    fn digest(&mut self) -> Step {
+        let Phase::Digesting(next, builder, pages) = &mut self.phase else { return Step::Idle };
+        let until = (*next + DIGEST_PAGES_PER_STEP).min(self.stripe.slots());
+        for slot in *next..until {
+            let index = page_of(&self.stripe, slot);
+            if let Some(hash) = self.pages.hash(slot) {
+                builder.add(index, hash);
+                *pages += 1;
+            }
+        }
+        *next = until;
+        if until < self.stripe.slots() {
+            return Step::Worked;
+        }
+        let (digest, pages) = (builder.finish(), *pages);
+        self.phase = Phase::Asked(digest, pages);
+        Step::Digest(digest, pages)
+    }
+
+    fn note_pending(&mut self) {
+        self.stats.set(SessionCounter::PagesPending.index(), self.pending.pages());
+    }
+
+    fn count(&mut self, extent: &ExtentStats) {
+        let stats = &mut self.stats;
+        stats.add(SessionCounter::PagesZero.index(), extent.zero.pages);
+        stats.add(SessionCounter::PagesDelta.index(), extent.delta.pages);
+        stats.add(SessionCounter::PagesZstd.index(), extent.zstd.pages);
+        stats.add(SessionCounter::PagesRaw.index(), extent.raw.pages);
+        stats.add(SessionCounter::DeltaBytes.index(), extent.delta.coded_bytes);
+        stats.add(SessionCounter::ZstdBytes.index(), extent.zstd.coded_bytes);
+        stats.add(SessionCounter::RawBytes.index(), extent.raw.coded_bytes);
+    }
+}
+
+/// A page's bytes as the codec takes them.
+pub(super) fn page(bytes: &[u8]) -> &Page {
+    match bytes.first_chunk() {
+        Some(page) => page,
+        None => panic!("a page has {PAGE_BYTES} bytes"),
+    }
+}
+
+/// The positions of the bits of `mask`, ascending.
+pub(super) fn bits(mut mask: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let bit = (mask != 0).then(|| mask.trailing_zeros())?;
+        mask &= mask - 1;
+        Some(bit)
+    })
+}
+
+/// The table slots of the pages of `mask` in extent `local`.
+pub(super) fn slots(local: usize, mask: u64) -> impl Iterator<Item = usize> {
+    bits(mask).map(move |bit| local * EXTENT_PAGES + bit as usize)
+}
+
+/// The page that a table slot stands for.
+pub(super) fn page_of(stripe: &Stripe, slot: usize) -> u64 {
+    stripe.first_page(slot / EXTENT_PAGES) + (slot % EXTENT_PAGES) as u64
+}

@@ -1,0 +1,87 @@
+//! What a shard needs of a transport: leases to fill, records to post, records to read.
+//!
+//! A link carries sealed records over streams, each of them in order and reliable while it lives.
+//! It knows nothing of sessions. Static dispatch; capabilities are data. One value per shard, used
+//! on the shard's thread alone.
+
+pub mod tcp;
+
+use crate::port::{StreamEnd, StreamSetup};
+use dwcp_ffi::arena::Lease;
+use dwcp_ffi::spsc::Full;
+use dwcp_ffi::uring::Wait;
+use dwcp_proto::time::Nanos;
+
+/// A stream's place in its link's fixed table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamSlot(pub u16);
+
+impl StreamSlot {
+    /// The place as an index.
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// What a link reports while it is polled.
+#[derive(Debug)]
+pub enum LinkEvent<'a> {
+    /// A record arrived and was opened.
+    Record {
+        /// The stream.
+        stream: StreamSlot,
+        /// Its plaintext: whole frames.
+        plain: &'a [u8],
+    },
+    /// The stream is gone; its slot may be used again.
+    Down {
+        /// The stream.
+        stream: StreamSlot,
+        /// Why.
+        cause: StreamEnd,
+    },
+}
+
+/// A transport as a shard sees it.
+pub trait Link {
+    /// Takes over a connected stream.
+    ///
+    /// # Errors
+    /// The table is full, no memory is left for it, or the kernel refuses the socket.
+    fn add_stream(&mut self, setup: StreamSetup) -> Result<StreamSlot, StreamEnd>;
+
+    /// Closes a stream; [`LinkEvent::Down`] follows with `cause`.
+    fn close_stream(&mut self, stream: StreamSlot, cause: StreamEnd);
+
+    /// Memory for one record, registered with the transport; `None` while all is in flight.
+    fn lease(&mut self) -> Option<Lease>;
+
+    /// True when [`Link::post`] would take a record for this stream.
+    fn can_post(&self, stream: StreamSlot) -> bool;
+
+    /// Seals the first `plain_bytes` after the record header in `lease` and sends them. The
+    /// operation owns the lease until the transport is done with it. Returns the sealed length.
+    ///
+    /// # Errors
+    /// The stream's queue is full or the stream is gone: the lease comes back.
+    fn post(
+        &mut self,
+        stream: StreamSlot,
+        lease: Lease,
+        plain_bytes: usize,
+    ) -> Result<usize, Full<Lease>>;
+
+    /// Moves data both ways and reports, for at most a bounded number of records. Returns true when
+    /// anything happened.
+    fn poll(&mut self, wait: Wait, on_event: impl FnMut(LinkEvent<'_>)) -> bool;
+
+    /// Shows a stream's newest round trip and what is in flight on it in its counters.
+    fn note(&mut self, stream: StreamSlot, rtt: Nanos, in_flight_bytes: u64);
+
+    /// How many leases are free.
+    fn free_leases(&self) -> usize;
+
+    /// Zeroes memory that nobody holds, between sessions.
+    fn scrub(&mut self);
+}

@@ -1,0 +1,270 @@
+//! What arrives on a stream, and what the end of a stream means.
+//!
+//! Called by the transport while it is polled, on the shard's thread. A peer's fault ends its
+//! stream or its session with a stable code, never the shard.
+
+use super::Desk;
+use crate::attach::region::{Applied, Check};
+use crate::link::StreamSlot;
+use crate::port::{Event, SessionEnd, StreamEnd};
+use crate::stats::{SessionCounter, ShardCounter};
+use dwcp_ffi::sys::monotonic_now;
+use dwcp_proto::ids::{LinkId, Sequence, SessionKey, SessionNumber, StreamId};
+use dwcp_proto::wire::frame::Frame;
+use dwcp_proto::wire::reader::FrameIter;
+
+/// Abort code: the other side broke the session's protocol.
+const ABORT_PROTOCOL: u16 = 1;
+
+/// The stream that a record came on.
+#[derive(Clone, Copy)]
+struct Origin {
+    slot: StreamSlot,
+    link: LinkId,
+    id: StreamId,
+    lane: usize,
+}
+
+impl Origin {
+    const fn session(&self, number: SessionNumber) -> SessionKey {
+        SessionKey { link: self.link, number }
+    }
+}
+
+impl Desk {
+    /// Takes the frames of an opened record.
+    pub(super) fn record(&mut self, slot: StreamSlot, plain: &[u8]) {
+        let Some(stream) = &mut self.streams[slot.index()] else { return };
+        if stream.broken.is_some() {
+            return;
+        }
+        let (link, id) = (stream.link, stream.id);
+        if !std::mem::replace(&mut stream.up, true) {
+            self.report(Event::StreamUp { link, stream: id });
+        }
+        let Some(lane) = self.lanes.iter().position(|lane| lane.link == link) else { return };
+        let origin = Origin { slot, link, id, lane };
+        match FrameIter::new(plain) {
+            Ok(frames) => frames.for_each(|frame| self.frame(origin, frame)),
+            Err(error) => self.violation(slot, error.code()),
+        }
+    }
+
+    fn frame(&mut self, origin: Origin, frame: Frame<'_>) {
+        match frame {
+            Frame::Pages { session, sequence, payload, .. } => {
+                self.pages(origin, session, sequence, payload);
+            }
+            Frame::Ack { session, through } => self.ack(origin, session, through),
+            Frame::Nack { session, sequence, .. } => self.nack(origin, session, sequence),
+            Frame::Verify { session, digest, pages } => {
+                let key = origin.session(session);
+                if let Some(Err(error)) = self.sink(key).map(|s| s.start_verify(digest, pages)) {
+                    self.refuse_peer(origin, session, Sequence(0), error.code());
+                }
+            }
+            Frame::Verified { session } => {
+                let key = origin.session(session);
+                match self.source(key).map(|source| source.verified()) {
+                    Some(true) => self.report(Event::Verified { session: key }),
+                    Some(false) => {
+                        self.refuse_peer(origin, session, Sequence(0), "verified_unasked");
+                    }
+                    None => {}
+                }
+            }
+            Frame::VerifyFailed { session, .. } => {
+                self.fail(origin.session(session), SessionEnd::PageMismatch);
+            }
+            Frame::Abort { session, code } => {
+                self.fail(origin.session(session), SessionEnd::Peer { code });
+            }
+            Frame::Ping { stamp } => self.queue(origin.slot, Frame::Pong { stamp }),
+            Frame::Pong { .. } => {}
+        }
+    }
+
+    fn pages(&mut self, at: Origin, number: SessionNumber, sequence: Sequence, payload: &[u8]) {
+        if let Err(error) = self.lanes[at.lane].sink.accept(at.id, number, sequence) {
+            if error.is_violation() {
+                self.violation(at.slot, error.code());
+            }
+            return;
+        }
+        let key = at.session(number);
+        let Some(sink) = self.sinks.iter_mut().find(|sink| sink.session == key) else { return };
+        let started = monotonic_now();
+        let outcome = sink.apply(&mut self.decoder, sequence, payload);
+        self.stats.add(ShardCounter::DecodeNanos.index(), monotonic_now() - started);
+        let flow = &mut self.lanes[at.lane].sink;
+        let settled = match outcome {
+            Ok(Applied::Held) => flow.applied(at.id, number, sequence, payload.len() as u64),
+            Ok(Applied::Refused(reason)) => flow.refused(at.id, number, sequence, reason),
+            Err(error) => {
+                self.refuse_peer(at, number, sequence, error.code());
+                return;
+            }
+        };
+        match settled {
+            Ok(()) => self.answer_due(at.slot),
+            Err(error) if error.is_violation() => self.violation(at.slot, error.code()),
+            Err(_) => {}
+        }
+    }
+
+    fn ack(&mut self, at: Origin, number: SessionNumber, through: Sequence) {
+        let key = at.session(number);
+        let Some(source) = self.sources.iter_mut().find(|source| source.session == key) else {
+            return;
+        };
+        let flow = &mut self.lanes[at.lane].flow;
+        let taken = flow.on_ack(at.id, number, through, self.now, |frame| {
+            source.acked(frame.sequence, frame.first_page, frame.mask);
+        });
+        match taken {
+            Ok(summary) => {
+                source.stats.set(SessionCounter::BacklogBytes.index(), flow.backlog_bytes());
+                if let Some(rtt) = summary.rtt {
+                    source.frame_rtt_ns.record(rtt.0);
+                    if let Some(stream) = &mut self.streams[at.slot.index()] {
+                        stream.rtt = rtt;
+                    }
+                }
+            }
+            Err(error) if error.is_violation() => self.violation(at.slot, error.code()),
+            Err(_) => {}
+        }
+    }
+
+    fn nack(&mut self, at: Origin, number: SessionNumber, sequence: Sequence) {
+        let key = at.session(number);
+        match self.lanes[at.lane].flow.on_nack(at.id, number, sequence) {
+            Ok(frame) => {
+                if let Some(source) = self.source(key) {
+                    source.stats.add(SessionCounter::Nacks.index(), 1);
+                    source.lost(frame.sequence, frame.first_page, frame.mask);
+                }
+            }
+            Err(error) if error.is_violation() => self.violation(at.slot, error.code()),
+            Err(_) => {}
+        }
+    }
+
+    fn answer_due(&mut self, slot: StreamSlot) {
+        if let Some(stream) = &mut self.streams[slot.index()] {
+            stream.due = true;
+        }
+    }
+
+    /// The peer broke the stream's protocol: the stream ends after this turn.
+    fn violation(&mut self, slot: StreamSlot, code: &'static str) {
+        if let Some(stream) = &mut self.streams[slot.index()] {
+            stream.broken = Some(code);
+        }
+    }
+
+    /// The peer broke the session's protocol: the session ends, the link stays.
+    fn refuse_peer(
+        &mut self,
+        at: Origin,
+        session: SessionNumber,
+        sequence: Sequence,
+        code: &'static str,
+    ) {
+        self.queue(at.slot, Frame::Abort { session, code: ABORT_PROTOCOL });
+        self.fail(at.session(session), SessionEnd::Protocol { code, sequence });
+    }
+
+    /// A stream is gone: what was in flight on it goes out again on the others; with the last one
+    /// its lane's sessions end.
+    pub(super) fn stream_down(&mut self, slot: StreamSlot, cause: StreamEnd) {
+        let Some(mut stream) = self.streams[slot.index()].take() else { return };
+        let link = stream.link;
+        self.report(Event::StreamDown { link, stream: stream.id, cause });
+        let Some(lane) = self.lanes.iter().position(|lane| lane.link == link) else { return };
+        let sources = &mut self.sources;
+        self.lanes[lane].remove_stream(stream.id, |frame| {
+            let key = SessionKey { link, number: frame.session };
+            if let Some(source) = sources.iter_mut().find(|source| source.session == key) {
+                source.lost(frame.sequence, frame.first_page, frame.mask);
+            }
+        });
+        if self.lanes[lane].is_empty() {
+            self.lane_down(link, cause);
+            if self.lanes[lane].dropped {
+                self.remove_lane(link);
+            }
+            return;
+        }
+        while let Some(frame) = stream.outbox.pop() {
+            // A ping asks for this very stream; everything else is for its session.
+            if frame.session().is_some() {
+                self.send_on_lane(lane, frame);
+            }
+        }
+        self.ask_again(lane);
+    }
+
+    /// A request for proof may have died with its stream; the sink answers the same one twice.
+    fn ask_again(&mut self, lane: usize) {
+        let link = self.lanes[lane].link;
+        for index in 0..self.sources.len() {
+            let source = &self.sources[index];
+            if source.session.link != link {
+                continue;
+            }
+            if let Some((digest, pages)) = source.asked() {
+                let session = source.session.number;
+                self.send_on_lane(lane, Frame::Verify { session, digest: digest.0, pages });
+            }
+        }
+    }
+
+    fn lane_down(&mut self, link: LinkId, cause: StreamEnd) {
+        for index in 0..self.sources.len() {
+            let session = self.sources[index].session;
+            if session.link == link {
+                self.fail(session, SessionEnd::LinkLost(cause));
+            }
+        }
+        for index in 0..self.sinks.len() {
+            let session = self.sinks[index].session;
+            if session.link == link {
+                self.fail(session, SessionEnd::LinkLost(cause));
+            }
+        }
+    }
+
+    /// Forgets a lane without streams.
+    pub(super) fn remove_lane(&mut self, link: LinkId) {
+        self.lanes.retain(|lane| lane.link != link);
+    }
+
+    /// One bounded piece of reading back or comparing at one sink.
+    pub(super) fn check_sink(&mut self, index: usize) -> bool {
+        let sink = &mut self.sinks[index];
+        let session = sink.session;
+        let number = session.number;
+        match sink.check() {
+            Check::Idle => return false,
+            Check::Worked => return true,
+            Check::Matches { first_time } => {
+                if first_time {
+                    self.report(Event::Verified { session });
+                }
+                self.tell(session, Frame::Verified { session: number });
+            }
+            Check::Differs(page) => {
+                self.tell(session, Frame::VerifyFailed { session: number, page });
+                self.fail(session, SessionEnd::PageMismatch);
+            }
+        }
+        true
+    }
+
+    fn tell(&mut self, session: SessionKey, frame: Frame<'static>) {
+        if let Some(lane) = self.lane_of(session) {
+            self.send_on_lane(lane, frame);
+        }
+    }
+}

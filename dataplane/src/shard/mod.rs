@@ -1,0 +1,390 @@
+//! The shard: one pinned thread, its transport, its sessions, its loop.
+//!
+//! One turn of the loop is [`Shard::poll`]: commands, pages to send, frames to answer with, the link
+//! both ways, checking at the sink. Each part is bounded, none allocates, locks or logs. The clock is
+//! read once a turn and around each extent. The shard shares nothing but rings and counters; the
+//! control thread is the only one that it talks to.
+
+mod config;
+mod inbox;
+mod lane;
+mod orders;
+mod outbox;
+
+pub use config::{PollMode, ShardConfig, ShardError, spawn};
+
+use crate::attach::region::{CodedExtent, RegionSink, RegionSource, Scratch, Step};
+use crate::link::{Link, LinkEvent, StreamSlot};
+use crate::port::{Command, Event, SessionEnd, StreamEnd};
+use crate::stats::{ShardCounter, ShardStats};
+use dwcp_codec::{Decoder, ENCODED_BYTES_MAX};
+use dwcp_ffi::arena::Lease;
+use dwcp_ffi::counters::HistogramWriter;
+use dwcp_ffi::poll::{WakeReceiver, Waker};
+use dwcp_ffi::spsc::{Consumer, Producer};
+use dwcp_ffi::sys::monotonic_now;
+use dwcp_ffi::uring::Wait;
+use dwcp_proto::ids::{Sequence, SessionKey, SessionNumber};
+use dwcp_proto::time::Nanos;
+use dwcp_proto::wire::frame::{Frame, write_pages_header};
+use dwcp_proto::wire::limits::{
+    PAGES_FRAME_HEADER_BYTES, RECORD_HEADER_BYTES, RECORD_PLAIN_BYTES_MAX, SMALL_FRAME_BYTES_MAX,
+};
+use lane::{Lane, Stream};
+use std::time::Duration;
+
+/// Where a frame's payload starts in a lease.
+const PAYLOAD_AT: usize = RECORD_HEADER_BYTES + PAGES_FRAME_HEADER_BYTES;
+
+/// The longest sleep in the kernel: an upper bound on how late a lost wake-up could be noticed.
+const PARK_MAX: Duration = Duration::from_millis(200);
+
+/// Leases that pages may not take, so that acknowledgements always find one.
+const LEASES_FOR_ANSWERS: usize = 2;
+
+/// Everything but the transport, so that the transport can call into it.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    events: Producer<Event>,
+    lanes: Vec<Lane>,
+    /// By stream slot.
+    streams: Vec<Option<Stream>>,
+    sources: Vec<RegionSource>,
+    sinks: Vec<RegionSink>,
+    decoder: Decoder,
+    stats: ShardStats,
+    /// Events were pushed since the control thread was last woken.
+    reported: bool,
+    now: Nanos,
+}
+
+/// One data-plane thread.
+#[derive(Debug)]
+pub struct Shard<L: Link> {
+    config: ShardConfig,
+    commands: Consumer<Command>,
+    control: Waker,
+    link: L,
+    desk: Desk,
+    scratch: Scratch,
+    encode_ns: HistogramWriter,
+    /// Which source gets the next turn.
+    next_source: usize,
+    stopping: bool,
+}
+
+/// The shard's ends of what it shares with the control thread.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    pub(crate) commands: Consumer<Command>,
+    pub(crate) events: Producer<Event>,
+    pub(crate) control: Waker,
+    pub(crate) stats: ShardStats,
+    pub(crate) encode_ns: HistogramWriter,
+}
+
+impl<L: Link> Shard<L> {
+    pub(crate) fn new(config: ShardConfig, link: L, scratch: Scratch, ends: Ends) -> Self {
+        let desk = Desk {
+            events: ends.events,
+            lanes: Vec::with_capacity(config.links_max),
+            streams: (0..config.streams_max).map(|_| None).collect(),
+            sources: Vec::with_capacity(config.sessions_max),
+            sinks: Vec::with_capacity(config.sessions_max),
+            decoder: Decoder::new(),
+            stats: ends.stats,
+            reported: false,
+            now: Nanos(0),
+        };
+        Self {
+            config,
+            commands: ends.commands,
+            control: ends.control,
+            link,
+            desk,
+            scratch,
+            encode_ns: ends.encode_ns,
+            next_source: 0,
+            stopping: false,
+        }
+    }
+
+    /// The loop. Ends after [`Command::Stop`].
+    pub(crate) fn run(&mut self, woken: &WakeReceiver) {
+        let mut idle_since = None;
+        while !self.stopping {
+            let wait = self.wait(&mut idle_since);
+            let worked = self.poll(wait);
+            woken.drain();
+            if worked {
+                idle_since = None;
+            }
+        }
+        self.desk.report(Event::Stopped);
+        self.control.wake();
+    }
+
+    /// How long this turn may sleep in the kernel, given since when there was nothing to do.
+    fn wait(&mut self, idle_since: &mut Option<Nanos>) -> Wait {
+        let Some(since) = *idle_since else {
+            *idle_since = Some(Nanos(monotonic_now()));
+            return Wait::No;
+        };
+        let park = match self.config.poll {
+            PollMode::Busy => false,
+            PollMode::Park => true,
+            PollMode::Adaptive { spin } => {
+                u128::from(Nanos(monotonic_now()).since(since).0) >= spin.as_nanos()
+            }
+        };
+        if !park {
+            return Wait::No;
+        }
+        self.desk.stats.add(ShardCounter::Parks.index(), 1);
+        Wait::Until(PARK_MAX)
+    }
+
+    /// One turn. Returns true when it found work.
+    pub(crate) fn poll(&mut self, wait: Wait) -> bool {
+        self.desk.now = Nanos(monotonic_now());
+        let mut worked = self.take_commands();
+        worked |= self.feed_sources();
+        worked |= self.answer();
+        let wait = if worked { Wait::No } else { wait };
+        let desk = &mut self.desk;
+        let moved = self.link.poll(wait, |event| match event {
+            LinkEvent::Record { stream, plain } => desk.record(stream, plain),
+            LinkEvent::Down { stream, cause } => desk.stream_down(stream, cause),
+        });
+        self.close_broken();
+        worked |= moved;
+        worked |= self.answer();
+        if !worked {
+            worked = self.desk.check_sinks();
+        }
+        self.count(worked);
+        if std::mem::take(&mut self.desk.reported) {
+            self.control.wake();
+        }
+        worked
+    }
+
+    fn count(&mut self, worked: bool) {
+        let stats = &mut self.desk.stats;
+        stats.add(ShardCounter::Polls.index(), 1);
+        if worked {
+            stats.add(ShardCounter::BusyPolls.index(), 1);
+        }
+        stats.set(ShardCounter::LeasesFree.index(), self.link.free_leases() as u64);
+        if !worked {
+            return;
+        }
+        for (index, stream) in self.desk.streams.iter().enumerate() {
+            let Some(stream) = stream else { continue };
+            let lane = self.desk.lanes.iter().find(|lane| lane.link == stream.link);
+            let in_flight = lane.map_or(0, |lane| lane.flow.stream_in_flight_bytes(stream.id));
+            self.link.note(StreamSlot(index as u16), stream.rtt, in_flight);
+        }
+    }
+
+    /// Gives each source one step: at most one coded extent each, so that answers never wait long.
+    fn feed_sources(&mut self) -> bool {
+        let count = self.desk.sources.len();
+        let mut worked = false;
+        for turn in 0..count {
+            let index = (self.next_source + turn) % count;
+            worked |= self.feed_source(index);
+        }
+        if count > 0 {
+            self.next_source = (self.next_source + 1) % count;
+        }
+        worked
+    }
+
+    fn feed_source(&mut self, index: usize) -> bool {
+        let session = self.desk.sources[index].session;
+        let Some(lane) = self.desk.lane_of(session) else { return false };
+        let mut room = None;
+        if self.desk.sources[index].wants_lease() {
+            room = self.room(lane, session.number);
+        }
+        let (now, settled) = (self.desk.now, self.desk.lanes[lane].flow.is_idle(session.number));
+        let out = room.as_mut().map(|(_, lease, sequence)| {
+            (&mut lease[PAYLOAD_AT..PAYLOAD_AT + ENCODED_BYTES_MAX], *sequence)
+        });
+        let started = monotonic_now();
+        match self.desk.sources[index].step(&mut self.scratch, out, settled, now) {
+            Step::Idle => return false,
+            Step::Worked => {}
+            Step::Coded(coded) => {
+                self.note_encoding(index, started, &coded);
+                let Some((stream, lease, _)) = room else {
+                    unreachable!("a source codes only into a lease")
+                };
+                self.send_pages(index, lane, stream, lease, &coded);
+            }
+            Step::RoundDone(round, stats) => {
+                self.desk.report(Event::RoundDone { session, round, stats });
+            }
+            Step::Digest(digest, pages) => {
+                let frame = Frame::Verify { session: session.number, digest: digest.0, pages };
+                self.desk.send_on_lane(lane, frame);
+            }
+        }
+        true
+    }
+
+    /// A stream with an open window, a lease to fill for it, and the frame's sequence.
+    fn room(
+        &mut self,
+        lane: usize,
+        session: SessionNumber,
+    ) -> Option<(StreamSlot, Lease, Sequence)> {
+        if self.link.free_leases() <= LEASES_FOR_ANSWERS {
+            return None;
+        }
+        let link = &self.link;
+        let lane = &mut self.desk.lanes[lane];
+        let stream = lane.pick_stream(|slot| link.can_post(slot))?;
+        let sequence = lane.flow.next_sequence(session).ok()?;
+        Some((stream, self.link.lease()?, sequence))
+    }
+
+    fn note_encoding(&mut self, source: usize, started: u64, coded: &CodedExtent) {
+        let done = monotonic_now();
+        self.encode_ns.record(done - started);
+        self.desk.stats.add(ShardCounter::EncodeNanos.index(), done - started);
+        if self.desk.sources[source].measure_baseline(&self.scratch, coded) {
+            self.desk.stats.add(ShardCounter::BaselineNanos.index(), monotonic_now() - done);
+        }
+    }
+
+    fn send_pages(
+        &mut self,
+        source: usize,
+        lane: usize,
+        stream: StreamSlot,
+        mut lease: Lease,
+        coded: &CodedExtent,
+    ) {
+        let source = &mut self.desk.sources[source];
+        let head = &mut lease[RECORD_HEADER_BYTES..PAYLOAD_AT];
+        let number = source.session.number;
+        write_pages_header(head, number, coded.sequence, source.round(), coded.payload_bytes);
+        let plain_bytes = PAGES_FRAME_HEADER_BYTES + coded.payload_bytes;
+        match self.link.post(stream, lease, plain_bytes) {
+            Ok(wire_bytes) => {
+                source.posted(wire_bytes);
+                self.desk.lanes[lane].sent(stream, number, coded, wire_bytes, self.desk.now);
+            }
+            // The stream's key is used up or it failed a moment ago: the pages go out elsewhere.
+            Err(_) => source.lost(coded.sequence, coded.first_page, coded.mask),
+        }
+    }
+
+    /// Sends the acknowledgements and other small frames that wait, a record per stream.
+    fn answer(&mut self) -> bool {
+        let mut worked = false;
+        for index in 0..self.desk.streams.len() {
+            let slot = StreamSlot(index as u16);
+            let due = self.desk.streams[index].as_ref().is_some_and(|stream| stream.due);
+            if !due || !self.link.can_post(slot) {
+                continue;
+            }
+            let Some(mut lease) = self.link.lease() else { break };
+            let bytes = self.desk.write_answers(slot, &mut lease[RECORD_HEADER_BYTES..]);
+            if bytes == 0 {
+                continue;
+            }
+            // A stream that fails here reports its end by itself; its answers die with it.
+            worked |= self.link.post(slot, lease, bytes).is_ok();
+        }
+        worked
+    }
+
+    /// Closes streams whose peer broke the protocol.
+    fn close_broken(&mut self) {
+        for index in 0..self.desk.streams.len() {
+            let broken = self.desk.streams[index].as_mut().and_then(|stream| stream.broken.take());
+            if let Some(code) = broken {
+                let slot = StreamSlot(index as u16);
+                self.link.close_stream(slot, StreamEnd::Protocol { code });
+            }
+        }
+    }
+}
+
+impl Desk {
+    /// Reports to the control thread. The ring has room by [`ShardConfig::events_reserved`].
+    fn report(&mut self, event: Event) {
+        assert!(self.events.push(event).is_ok(), "every event has room that its command reserved");
+        self.reported = true;
+    }
+
+    fn lane_of(&self, session: SessionKey) -> Option<usize> {
+        self.lanes.iter().position(|lane| lane.link == session.link)
+    }
+
+    /// Writes what waits for the stream, refusals and acknowledgements first, and as much as a
+    /// record holds. Returns its bytes.
+    fn write_answers(&mut self, slot: StreamSlot, out: &mut [u8]) -> usize {
+        let Some(stream) = &mut self.streams[slot.index()] else { return 0 };
+        let mut lane = self.lanes.iter_mut().find(|lane| lane.link == stream.link);
+        let mut bytes = 0;
+        while bytes + SMALL_FRAME_BYTES_MAX <= RECORD_PLAIN_BYTES_MAX {
+            let due = lane.as_mut().and_then(|lane| lane.sink.next_due(stream.id));
+            let Some(frame) = due.or_else(|| stream.outbox.pop()) else {
+                stream.due = false;
+                break;
+            };
+            bytes += frame.encode_into(&mut out[bytes..]);
+        }
+        bytes
+    }
+
+    /// Queues a small frame on any live stream of the lane.
+    fn send_on_lane(&mut self, lane: usize, frame: Frame<'static>) {
+        let Some(slot) = self.lanes[lane].any_stream() else { return };
+        self.queue(slot, frame);
+    }
+
+    fn queue(&mut self, slot: StreamSlot, frame: Frame<'static>) {
+        if let Some(stream) = &mut self.streams[slot.index()] {
+            stream.due = true;
+            if !stream.outbox.push(frame) {
+                stream.broken = Some("too_many_answers_owed");
+            }
+        }
+    }
+
+    /// The session can't go on here: says so once and forgets its pages' memory on `CloseSession`.
+    fn fail(&mut self, session: SessionKey, cause: SessionEnd) {
+        let failed_now = if let Some(source) = self.source(session) {
+            source.fail()
+        } else if let Some(sink) = self.sink(session) {
+            sink.fail()
+        } else {
+            false
+        };
+        if failed_now {
+            self.report(Event::Failed { session, cause });
+        }
+    }
+
+    fn source(&mut self, session: SessionKey) -> Option<&mut RegionSource> {
+        self.sources.iter_mut().find(|source| source.session == session)
+    }
+
+    fn sink(&mut self, session: SessionKey) -> Option<&mut RegionSink> {
+        self.sinks.iter_mut().find(|sink| sink.session == session)
+    }
+
+    /// One bounded piece of reading back at each sink.
+    fn check_sinks(&mut self) -> bool {
+        let mut worked = false;
+        for index in 0..self.sinks.len() {
+            worked |= self.check_sink(index);
+        }
+        worked
+    }
+}

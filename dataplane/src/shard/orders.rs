@@ -1,0 +1,170 @@
+//! The control thread's commands, carried out.
+//!
+//! A command that names nothing known is counted and dropped: the control thread may give an order
+//! to a session whose failure it has not read yet.
+
+use super::lane::{Lane, Stream};
+use super::{Desk, Shard};
+use crate::attach::region::{RegionSink, RegionSource};
+use crate::link::Link;
+use crate::port::{Command, Event, SessionEnd, SinkSetup, SourceSetup, StreamEnd, StreamSetup};
+use crate::stats::ShardCounter;
+use dwcp_proto::ids::{LinkId, SessionKey};
+use dwcp_proto::wire::frame::Frame;
+
+/// Commands taken in one turn.
+const COMMANDS_PER_POLL: usize = 16;
+
+impl<L: Link> Shard<L> {
+    /// Takes commands while the event ring has room for all that they may bring.
+    pub(super) fn take_commands(&mut self) -> bool {
+        let mut worked = false;
+        for _ in 0..COMMANDS_PER_POLL {
+            if self.desk.events.room() < self.config.events_reserved() {
+                break;
+            }
+            let Some(command) = self.commands.pop() else { break };
+            self.obey(command);
+            worked = true;
+        }
+        worked
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::AddLane(setup) => {
+                let known = self.desk.lanes.iter().any(|lane| lane.link == setup.link);
+                if known || self.desk.lanes.len() == self.config.links_max {
+                    self.desk.refuse();
+                } else {
+                    let (streams, sessions) = (self.config.streams_max, self.config.sessions_max);
+                    self.desk.lanes.push(Lane::new(&setup, streams, sessions));
+                }
+            }
+            Command::AddStream(setup) => self.add_stream(*setup),
+            Command::DropLink { link } => self.drop_link(link),
+            Command::OpenSource(setup) => self.open_source(*setup),
+            Command::OpenSink(setup) => self.open_sink(*setup),
+            Command::StartRound { session, round, .. } => {
+                let now = self.desk.now;
+                match self.desk.source(session) {
+                    Some(source) if source.is_ready() => source.start_round(round, now),
+                    _ => self.desk.refuse(),
+                }
+            }
+            Command::Verify { session } => match self.desk.source(session) {
+                Some(source) if source.is_ready() => source.start_digest(),
+                _ => self.desk.refuse(),
+            },
+            Command::CloseSession { session } => self.close_session(session),
+            Command::BreakInvariant => {
+                assert!(self.stopping, "an invariant was broken on purpose (test switch)");
+            }
+            Command::Stop => self.stopping = true,
+        }
+    }
+
+    fn open_source(&mut self, setup: SourceSetup) {
+        let session = setup.session;
+        let Some(lane) = self.lane_for_new(session) else {
+            self.desk.refuse_session(session, SessionEnd::TableFull);
+            return;
+        };
+        match RegionSource::new(setup) {
+            Ok(source) => {
+                let added = self.desk.lanes[lane].flow.add_session(session.number);
+                assert!(added.is_ok(), "the flow's table is as large as the shard's");
+                self.desk.sources.push(source);
+                self.desk.report(Event::Opened { session });
+            }
+            Err(_) => self.desk.refuse_session(session, SessionEnd::NoMemory),
+        }
+    }
+
+    fn open_sink(&mut self, setup: SinkSetup) {
+        let session = setup.session;
+        let Some(lane) = self.lane_for_new(session) else {
+            self.desk.refuse_session(session, SessionEnd::TableFull);
+            return;
+        };
+        let added = self.desk.lanes[lane].sink.add_session(session.number);
+        assert!(added.is_ok(), "the flow's table is as large as the shard's");
+        self.desk.sinks.push(RegionSink::new(setup));
+        self.desk.report(Event::Opened { session });
+    }
+
+    /// The lane of a session that is not open yet, if the shard has room for it.
+    fn lane_for_new(&mut self, session: SessionKey) -> Option<usize> {
+        let known = self.desk.source(session).is_some() || self.desk.sink(session).is_some();
+        let count = self.desk.sources.len() + self.desk.sinks.len();
+        if known || count == self.config.sessions_max {
+            return None;
+        }
+        self.desk.lane_of(session)
+    }
+
+    fn add_stream(&mut self, setup: StreamSetup) {
+        let (link, id, incarnation) = (setup.link, setup.stream, setup.incarnation);
+        let Some(lane) = self.desk.lanes.iter().position(|lane| lane.link == link) else {
+            self.desk.refuse();
+            self.desk.report(Event::StreamDown { link, stream: id, cause: StreamEnd::Dropped });
+            return;
+        };
+        match self.link.add_stream(setup) {
+            Ok(slot) => {
+                if !self.desk.lanes[lane].add_stream(slot, id, incarnation) {
+                    self.desk.refuse();
+                    self.link.close_stream(slot, StreamEnd::Dropped);
+                    return;
+                }
+                self.desk.streams[slot.index()] = Some(Stream::new(link, id));
+                // The first record of each side proves that it has the keys.
+                self.desk.queue(slot, Frame::Ping { stamp: self.desk.now.0 });
+            }
+            Err(cause) => self.desk.report(Event::StreamDown { link, stream: id, cause }),
+        }
+    }
+
+    /// Closes the link's streams; its lane goes with the last of them.
+    fn drop_link(&mut self, link: LinkId) {
+        let Some(lane) = self.desk.lanes.iter_mut().find(|lane| lane.link == link) else {
+            self.desk.refuse();
+            return;
+        };
+        lane.dropped = true;
+        if lane.is_empty() {
+            self.desk.remove_lane(link);
+            return;
+        }
+        for slot in self.desk.lanes.iter().filter(|l| l.link == link).flat_map(Lane::slots) {
+            self.link.close_stream(slot, StreamEnd::Dropped);
+        }
+    }
+
+    /// Frees the session's memory. Frames of it that are still under way are ignored when they come.
+    fn close_session(&mut self, session: SessionKey) {
+        let before = self.desk.sources.len() + self.desk.sinks.len();
+        self.desk.sources.retain(|source| source.session != session);
+        self.desk.sinks.retain(|sink| sink.session != session);
+        if before == self.desk.sources.len() + self.desk.sinks.len() {
+            self.desk.refuse();
+            return;
+        }
+        if let Some(lane) = self.desk.lane_of(session) {
+            self.desk.lanes[lane].forget(session.number);
+        }
+        self.link.scrub();
+        self.desk.report(Event::Closed { session });
+    }
+}
+
+impl Desk {
+    fn refuse(&mut self) {
+        self.stats.add(ShardCounter::CommandsRefused.index(), 1);
+    }
+
+    fn refuse_session(&mut self, session: SessionKey, cause: SessionEnd) {
+        self.refuse();
+        self.report(Event::Failed { session, cause });
+    }
+}

@@ -1,0 +1,99 @@
+//! Two real shards on two threads, real TCP streams between them: a region moves, or fails cleanly.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod pair;
+
+use dwcp_dataplane::port::{DirtyPages, Event, SessionEnd, StreamEnd};
+use dwcp_dataplane::stats::SessionCounter;
+use dwcp_ffi::dirty::DirtyBitmap;
+use dwcp_proto::ids::Round;
+use pair::{PAGES, Pair, fill, scribble};
+use std::sync::Arc;
+
+#[test]
+fn a_region_moves_in_rounds_and_is_proven() {
+    let mut pair = Pair::new(2);
+    let bitmap = Arc::new(DirtyBitmap::create(PAGES).unwrap());
+    fill(&pair.source_region, 1);
+    pair.open(DirtyPages::Bitmap(Arc::clone(&bitmap)));
+    let first = pair.round(Round(1), false);
+    assert_eq!(first.pages, PAGES);
+    for round in 2..5 {
+        let dirty = scribble(&pair.source_region, u64::from(round), 200);
+        dirty.iter().for_each(|&page| bitmap.set(page));
+        let stats = pair.round(Round(round), round == 4);
+        assert_eq!(stats.pages, dirty.len() as u64, "only what the bitmap named is looked at");
+    }
+    pair.verify();
+    pair.assert_same();
+    let counted = pair.source_counters();
+    assert!(counted[SessionCounter::PagesDelta.index()] > 0, "small changes go as deltas");
+    assert!(counted[SessionCounter::PagesZero.index()] > 0);
+    let sink = pair.sink_counters();
+    assert_eq!(
+        counted[SessionCounter::PagesDelta.index()],
+        sink[SessionCounter::PagesDelta.index()]
+    );
+    assert!(sink[SessionCounter::PagesVerified.index()] >= PAGES);
+    pair.close();
+}
+
+#[test]
+fn comparison_finds_changes_without_a_bitmap() {
+    let mut pair = Pair::new(1);
+    fill(&pair.source_region, 2);
+    pair.open(DirtyPages::Compare);
+    pair.round(Round(1), false);
+    let dirty = scribble(&pair.source_region, 3, 50);
+    let second = pair.round(Round(2), true);
+    assert_eq!(second.pages, PAGES, "every page is looked at");
+    assert_eq!(second.pages_sent, dirty.len() as u64, "changed pages alone are sent");
+    pair.verify();
+    pair.assert_same();
+    pair.close();
+}
+
+#[test]
+fn a_stream_that_dies_in_a_round_costs_nothing_but_its_frames() {
+    let mut pair = Pair::new(3);
+    fill(&pair.source_region, 4);
+    pair.open(DirtyPages::Compare);
+    pair.start_round(Round(1), false);
+    pair.cut_stream(1);
+    pair.wait_round(Round(1));
+    scribble(&pair.source_region, 5, 100);
+    pair.round(Round(2), true);
+    pair.verify();
+    pair.assert_same();
+    pair.close();
+}
+
+#[test]
+fn the_last_stream_takes_the_session_with_it_and_the_region_stays() {
+    let mut pair = Pair::new(1);
+    fill(&pair.source_region, 6);
+    pair.open(DirtyPages::Compare);
+    pair.start_round(Round(1), false);
+    pair.cut_stream(0);
+    let ended = pair.source_event(|event| match event {
+        Event::Failed { cause, .. } => Some(cause),
+        _ => None,
+    });
+    assert!(matches!(ended, SessionEnd::LinkLost(_)), "{ended}");
+    pair.close();
+}
+
+#[test]
+fn a_stream_with_the_wrong_keys_is_refused_and_counted() {
+    let mut pair = Pair::new(1);
+    let (source, sink) = pair.wrong_keys_stream(9);
+    // The end that reads first refuses the record; the other may see only the closed connection.
+    let refused = |end| matches!(end, StreamEnd::Protocol { .. });
+    assert!(refused(source) || refused(sink), "source: {source}, sink: {sink}");
+    fill(&pair.source_region, 1);
+    pair.open(DirtyPages::Compare);
+    pair.round(Round(1), true);
+    pair.verify();
+    pair.assert_same();
+    pair.close();
+}

@@ -1,0 +1,306 @@
+//! A source shard and a sink shard with real TCP streams between them.
+
+use dwcp_dataplane::port::{
+    Coding, Command, DirtyPages, Event, HashKey, LaneSetup, RoundStats, ShardPort, SinkSetup,
+    SourceSetup, StreamEnd, StreamSetup,
+};
+use dwcp_dataplane::shard::{PollMode, ShardConfig, spawn};
+use dwcp_dataplane::stats::{SESSION_COUNTER_COUNT, SessionStatsReader};
+use dwcp_ffi::counters::{counters, histogram};
+use dwcp_ffi::poll::{WakeReceiver, waker};
+use dwcp_ffi::region::{HugePages, Region};
+use dwcp_proto::ids::{Incarnation, LaneId, LinkId, Round, SessionKey, SessionNumber, StreamId};
+use dwcp_proto::wire::record::{DirectionKey, StreamKeys};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Pages of the test regions: some extents and a partial one.
+pub(crate) const PAGES: u64 = 64 * 40 + 17;
+
+/// How long a test waits for anything.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Side {
+    port: Option<ShardPort>,
+    thread: Option<JoinHandle<()>>,
+    woken: WakeReceiver,
+    waiting: Vec<Event>,
+}
+
+impl Side {
+    fn new(index: usize) -> Self {
+        let (wake, woken) = waker().unwrap();
+        let config = ShardConfig {
+            index,
+            core: None,
+            poll: PollMode::Park,
+            send_slots: 8,
+            lock_memory: false,
+            zero_copy: true,
+            sessions_max: 4,
+            streams_max: 8,
+            links_max: 2,
+        };
+        let (port, thread) = spawn(config, wake).unwrap();
+        Self { port: Some(port), thread: Some(thread), woken, waiting: Vec::new() }
+    }
+
+    fn command(&mut self, command: Command) {
+        self.port.as_mut().unwrap().send(command).unwrap();
+    }
+
+    /// Waits for the first event that `pick` wants; the others stay for later.
+    fn event<T>(&mut self, mut pick: impl FnMut(Event) -> Option<T>) -> T {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(at) = self.waiting.iter().position(|&event| pick(event).is_some()) {
+                return pick(self.waiting.remove(at)).unwrap();
+            }
+            while let Some(event) = self.port.as_mut().unwrap().events.pop() {
+                self.waiting.push(event);
+            }
+            assert!(Instant::now() < until, "no such event; waiting: {:?}", self.waiting);
+            self.woken.drain();
+            std::thread::yield_now();
+        }
+    }
+
+    fn stop(&mut self) {
+        self.command(Command::Stop);
+        self.event(|event| (event == Event::Stopped).then_some(()));
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+pub(crate) struct Pair {
+    pub(crate) source_region: Arc<Region>,
+    pub(crate) sink_region: Arc<Region>,
+    pub(crate) session: SessionKey,
+    source: Side,
+    sink: Side,
+    sockets: Vec<TcpStream>,
+    source_stats: Option<SessionStatsReader>,
+    sink_stats: Option<SessionStatsReader>,
+}
+
+fn key(byte: u8) -> DirectionKey {
+    DirectionKey::from_exported(&[byte; 44])
+}
+
+fn connect() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (near, listener.accept().unwrap().0)
+}
+
+impl Pair {
+    pub(crate) fn new(streams: u16) -> Self {
+        let session = SessionKey { link: LinkId(1), number: SessionNumber(7) };
+        let region = |name| Arc::new(Region::create(name, PAGES * 4096, HugePages::Never).unwrap());
+        let mut pair = Self {
+            source_region: region("source"),
+            sink_region: region("sink"),
+            session,
+            source: Side::new(0),
+            sink: Side::new(1),
+            sockets: Vec::new(),
+            source_stats: None,
+            sink_stats: None,
+        };
+        for side in [&mut pair.source, &mut pair.sink] {
+            side.command(Command::AddLane(Box::new(LaneSetup {
+                link: session.link,
+                lane: LaneId(0),
+                window_bytes_max: 16 << 20,
+            })));
+        }
+        for stream in 0..streams {
+            pair.add_stream(StreamId(stream), 2);
+        }
+        pair
+    }
+
+    /// Connects a stream; the sink's receiving key is `sink_key`, the right one is 2.
+    fn add_stream(&mut self, stream: StreamId, sink_key: u8) {
+        let (near, far) = connect();
+        self.sockets.push(near.try_clone().unwrap());
+        for (side, socket, send, receive) in
+            [(&mut self.source, near, 2, 3), (&mut self.sink, far, 3, sink_key)]
+        {
+            side.command(Command::AddStream(Box::new(StreamSetup {
+                link: self.session.link,
+                stream,
+                incarnation: Incarnation(1),
+                socket: socket.into(),
+                keys: StreamKeys { send: key(send), receive: key(receive) },
+                stats: counters().0,
+            })));
+        }
+        if sink_key == 2 {
+            for side in [&mut self.source, &mut self.sink] {
+                side.event(|event| match event {
+                    Event::StreamUp { stream: up, .. } if up == stream => Some(()),
+                    _ => None,
+                });
+            }
+        }
+    }
+
+    /// How both ends of a stream end whose keys differ.
+    pub(crate) fn wrong_keys_stream(&mut self, stream: u16) -> (StreamEnd, StreamEnd) {
+        self.add_stream(StreamId(stream), 9);
+        let down = |event| match event {
+            Event::StreamDown { stream: StreamId(down), cause, .. } if down == stream => {
+                Some(cause)
+            }
+            _ => None,
+        };
+        (self.source.event(down), self.sink.event(down))
+    }
+
+    pub(crate) fn open(&mut self, dirty: DirtyPages) {
+        let (stats, source_stats) = counters();
+        self.source.command(Command::OpenSource(Box::new(SourceSetup {
+            session: self.session,
+            region: Arc::clone(&self.source_region),
+            dirty,
+            lane: LaneId(0),
+            lane_count: 1,
+            base_pages_max: 1000,
+            hash_key: HashKey([5; 32]),
+            coding: Coding::Full { zstd_level: 1 },
+            measure_baseline: true,
+            stats,
+            frame_rtt_ns: histogram().0,
+        })));
+        let (stats, sink_stats) = counters();
+        self.sink.command(Command::OpenSink(Box::new(SinkSetup {
+            session: self.session,
+            region: Arc::clone(&self.sink_region),
+            lane: LaneId(0),
+            lane_count: 1,
+            hash_key: HashKey([5; 32]),
+            stats,
+        })));
+        self.source_stats = Some(source_stats);
+        self.sink_stats = Some(sink_stats);
+        for side in [&mut self.source, &mut self.sink] {
+            side.event(|event| matches!(event, Event::Opened { .. }).then_some(()));
+        }
+    }
+
+    pub(crate) fn source_event<T>(&mut self, pick: impl FnMut(Event) -> Option<T>) -> T {
+        self.source.event(pick)
+    }
+
+    pub(crate) fn start_round(&mut self, round: Round, last: bool) {
+        let session = self.session;
+        self.source.command(Command::StartRound { session, round, last });
+    }
+
+    pub(crate) fn wait_round(&mut self, wanted: Round) -> RoundStats {
+        self.source.event(|event| match event {
+            Event::RoundDone { round, stats, .. } if round == wanted => Some(stats),
+            Event::Failed { cause, .. } => panic!("the session failed: {cause}"),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn round(&mut self, round: Round, last: bool) -> RoundStats {
+        self.start_round(round, last);
+        self.wait_round(round)
+    }
+
+    pub(crate) fn verify(&mut self) {
+        let session = self.session;
+        self.source.command(Command::Verify { session });
+        for side in [&mut self.source, &mut self.sink] {
+            side.event(|event| match event {
+                Event::Verified { .. } => Some(()),
+                Event::Failed { cause, .. } => panic!("the session failed: {cause}"),
+                _ => None,
+            });
+        }
+    }
+
+    pub(crate) fn cut_stream(&mut self, index: usize) {
+        self.sockets[index].shutdown(Shutdown::Both).unwrap();
+    }
+
+    pub(crate) fn source_counters(&self) -> [u64; SESSION_COUNTER_COUNT] {
+        self.source_stats.as_ref().unwrap().snapshot()
+    }
+
+    pub(crate) fn sink_counters(&self) -> [u64; SESSION_COUNTER_COUNT] {
+        self.sink_stats.as_ref().unwrap().snapshot()
+    }
+
+    pub(crate) fn assert_same(&self) {
+        let (mut near, mut far) = (vec![0; 4096], vec![0; 4096]);
+        for page in 0..PAGES {
+            self.source_region.read_pages(page, &mut near);
+            self.sink_region.read_pages(page, &mut far);
+            assert!(near == far, "page {page} differs");
+        }
+    }
+
+    pub(crate) fn close(mut self) {
+        let session = self.session;
+        for side in [&mut self.source, &mut self.sink] {
+            side.command(Command::CloseSession { session });
+            side.event(|event| matches!(event, Event::Closed { .. }).then_some(()));
+            side.stop();
+        }
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        // A failed test must not leave threads behind that poll for ever.
+        for side in [&mut self.source, &mut self.sink] {
+            if side.thread.is_some() && std::thread::panicking() {
+                let _ = side.port.as_mut().unwrap().send(Command::Stop);
+            }
+        }
+    }
+}
+
+/// A small generator: the same seed gives the same bytes.
+fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *state >> 16
+}
+
+/// Fills a region with zero, repetitive and random pages.
+pub(crate) fn fill(region: &Region, seed: u64) {
+    let mut state = seed;
+    for page in 0..PAGES {
+        let kind = next(&mut state) % 3;
+        for word in 0..512 {
+            let value = match kind {
+                0 => 0,
+                1 => page * 1000 + word % 16,
+                _ => next(&mut state) << 20 ^ next(&mut state),
+            };
+            region.store_u64(page * 4096 + word * 8, value);
+        }
+    }
+}
+
+/// Changes some words on `count` pages and names them.
+pub(crate) fn scribble(region: &Region, seed: u64, count: usize) -> Vec<u64> {
+    let mut state = seed;
+    let mut pages = std::collections::BTreeSet::new();
+    while pages.len() < count {
+        pages.insert(next(&mut state) % PAGES);
+    }
+    for &page in &pages {
+        for _ in 0..3 {
+            let offset = page * 4096 + next(&mut state) % 512 * 8;
+            region.store_u64(offset, region.load_u64(offset) ^ (next(&mut state) | 1));
+        }
+    }
+    pages.into_iter().collect()
+}

@@ -1,0 +1,30 @@
+//! The control socket: JSON-RPC 2.0, one document per line, with descriptors beside the bytes.
+//!
+//! Runs on the control thread. `request` holds all validation and the one table of methods, from
+//! which the dispatcher and the OpenRPC document both come; `framing` and `server` hold the I/O.
+//! Nothing here knows what a request does: the driver's core does.
+
+mod client;
+mod errors;
+mod framing;
+mod method;
+mod notification;
+mod openrpc;
+mod request;
+mod response;
+mod schema;
+mod server;
+
+pub use errors::{API_CODES, ApiCode, ApiError};
+pub use notification::Topic;
+pub use openrpc::document as openrpc_document;
+pub use method::{Method, methods};
+pub use request::{
+    CodingName, DirtyName, PeerAddress, RegionRegister, Request, Role, SessionOpen,
+};
+
+pub(crate) use client::{ClientHandle, ClientId};
+pub(crate) use notification::Subscription;
+pub(crate) use request::name_is_plain;
+pub(crate) use response::{Reply, notification_line};
+pub(crate) use server::{ApiCall, ApiCounters, ApiInput, ApiServer};

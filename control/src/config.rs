@@ -1,0 +1,230 @@
+//! What the control thread is told at start: addresses, identities, limits and times.
+//!
+//! The binary's one table of settings builds this value and stays its owner; the control thread
+//! reads settings back through [`SettingsPort`]. Nothing here does I/O.
+
+use serde::Serialize;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything that the control thread needs to know at start.
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// The control socket.
+    pub socket: SocketConfig,
+    /// Where peers connect; `None` for a daemon that only dials.
+    pub listen: Option<SocketAddr>,
+    /// How peers prove who they are.
+    pub security: PeerSecurity,
+    /// The directory of the journal.
+    pub state_dir: PathBuf,
+    /// Where Prometheus text is served, if at all.
+    pub metrics: Option<SocketAddr>,
+    /// Memory that sessions may reserve.
+    pub memory: MemoryBudget,
+    /// How long peers may take.
+    pub timeouts: PeerTimeouts,
+    /// What `daemon.info` says about this binary and this machine.
+    pub facts: DaemonFacts,
+    /// Test switch: `BreakInvariant` goes to the first shard when the daemon is up.
+    pub break_invariant: bool,
+}
+
+/// The control socket and its limits.
+#[derive(Clone, Debug)]
+pub struct SocketConfig {
+    /// The path of the Unix socket.
+    pub path: PathBuf,
+    /// Its permission bits.
+    pub mode: u32,
+    /// Its group, whose members may connect; `None` keeps the daemon's own group.
+    pub group_id: Option<u32>,
+    /// Clients at a time.
+    pub clients_max: usize,
+    /// Bytes of one request.
+    pub request_bytes_max: usize,
+}
+
+impl SocketConfig {
+    /// A socket at `path` with the default limits: mode 0660, 64 clients, requests of 1 MiB.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, mode: 0o660, group_id: None, clients_max: 64, request_bytes_max: 1 << 20 }
+    }
+}
+
+/// How peers prove who they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerSecurity {
+    /// Mutual TLS 1.3 with the certificates of one directory: `ca.pem`, `host.pem`, `host.key` and,
+    /// if it exists, `revoked.pem`.
+    Mutual {
+        /// The directory.
+        pki_dir: PathBuf,
+    },
+    /// No proof and no secrecy, for comparisons alone.
+    InsecurePlaintext {
+        /// What this host calls itself.
+        host_name: String,
+    },
+}
+
+/// How long peers may take.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerTimeouts {
+    /// For a TCP connection to stand.
+    pub dial: Duration,
+    /// For TLS and HELLO.
+    pub handshake: Duration,
+    /// For the first bytes of a connection to the listener.
+    pub preface: Duration,
+    /// For the peer's answer to a request about a link or a session.
+    pub answer: Duration,
+}
+
+impl Default for PeerTimeouts {
+    fn default() -> Self {
+        Self {
+            dial: Duration::from_secs(5),
+            handshake: Duration::from_secs(5),
+            preface: Duration::from_secs(5),
+            answer: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Memory that all sessions together may reserve, and what one costs.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryBudget {
+    /// For all sessions together.
+    pub sessions_bytes: u64,
+    /// Tables of a source session, per page of its region.
+    pub source_bytes_per_page: u64,
+    /// Tables of a sink session, per page of its region.
+    pub sink_bytes_per_page: u64,
+}
+
+/// The settings that may change while the daemon runs. They hold for links and sessions that open
+/// after the change; the keepalive holds at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveSettings {
+    /// Data streams of a new link.
+    pub streams: u16,
+    /// Bytes in flight on a new link, all lanes together.
+    pub window_bytes_max: u64,
+    /// Page versions that a new session keeps as bases, all lanes together.
+    pub base_pages_max: u64,
+    /// The zstd level of sessions that name none.
+    pub zstd_level: i32,
+    /// How often an idle control channel is tested.
+    pub peer_ping_every: Duration,
+    /// Silence after which a peer counts as gone. A peer that is only stopped for a while must
+    /// not lose its sessions, so this is much longer than the ping's period.
+    pub peer_dead_after: Duration,
+}
+
+impl Default for LiveSettings {
+    fn default() -> Self {
+        Self {
+            streams: 4,
+            window_bytes_max: 64 << 20,
+            base_pages_max: 16 << 10,
+            zstd_level: 1,
+            peer_ping_every: Duration::from_secs(1),
+            peer_dead_after: Duration::from_secs(30),
+        }
+    }
+}
+
+/// One setting as `config.get` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct SettingView {
+    /// Its name.
+    pub name: String,
+    /// Its value now.
+    pub value: serde_json::Value,
+    /// The unit of the value, or empty.
+    pub unit: String,
+    /// Its value when nobody sets it.
+    pub default: serde_json::Value,
+    /// Whether `config.set` may change it.
+    pub live: bool,
+    /// Who set it: `default`, `file`, `flag` or `config.set`.
+    pub from: String,
+}
+
+/// Why a setting did not change.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingRefused {
+    /// There is no such setting.
+    #[error("there is no setting named {name}")]
+    Unknown {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// The setting is fixed at start.
+    #[error("{name} can be set at start only")]
+    Fixed {
+        /// The setting.
+        name: String,
+    },
+    /// The value is of the wrong type or out of range.
+    #[error("{name} takes {expected}")]
+    Invalid {
+        /// The setting.
+        name: String,
+        /// What it takes, with its range and unit.
+        expected: String,
+    },
+}
+
+/// The binary's one table of settings, as the control thread sees it. Called on the control thread.
+pub trait SettingsPort {
+    /// Every setting.
+    fn list(&self) -> Vec<SettingView>;
+
+    /// Changes a live setting.
+    ///
+    /// # Errors
+    /// The setting is unknown or fixed, or the value is not allowed. Nothing changed then.
+    fn set(
+        &mut self,
+        name: &str,
+        value: &serde_json::Value,
+    ) -> Result<SettingView, SettingRefused>;
+
+    /// The live settings as they are now.
+    fn live(&self) -> LiveSettings;
+}
+
+/// What `daemon.info` says about this binary and this machine.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct DaemonFacts {
+    /// The binary's version.
+    pub version: String,
+    /// Kernel features: used, or why not.
+    pub kernel: Vec<KernelFact>,
+    /// The budget computed at start.
+    pub budget: Vec<BudgetFact>,
+}
+
+/// A kernel feature and what became of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct KernelFact {
+    /// The feature.
+    pub name: String,
+    /// Whether it is used.
+    pub used: bool,
+    /// Why, or why not.
+    pub detail: String,
+}
+
+/// A size that was fixed at start.
+#[derive(Clone, Debug, Serialize)]
+pub struct BudgetFact {
+    /// What it is for, unit last.
+    pub name: String,
+    /// The amount.
+    pub amount: u64,
+}

@@ -1,0 +1,304 @@
+//! The core: all state of the control plane, changed by one input at a time.
+//!
+//! Runs on the control thread; the loop in [`super::run`] feeds it. It never waits: what takes time
+//! is started as a task or handed to the journal, and comes back as an input. The parts of its work
+//! are in the modules beside this one, each an `impl` of [`Core`].
+
+use super::links::LinkEntry;
+use super::shards::Shards;
+use crate::api::{
+    ApiCounters, ApiInput, ClientHandle, ClientId, Subscription, Topic, notification_line,
+};
+use crate::config::{ControlConfig, LiveSettings, SettingsPort};
+use crate::limits::REDIAL_WAIT_NS;
+use crate::log_limit::LogLimit;
+use crate::migration::{History, Machine, Regions, Session};
+use crate::peer::{Identity, PeerError, PeerInput};
+use crate::state::{Journal, JournalDone, SessionRecord, SessionState, Ticket, recover};
+use crate::tally::Tally;
+use dwcp_dataplane::port::{Command, Event};
+use dwcp_ffi::counters::HistogramReader;
+use dwcp_proto::ids::{LaneId, LinkId, SessionId, SessionKey};
+use dwcp_proto::session::record::{SinkRecord, SourceRecord};
+use dwcp_proto::session::sink::SinkInput;
+use dwcp_proto::session::source::{SourceInput, SourceSession};
+use dwcp_proto::session::timing::SessionTiming;
+use dwcp_proto::time::Nanos;
+use serde_json::Value;
+use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// What a write to the journal was for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Written {
+    /// A step of the source's commit.
+    Source(SessionId, SourceRecord),
+    /// A step of the sink's commit.
+    Sink(SessionId, SinkRecord),
+    /// A record that nothing waits for.
+    Note,
+}
+
+/// What the control plane counts of itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) api: ApiCounters,
+    /// Error answers of the core, by code.
+    pub(crate) api_errors: Tally,
+    /// Connections and handshakes refused, by reason.
+    pub(crate) refused: Tally,
+    /// Channels that ended, by reason.
+    pub(crate) links_ended: Tally,
+    /// Streams that ended, by reason.
+    pub(crate) streams_ended: Tally,
+    /// Sessions that ended, by state.
+    pub(crate) sessions_ended: Tally,
+    /// Peer messages that came too late or named nothing known.
+    pub(crate) ignored: Tally,
+}
+
+/// Everything that the control plane knows.
+pub(crate) struct Core {
+    pub(super) config: ControlConfig,
+    pub(super) settings: Box<dyn SettingsPort>,
+    pub(super) live: Rc<Cell<LiveSettings>>,
+    pub(super) identity: Identity,
+    pub(super) listen: Option<SocketAddr>,
+    pub(super) shards: Shards,
+    pub(super) journal: Journal,
+    pub(super) tickets: BTreeMap<Ticket, Written>,
+    pub(super) next_ticket: u64,
+    pub(super) regions: Regions,
+    pub(super) sessions: BTreeMap<SessionId, Session>,
+    pub(super) keys: BTreeMap<SessionKey, SessionId>,
+    pub(super) history: History,
+    pub(super) links: BTreeMap<LinkId, LinkEntry>,
+    pub(super) next_link: LinkId,
+    pub(super) subscribers: BTreeMap<ClientId, (ClientHandle, Subscription)>,
+    pub(super) peers: mpsc::Sender<PeerInput>,
+    pub(super) counters: Counters,
+    /// Frame round trips of sessions that are gone stay in the daemon's totals through these.
+    pub(super) frame_rtt_ended: VecDeque<HistogramReader>,
+    pub(super) peer_log: LogLimit,
+    pub(super) started: Instant,
+    pub(super) stopping: bool,
+}
+
+/// What the core is made from.
+pub(crate) struct CoreParts {
+    pub(crate) config: ControlConfig,
+    pub(crate) settings: Box<dyn SettingsPort>,
+    pub(crate) live: Rc<Cell<LiveSettings>>,
+    pub(crate) identity: Identity,
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) shards: Shards,
+    pub(crate) journal: Journal,
+    pub(crate) records: Vec<SessionRecord>,
+    pub(crate) peers: mpsc::Sender<PeerInput>,
+    pub(crate) counters: Counters,
+}
+
+impl Core {
+    /// Takes everything over and settles what the journal left open.
+    pub(crate) fn new(parts: CoreParts) -> Self {
+        let mut core = Self {
+            config: parts.config,
+            settings: parts.settings,
+            live: parts.live,
+            identity: parts.identity,
+            listen: parts.listen,
+            shards: parts.shards,
+            journal: parts.journal,
+            tickets: BTreeMap::new(),
+            next_ticket: 0,
+            regions: Regions::default(),
+            sessions: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            history: History::default(),
+            links: BTreeMap::new(),
+            next_link: LinkId(0),
+            subscribers: BTreeMap::new(),
+            peers: parts.peers,
+            counters: parts.counters,
+            frame_rtt_ended: VecDeque::new(),
+            peer_log: LogLimit::default(),
+            started: Instant::now(),
+            stopping: false,
+        };
+        parts.records.into_iter().for_each(|record| core.recover(record));
+        core
+    }
+
+    /// The monotonic time since the core began.
+    pub(super) fn now(&self) -> Nanos {
+        Nanos(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Makes of a journal's record what it means now.
+    fn recover(&mut self, mut record: SessionRecord) {
+        let changed = recover(&mut record, unix_ms());
+        if changed {
+            let state = record.state.name();
+            tracing::warn!(session = %record.session, state, "found a session of a stopped daemon");
+            self.write(record.clone(), Vec::new(), Written::Note);
+        }
+        match record.source_record {
+            Some(yielded) if record.state == SessionState::InDoubt => {
+                let id = record.session;
+                let (machine, _) = SourceSession::restore(id, yielded, SessionTiming::default());
+                let mut session = Session::new(Machine::Source(machine), record);
+                session.reconnect = Some((Nanos(0), Nanos(REDIAL_WAIT_NS.0)));
+                self.sessions.insert(id, session);
+            }
+            _ => {
+                let forgotten = self.history.push(record.clone());
+                if !forgotten.is_empty() {
+                    self.write(record, forgotten, Written::Note);
+                }
+            }
+        }
+    }
+
+    /// A client asks, or is gone.
+    pub(crate) fn on_api(&mut self, input: ApiInput) {
+        match input {
+            ApiInput::Call(call) => self.on_call(call),
+            ApiInput::Gone(client) => {
+                self.subscribers.remove(&client);
+            }
+        }
+    }
+
+    /// A write to the journal is done.
+    pub(crate) fn on_journal(&mut self, done: JournalDone) {
+        let Some(written) = self.tickets.remove(&done.ticket) else { return };
+        if let Err(error) = &done.outcome {
+            tracing::error!(code = error.code(), cure = error.cure(), %error, "journal");
+        }
+        let good = done.outcome.is_ok();
+        match written {
+            Written::Source(session, record) if good => {
+                self.source_step(session, SourceInput::JournalWritten(record));
+            }
+            Written::Source(session, record) => {
+                self.source_step(session, SourceInput::JournalFailed(record));
+            }
+            Written::Sink(session, record) if good => {
+                self.sink_step(session, SinkInput::JournalWritten(record));
+            }
+            Written::Sink(session, record) => {
+                self.sink_step(session, SinkInput::JournalFailed(record));
+            }
+            Written::Note => {}
+        }
+    }
+
+    /// Hands a record to the journal. A full queue counts as a failed write.
+    pub(super) fn write(
+        &mut self,
+        record: SessionRecord,
+        forget: Vec<SessionId>,
+        written: Written,
+    ) {
+        self.next_ticket += 1;
+        let ticket = Ticket(self.next_ticket);
+        self.tickets.insert(ticket, written);
+        if let Err(error) = self.journal.write(ticket, record, forget) {
+            self.on_journal(JournalDone { ticket, outcome: Err(error) });
+        }
+    }
+
+    /// Takes what the shards report; true if there may be more at once.
+    pub(crate) fn on_wake(&mut self) -> bool {
+        let mut events = Vec::new();
+        let more = self.shards.take_events(&mut events);
+        self.shards.flush();
+        for (lane, event) in events {
+            self.on_event(lane, event);
+        }
+        more
+    }
+
+    fn on_event(&mut self, lane: LaneId, event: Event) {
+        match event {
+            Event::StreamUp { link, stream } => self.on_stream_up(link, stream),
+            Event::StreamDown { link, stream, cause } => self.on_stream_down(link, stream, cause),
+            Event::Opened { session } => self.on_lane_opened(session, lane),
+            Event::RoundDone { session, round, stats } => {
+                self.on_lane_round(session, lane, round, stats);
+            }
+            Event::Verified { session } => self.on_lane_verified(session, lane),
+            Event::Failed { session, cause } => self.on_lane_failed(session, lane, cause),
+            Event::Closed { session } => self.on_lane_closed(session, lane),
+            Event::Stopped => {}
+        }
+    }
+
+    /// Does what is due.
+    pub(crate) fn on_tick(&mut self) {
+        let now = self.now();
+        self.shards.flush();
+        self.tick_links(now);
+        let due: Vec<SessionId> = self
+            .sessions
+            .values()
+            .filter(|session| session.deadline().is_some_and(|deadline| deadline <= now))
+            .map(Session::id)
+            .collect();
+        for session in due {
+            match self.sessions.get(&session).map(|s| &s.machine) {
+                Some(Machine::Source(_)) => self.source_step(session, SourceInput::Tick),
+                Some(Machine::Sink(_)) => self.sink_step(session, SinkInput::Tick),
+                None => {}
+            }
+        }
+        self.reconnect_due(now);
+        self.send_progress(now);
+    }
+
+    /// Tells everyone who wants to know.
+    pub(super) fn notify(&self, topic: Topic, session: SessionId, params: &Value) {
+        let mut line = None;
+        for (client, subscription) in self.subscribers.values() {
+            if subscription.wants(topic, session) {
+                let line = line.get_or_insert_with(|| notification_line(topic.name(), params));
+                client.send(line.clone());
+            }
+        }
+    }
+
+    /// Gives up what may be given up, says goodbye and stops the shards. What the journal was
+    /// asked for still arrives.
+    pub(crate) fn begin_stop(&mut self) {
+        self.stopping = true;
+        let links: Vec<LinkId> = self.links.keys().copied().collect();
+        links.into_iter().for_each(|link| self.drop_link(link, &PeerError::Stopping));
+        self.shards.send_all(|| Command::Stop);
+    }
+
+    /// Whether the journal still owes an answer.
+    pub(crate) fn journal_is_idle(&self) -> bool {
+        self.tickets.is_empty()
+    }
+
+    /// The shards, for the loop.
+    pub(crate) fn shards(&self) -> &Shards {
+        &self.shards
+    }
+
+    /// The shards, for the loop.
+    pub(crate) fn shards_mut(&mut self) -> &mut Shards {
+        &mut self.shards
+    }
+}
+
+/// The wall clock, for people only.
+pub(super) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

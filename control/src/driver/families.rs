@@ -1,0 +1,162 @@
+//! The daemon's Prometheus families, gathered from the core's tables and the shards' counters.
+//!
+//! Part of [`Core`], on the control thread; reads and never changes. Nanoseconds become seconds and
+//! every counter ends in `_total`, as Prometheus wants it.
+
+use super::core::Core;
+use crate::migration::Session;
+use crate::network::metrics::{Kind, TextBuilder, summary_of};
+use crate::tally::Tally;
+use dwcp_dataplane::stats::{
+    CounterInfo, SESSION_COUNTERS, SHARD_COUNTERS, STREAM_COUNTERS,
+};
+use dwcp_ffi::counters::HistogramReader;
+
+/// One source of values for a table of counters, with its labels.
+struct Row {
+    labels: Vec<(&'static str, String)>,
+    values: Vec<u64>,
+}
+
+impl Core {
+    /// The whole text of a scrape.
+    pub(crate) fn metrics(&self) -> String {
+        let mut text = TextBuilder::default();
+        self.daemon_families(&mut text);
+        let shards: Vec<Row> = (0..)
+            .zip(self.shards.ports())
+            .map(|(number, port): (u32, _)| Row {
+                labels: vec![("shard", number.to_string())],
+                values: port.stats.snapshot().to_vec(),
+            })
+            .collect();
+        table(&mut text, &SHARD_COUNTERS, &shards);
+        table(&mut text, &STREAM_COUNTERS, &self.stream_rows());
+        let sessions: Vec<Row> = self.sessions.values().map(session_row).collect();
+        table(&mut text, &SESSION_COUNTERS, &sessions);
+        text.family("dwcp_encode_seconds", Kind::Summary, "Time per coded extent.");
+        for (number, port) in (0..).zip(self.shards.ports()) {
+            let shard = u32::to_string(&number);
+            let summary = summary_of(port.encode_ns.cells());
+            summary.write(&mut text, "dwcp_encode_seconds", &[("shard", &shard)]);
+        }
+        let live = self.sessions.values().flat_map(|session| &session.frame_rtt_ns);
+        let cells = live.chain(&self.frame_rtt_ended).flat_map(HistogramReader::cells);
+        let help = "Round trip of a frame, from posting it to its acknowledgement.";
+        text.family("dwcp_frame_rtt_seconds", Kind::Summary, help);
+        summary_of(cells).write(&mut text, "dwcp_frame_rtt_seconds", &[]);
+        text.finish()
+    }
+
+    fn daemon_families(&self, text: &mut TextBuilder) {
+        let version = self.config.facts.version.as_str();
+        text.family("dwcp_build_info", Kind::Gauge, "The running binary.");
+        text.sample("dwcp_build_info", &[("version", version)], 1.0);
+        let uptime = self.started.elapsed().as_secs_f64();
+        gauge(text, "dwcp_uptime_seconds", "Time since the daemon started.", uptime);
+        let clients = float(self.counters.api.clients());
+        gauge(text, "dwcp_api_clients", "Clients of the control socket now.", clients);
+        let regions = float(self.regions.iter().count());
+        gauge(text, "dwcp_regions", "Registered regions.", regions);
+        let links = float(self.links.len());
+        gauge(text, "dwcp_links", "Links now, ready or not.", links);
+        let sessions = float(self.sessions.len());
+        gauge(text, "dwcp_sessions", "Sessions that have not ended.", sessions);
+        let writes = float(self.tickets.len());
+        gauge(text, "dwcp_journal_waiting", "Writes that wait for the disk.", writes);
+        let counters = &self.counters;
+        let tallies: [(&str, &str, &str, &[&Tally]); 8] = [
+            ("dwcp_api_requests_total", "Valid requests by method.", "method", &[
+                &counters.api.requests,
+            ]),
+            ("dwcp_api_errors_total", "Error answers by code.", "code", &[
+                &counters.api.errors,
+                &counters.api_errors,
+            ]),
+            ("dwcp_api_dropped_total", "Clients refused or dropped, by reason.", "reason", &[
+                &counters.api.dropped,
+            ]),
+            ("dwcp_peer_refused_total", "Connections and handshakes refused, by reason.", "reason",
+             &[&counters.refused]),
+            ("dwcp_links_ended_total", "Links that ended, by reason.", "reason", &[
+                &counters.links_ended,
+            ]),
+            ("dwcp_streams_ended_total", "Streams that ended, by reason.", "reason", &[
+                &counters.streams_ended,
+            ]),
+            ("dwcp_sessions_ended_total", "Sessions that ended, by state.", "state", &[
+                &counters.sessions_ended,
+            ]),
+            ("dwcp_peer_messages_ignored_total",
+             "Peer messages that came too late or named nothing known.", "message",
+             &[&counters.ignored]),
+        ];
+        for (name, help, label, tallies) in tallies {
+            text.family(name, Kind::Counter, help);
+            let mut sums = std::collections::BTreeMap::new();
+            for (word, count) in tallies.iter().flat_map(|tally| tally.snapshot()) {
+                *sums.entry(word).or_insert(0) += count;
+            }
+            for (word, count) in sums {
+                text.sample(name, &[(label, word)], count_float(count));
+            }
+        }
+    }
+
+    fn stream_rows(&self) -> Vec<Row> {
+        let mut rows = Vec::new();
+        for (link, entry) in &self.links {
+            for (stream, stats) in &entry.streams {
+                rows.push(Row {
+                    labels: vec![
+                        ("link", link.to_string()),
+                        ("peer", entry.peer_name.clone()),
+                        ("stream", stream.to_string()),
+                    ],
+                    values: stats.snapshot().to_vec(),
+                });
+            }
+        }
+        rows
+    }
+}
+
+fn session_row(session: &Session) -> Row {
+    Row {
+        labels: vec![
+            ("session", session.id().to_string()),
+            ("role", session.role().name().to_owned()),
+            ("peer", session.record.peer.clone()),
+        ],
+        values: (0..SESSION_COUNTERS.len()).map(|index| session.count(index)).collect(),
+    }
+}
+
+/// Writes one family for each counter of a table.
+fn table(text: &mut TextBuilder, infos: &[CounterInfo], rows: &[Row]) {
+    for (index, info) in infos.iter().enumerate() {
+        let in_nanos = info.name.contains("_nanoseconds");
+        let name = format!("dwcp_{}", info.name.replace("_nanoseconds", "_seconds"));
+        let kind = if name.ends_with("_total") { Kind::Counter } else { Kind::Gauge };
+        text.family(&name, kind, info.help);
+        for row in rows {
+            let labels: Vec<_> = row.labels.iter().map(|(n, v)| (*n, v.as_str())).collect();
+            let value = count_float(row.values[index]);
+            text.sample(&name, &labels, if in_nanos { value / 1e9 } else { value });
+        }
+    }
+}
+
+fn gauge(text: &mut TextBuilder, name: &str, help: &str, value: f64) {
+    text.family(name, Kind::Gauge, help);
+    text.sample(name, &[], value);
+}
+
+fn float(count: usize) -> f64 {
+    u32::try_from(count).map_or(f64::MAX, f64::from)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "Prometheus values are floats")]
+fn count_float(count: u64) -> f64 {
+    count as f64
+}

@@ -1,0 +1,149 @@
+//! The core's sessions on their lanes: orders to the shards, reports from them.
+//!
+//! Part of [`Core`], on the control thread. Lane and shard have the same number, at both ends.
+
+use super::core::Core;
+use crate::api::Role;
+use crate::migration::{Machine, lane_failure};
+use dwcp_dataplane::port::{Command, RoundStats, SessionEnd, SinkSetup, SourceSetup};
+use dwcp_ffi::counters::{counters, histogram};
+use dwcp_proto::ids::{LaneId, Round, SessionId, SessionKey};
+use dwcp_proto::session::sink::SinkInput;
+use dwcp_proto::session::source::SourceInput;
+
+impl Core {
+    pub(super) fn open_lanes(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let (Some(key), Some(plan)) = (session.key, &session.plan) else { return };
+        let Some(link) = self.links.get(&key.link) else { return };
+        let mut commands = Vec::new();
+        for lane in session.lanes() {
+            let (stats, reader) = counters();
+            session.stats.push(reader);
+            let region = plan.memory.region.clone();
+            let (hash_key, lane_count) = (link.hash_key.clone(), plan.lanes);
+            commands.push((lane, match session.machine {
+                Machine::Source(_) => {
+                    let (frame_rtt_ns, reader) = histogram();
+                    session.frame_rtt_ns.push(reader);
+                    Command::OpenSource(Box::new(SourceSetup {
+                        session: key,
+                        region,
+                        dirty: plan.memory.dirty.clone(),
+                        lane,
+                        lane_count,
+                        base_pages_max: plan.base_pages_max,
+                        hash_key,
+                        coding: plan.coding,
+                        measure_baseline: plan.measure_baseline,
+                        stats,
+                        frame_rtt_ns,
+                    }))
+                }
+                Machine::Sink(_) => Command::OpenSink(Box::new(SinkSetup {
+                    session: key,
+                    region,
+                    lane,
+                    lane_count,
+                    hash_key,
+                    stats,
+                })),
+            }));
+        }
+        commands.into_iter().for_each(|(lane, command)| self.shards.send(lane, command));
+    }
+
+    /// Gives one order to the shard of each lane.
+    fn order_lanes(&mut self, id: SessionId, make: impl Fn(SessionKey) -> Command) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        let Some(key) = session.key else { return };
+        session.lanes().for_each(|lane| self.shards.send(lane, make(key)));
+    }
+
+    pub(super) fn start_round(&mut self, id: SessionId, round: Round, last: bool) {
+        let now = self.now();
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.round_stats = RoundStats::default();
+            session.times.round = now;
+        }
+        self.order_lanes(id, |session| Command::StartRound { session, round, last });
+    }
+
+    pub(super) fn verify(&mut self, id: SessionId) {
+        let now = self.now();
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.last_round_ns = now.since(session.times.round).0;
+            session.times.verify = now;
+        }
+        self.order_lanes(id, |session| Command::Verify { session });
+    }
+
+    pub(super) fn close_lanes(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.closing = true;
+        }
+        self.order_lanes(id, |session| Command::CloseSession { session });
+    }
+
+    pub(super) fn on_lane_opened(&mut self, key: SessionKey, lane: LaneId) {
+        let Some((id, role)) = self.lane_session(key) else { return };
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.lanes_open |= 1 << lane.0;
+        }
+        match role {
+            Role::Source => self.source_step(id, SourceInput::LaneOpened(lane)),
+            Role::Sink => self.sink_step(id, SinkInput::LaneOpened(lane)),
+        }
+    }
+
+    pub(super) fn on_lane_round(
+        &mut self,
+        key: SessionKey,
+        lane: LaneId,
+        round: Round,
+        stats: RoundStats,
+    ) {
+        let Some((id, _)) = self.lane_session(key) else { return };
+        if let Some(session) = self.sessions.get_mut(&id) {
+            let sum = &mut session.round_stats;
+            sum.pages += stats.pages;
+            sum.pages_sent += stats.pages_sent;
+            sum.wire_bytes += stats.wire_bytes;
+            sum.nanos = sum.nanos.max(stats.nanos);
+        }
+        self.source_step(id, SourceInput::LaneRoundDone { lane, round });
+    }
+
+    pub(super) fn on_lane_verified(&mut self, key: SessionKey, lane: LaneId) {
+        match self.lane_session(key) {
+            Some((id, Role::Source)) => self.source_step(id, SourceInput::LaneVerified(lane)),
+            Some((id, Role::Sink)) => self.sink_step(id, SinkInput::LaneVerified(lane)),
+            None => {}
+        }
+    }
+
+    pub(super) fn on_lane_failed(&mut self, key: SessionKey, lane: LaneId, cause: SessionEnd) {
+        let Some((id, role)) = self.lane_session(key) else { return };
+        let code = lane_failure(&cause);
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.lane_failure.get_or_insert(cause);
+        }
+        match role {
+            Role::Source => self.source_step(id, SourceInput::LaneFailed { lane, code }),
+            Role::Sink => self.sink_step(id, SinkInput::LaneFailed { lane, code }),
+        }
+    }
+
+    pub(super) fn on_lane_closed(&mut self, key: SessionKey, lane: LaneId) {
+        let Some((id, _)) = self.lane_session(key) else { return };
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.lanes_open &= !(1 << lane.0);
+        }
+        self.retire_if_over(id);
+    }
+
+    fn lane_session(&self, key: SessionKey) -> Option<(SessionId, Role)> {
+        let session = self.keys.get(&key).and_then(|id| self.sessions.get(id))?;
+        Some((session.id(), session.role()))
+    }
+}

@@ -1,0 +1,373 @@
+//! The core's links: carrying out what [`Link`] decides.
+//!
+//! Part of [`Core`], on the control thread. A link that fails takes its sessions through their
+//! machines first, then its lanes; clients that waited for it are answered.
+
+use super::core::{Core, unix_ms};
+use crate::api::{ApiError, PeerAddress, Reply, SessionOpen};
+use crate::limits::LINKS_MAX;
+use crate::migration::Memory;
+use crate::peer::{
+    ChannelHandle, Established, Link, LinkInput, LinkOutput, LinkPhase, PeerError, PeerInput,
+    dial_peer, dial_stream, random,
+};
+use dwcp_dataplane::port::{Command, HashKey, LaneSetup, StreamEnd, StreamSetup};
+use dwcp_dataplane::stats::StreamStatsReader;
+use dwcp_ffi::counters::counters;
+use dwcp_proto::ids::{Incarnation, LaneId, LinkEpoch, LinkId, SessionId, SessionNumber, StreamId};
+use dwcp_proto::time::Nanos;
+use dwcp_proto::wire::peer::{Message, PeerMessage};
+use dwcp_proto::wire::preface::StreamPreface;
+use dwcp_proto::wire::token::LinkToken;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use tokio::net::TcpStream;
+
+/// A client whose session waits for its link.
+#[derive(Debug)]
+pub(super) struct LinkWaiter {
+    pub(super) session: SessionId,
+    pub(super) open: SessionOpen,
+    pub(super) memory: Memory,
+    pub(super) memory_bytes: u64,
+    pub(super) reply: Reply,
+}
+
+/// One link and what belongs to it here.
+#[derive(Debug)]
+pub(super) struct LinkEntry {
+    pub(super) link: Link,
+    /// Where it was dialled; `None` for one that the peer dialled.
+    pub(super) dialled: Option<PeerAddress>,
+    pub(super) peer_name: String,
+    pub(super) address: Option<SocketAddr>,
+    pub(super) channel: Option<ChannelHandle>,
+    pub(super) hash_key: HashKey,
+    pub(super) streams: BTreeMap<StreamId, StreamStatsReader>,
+    pub(super) waiters: Vec<LinkWaiter>,
+    pub(super) next_number: SessionNumber,
+    /// When every lane must work.
+    pub(super) deadline: Nanos,
+    pub(super) since_unix_ms: u64,
+}
+
+impl LinkEntry {
+    fn new(link: Link, dialled: Option<PeerAddress>, deadline: Nanos) -> Self {
+        Self {
+            link,
+            dialled,
+            peer_name: String::new(),
+            address: None,
+            channel: None,
+            hash_key: HashKey([0; 32]),
+            streams: BTreeMap::new(),
+            waiters: Vec::new(),
+            next_number: SessionNumber(1),
+            deadline,
+            since_unix_ms: unix_ms(),
+        }
+    }
+}
+
+impl Core {
+    /// A peer's news.
+    pub(crate) fn on_peer(&mut self, input: PeerInput) {
+        match input {
+            PeerInput::Accepted(peer) => self.on_accepted(*peer),
+            PeerInput::Stream { preface, socket, address } => {
+                self.on_stream(preface, socket, address);
+            }
+            PeerInput::Dialled { link, outcome } => match outcome {
+                Ok(peer) => self.on_dialled(link, *peer),
+                Err(error) => self.drop_link(link, &error),
+            },
+            PeerInput::StreamDialled { link, stream, incarnation, outcome } => {
+                self.on_stream_dialled(link, stream, incarnation, outcome);
+            }
+            PeerInput::Message { link, message } => self.on_message(link, message),
+            PeerInput::Ended { link, end } => self.drop_link(link, &end),
+        }
+    }
+
+    /// The link that was dialled to `peer`; a new one if there is none.
+    pub(super) fn link_to(&mut self, peer: &PeerAddress) -> Result<LinkId, PeerError> {
+        let found = self.links.iter().find(|(_, entry)| entry.dialled.as_ref() == Some(peer));
+        if let Some((link, _)) = found {
+            return Ok(*link);
+        }
+        if self.links.len() >= LINKS_MAX {
+            return Err(PeerError::LinksTooMany);
+        }
+        let epoch = LinkEpoch(unix_ms());
+        let machine = Link::dialling(epoch, self.shards.count(), self.live.get().streams);
+        let link = self.add_link(machine, Some(peer.clone()));
+        let (identity, peers) = (self.identity.clone(), self.peers.clone());
+        dial_peer(link, peer.clone(), identity, self.config.timeouts, peers);
+        Ok(link)
+    }
+
+    fn add_link(&mut self, link: Link, dialled: Option<PeerAddress>) -> LinkId {
+        let id = self.next_link;
+        self.next_link = id.next();
+        let timeouts = self.config.timeouts;
+        let answer = u64::try_from(timeouts.answer.as_nanos()).unwrap_or(u64::MAX);
+        let deadline = self.now() + Nanos(answer);
+        self.links.insert(id, LinkEntry::new(link, dialled, deadline));
+        id
+    }
+
+    fn on_accepted(&mut self, peer: Established) {
+        if self.links.len() >= LINKS_MAX {
+            self.refuse_peer(peer.address, &PeerError::LinksTooMany);
+            return;
+        }
+        let machine = Link::accepted(LinkToken(random()), self.shards.count());
+        let link = self.add_link(machine, None);
+        self.start_channel(link, peer);
+    }
+
+    fn on_dialled(&mut self, link: LinkId, peer: Established) {
+        if self.start_channel(link, peer) {
+            self.link_step(link, LinkInput::ChannelUp);
+            self.sessions_link_up(link);
+        }
+    }
+
+    fn start_channel(&mut self, link: LinkId, peer: Established) -> bool {
+        let Some(entry) = self.links.get_mut(&link) else { return false };
+        entry.peer_name.clone_from(&peer.peer_name);
+        entry.address = Some(peer.address);
+        let hash_key = peer.exporter.page_hash_key();
+        match hash_key {
+            Ok(hash_key) => entry.hash_key = hash_key,
+            Err(error) => {
+                self.drop_link(link, &error.into());
+                return false;
+            }
+        }
+        let version = peer.agreed.version;
+        tracing::info!(%link, peer = %peer.peer_name, address = %peer.address, version, "peer up");
+        let live = self.live.clone();
+        entry.channel = Some(ChannelHandle::start(link, peer, self.peers.clone(), live));
+        true
+    }
+
+    fn on_stream(&mut self, preface: StreamPreface, socket: TcpStream, address: SocketAddr) {
+        let found = self.links.iter().find(|(_, entry)| entry.link.expects(preface.token));
+        let Some(link) = found.map(|(link, _)| *link) else {
+            self.refuse_peer(address, &PeerError::StreamUnknown);
+            return;
+        };
+        let now = self.now();
+        let Some(entry) = self.links.get_mut(&link) else { return };
+        match entry.link.step(now, LinkInput::Arrived(preface)) {
+            Ok(_) => self.join_stream(link, preface.stream, preface.incarnation, socket),
+            // The newcomer is refused; the link and its streams are untouched.
+            Err(error) => self.refuse_peer(address, &error),
+        }
+    }
+
+    fn on_stream_dialled(
+        &mut self,
+        link: LinkId,
+        stream: StreamId,
+        incarnation: Incarnation,
+        outcome: Result<TcpStream, PeerError>,
+    ) {
+        let joined = outcome.is_ok();
+        match &outcome {
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%link, %stream, %error, "a stream was not connected"),
+        }
+        let now = self.now();
+        let Some(entry) = self.links.get_mut(&link) else { return };
+        let outputs = entry.link.step(now, LinkInput::Dialled { stream, incarnation, joined });
+        let join = outputs.is_ok_and(|outputs| outputs.contains(&LinkOutput::Join));
+        if let (true, Ok(socket)) = (join, outcome) {
+            self.join_stream(link, stream, incarnation, socket);
+        }
+    }
+
+    /// Hands a connection to the shard that owns its lane.
+    fn join_stream(
+        &mut self,
+        link: LinkId,
+        stream: StreamId,
+        incarnation: Incarnation,
+        socket: TcpStream,
+    ) {
+        match self.stream_setup(link, stream, incarnation, socket) {
+            Ok((lane, setup)) => self.shards.send(lane, Command::AddStream(Box::new(setup))),
+            Err(error) => self.drop_link(link, &error),
+        }
+    }
+
+    fn stream_setup(
+        &mut self,
+        link: LinkId,
+        stream: StreamId,
+        incarnation: Incarnation,
+        socket: TcpStream,
+    ) -> Result<(LaneId, StreamSetup), PeerError> {
+        let window = self.live.get().window_bytes_max;
+        let entry = self.links.get_mut(&link).ok_or(PeerError::StreamUnknown)?;
+        let channel = entry.channel.as_ref().ok_or(PeerError::StreamUnknown)?;
+        let dialled = entry.link.is_dialled();
+        let keys =
+            channel.exporter.stream_keys(entry.link.epoch(), stream, incarnation, dialled)?;
+        let socket = socket.into_std().map_err(PeerError::Io)?;
+        // Autotuning stops at about 3 MB in flight; a stream may need its share of the window.
+        let streams = u64::try_from(entry.link.streams().count().max(1)).unwrap_or(1);
+        let share = usize::try_from((window / streams).clamp(256 << 10, 64 << 20)).unwrap_or(0);
+        let _ = dwcp_ffi::sys::tcp::set_send_buffer(socket.as_fd(), share);
+        let _ = dwcp_ffi::sys::tcp::set_receive_buffer(socket.as_fd(), share);
+        let (stats, reader) = counters();
+        entry.streams.insert(stream, reader);
+        let socket = OwnedFd::from(socket);
+        let lane = entry.link.lane_of(stream);
+        Ok((lane, StreamSetup { link, stream, incarnation, socket, keys, stats }))
+    }
+
+    pub(super) fn on_stream_up(&mut self, link: LinkId, stream: StreamId) {
+        self.link_step(link, LinkInput::StreamUp(stream));
+    }
+
+    pub(super) fn on_stream_down(&mut self, link: LinkId, stream: StreamId, cause: StreamEnd) {
+        self.counters.streams_ended.add(stream_end_code(&cause));
+        if self.links.contains_key(&link) {
+            tracing::info!(%link, %stream, %cause, "a stream ended");
+        }
+        self.link_step(link, LinkInput::StreamDown(stream, cause));
+    }
+
+    fn on_message(&mut self, link: LinkId, message: PeerMessage) {
+        if message.session().is_some() {
+            self.on_session_message(link, message);
+        } else {
+            self.link_step(link, LinkInput::Message(message));
+        }
+    }
+
+    /// Feeds a link and carries out what it says.
+    pub(super) fn link_step(&mut self, link: LinkId, input: LinkInput) {
+        let now = self.now();
+        let Some(entry) = self.links.get_mut(&link) else { return };
+        let outputs = match entry.link.step(now, input) {
+            Ok(outputs) => outputs,
+            Err(error) => return self.drop_link(link, &error),
+        };
+        for output in outputs {
+            match output {
+                LinkOutput::Send(message) => self.send_peer(link, message),
+                LinkOutput::AddLanes { lanes } => self.add_lanes(link, lanes),
+                LinkOutput::Dial(preface) => {
+                    let address = self.links.get(&link).and_then(|entry| entry.address);
+                    let Some(address) = address else { continue };
+                    let peers = self.peers.clone();
+                    dial_stream(link, preface, address, self.config.timeouts, peers);
+                }
+                LinkOutput::Join => {}
+                LinkOutput::Ready => self.on_link_ready(link),
+            }
+        }
+    }
+
+    fn add_lanes(&mut self, link: LinkId, lanes: u16) {
+        let window_bytes_max = self.live.get().window_bytes_max / u64::from(lanes.max(1));
+        for lane in (0..lanes).map(LaneId) {
+            let setup = LaneSetup { link, lane, window_bytes_max };
+            self.shards.send(lane, Command::AddLane(Box::new(setup)));
+        }
+    }
+
+    fn on_link_ready(&mut self, link: LinkId) {
+        let Some(entry) = self.links.get_mut(&link) else { return };
+        let (lanes, peer) = (entry.link.lanes(), entry.peer_name.clone());
+        tracing::info!(%link, %peer, lanes, "link ready");
+        for waiter in std::mem::take(&mut entry.waiters) {
+            self.open_source(link, waiter);
+        }
+    }
+
+    /// Says something on a link's channel. A peer that does not read loses the link.
+    pub(super) fn send_peer(&mut self, link: LinkId, message: PeerMessage) {
+        let channel = self.links.get(&link).and_then(|entry| entry.channel.as_ref());
+        if let Some(Err(error)) = channel.map(|channel| channel.send(message)) {
+            self.drop_link(link, &error);
+        }
+    }
+
+    /// Ends a link: sessions hear of it, then its lanes go, then whoever waited is answered.
+    pub(super) fn drop_link(&mut self, link: LinkId, cause: &PeerError) {
+        let Some(mut entry) = self.links.remove(&link) else { return };
+        let code = cause.code();
+        self.counters.links_ended.add(code);
+        let was_up = entry.channel.is_some();
+        if !was_up {
+            self.counters.refused.add(code);
+        }
+        let now = self.now();
+        if let Some(suppressed) = self.peer_log.allow(now) {
+            let peer = &entry.peer_name;
+            tracing::warn!(%link, %peer, code, error = %cause, suppressed, "link ended");
+        }
+        if let Some(channel) = entry.channel.take() {
+            let reason = Message::cut(&cause.to_string());
+            // The peer learns of it by the end of the connection as well.
+            let _ = channel.send(PeerMessage::Goodbye { reason });
+        }
+        self.sessions_link_lost(link, cause);
+        for lane in (0..entry.link.lanes()).map(LaneId) {
+            self.shards.send(lane, Command::DropLink { link });
+        }
+        for waiter in entry.waiters {
+            self.regions.give_back(&waiter.open.region, waiter.session);
+            self.answer(waiter.reply, Err(cause.to_api()));
+        }
+    }
+
+    /// Redials lost streams and ends links that never became ready.
+    pub(super) fn tick_links(&mut self, now: Nanos) {
+        let links: Vec<LinkId> = self.links.keys().copied().collect();
+        for link in links {
+            let late = self
+                .links
+                .get(&link)
+                .is_some_and(|e| e.link.phase() != LinkPhase::Ready && e.deadline <= now);
+            if late {
+                self.drop_link(link, &PeerError::Timeout { what: "opening the link" });
+            } else {
+                self.link_step(link, LinkInput::Tick);
+            }
+        }
+    }
+
+    fn refuse_peer(&mut self, address: SocketAddr, error: &PeerError) {
+        let code = error.code();
+        self.counters.refused.add(code);
+        let now = self.now();
+        if let Some(suppressed) = self.peer_log.allow(now) {
+            tracing::warn!(%address, code, %error, suppressed, "refused a connection");
+        }
+    }
+
+    /// Answers a client and counts an error.
+    pub(super) fn answer(&self, reply: Reply, outcome: Result<serde_json::Value, ApiError>) {
+        if let Err(error) = &outcome {
+            self.counters.api_errors.add(error.code.name());
+        }
+        reply.send(outcome);
+    }
+}
+
+/// The word under which an ended stream is counted.
+fn stream_end_code(cause: &StreamEnd) -> &'static str {
+    match cause {
+        StreamEnd::ClosedByPeer => "closed_by_peer",
+        StreamEnd::Socket { .. } => "socket",
+        StreamEnd::Protocol { code } => code,
+        StreamEnd::Dropped => "dropped",
+        StreamEnd::NoRoom => "no_room",
+    }
+}

@@ -1,0 +1,19 @@
+//! All of the control thread's doing: the loop, and the core that carries out what was decided.
+//!
+//! [`run()`] owns the thread. Tasks of clients, peers and the journal only hand inputs over bounded
+//! queues to the one core; the core alone changes state and answers.
+
+mod core;
+mod families;
+mod lanes;
+mod links;
+mod opening;
+mod reconnect;
+mod reports;
+mod requests;
+mod run;
+mod sessions;
+mod shards;
+mod views;
+
+pub use run::run;

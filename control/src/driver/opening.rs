@@ -1,0 +1,183 @@
+//! The core's opening of sessions: what is checked and reserved before a machine exists.
+//!
+//! Part of [`Core`], on the control thread. A peer that may not write to a region is not told
+//! whether it exists.
+
+use super::core::Core;
+use super::links::LinkWaiter;
+use crate::api::{ApiCode, ApiError, CodingName, Role};
+use crate::limits::SESSIONS_LIVE_MAX;
+use crate::migration::{Machine, Plan, Session, Waiting, WaitingFor};
+use crate::state::{SessionRecord, SessionState};
+use super::core::unix_ms;
+use dwcp_dataplane::port::Coding;
+use dwcp_proto::ids::{LinkId, SessionId, SessionKey, SessionNumber};
+use dwcp_proto::session::sink::{SinkAction, SinkSession, SinkSpec};
+use dwcp_proto::session::source::{SourceSession, SourceSpec};
+use dwcp_proto::session::timing::SessionTiming;
+use dwcp_proto::wire::peer::{Code, Message, PeerCoding, PeerMessage, RegionName};
+
+impl Core {
+    /// Opens a session on a link that is ready.
+    pub(super) fn open_source(&mut self, link: LinkId, waiter: LinkWaiter) {
+        let LinkWaiter { session, open, memory, memory_bytes, reply } = waiter;
+        let now = self.now();
+        let live = self.live.get();
+        let Some(entry) = self.links.get_mut(&link) else { return };
+        let lanes = entry.link.lanes();
+        let number = entry.next_number;
+        entry.next_number = number.next();
+        let sink_region = open.sink_region.as_deref().unwrap_or(&open.region);
+        let (coding, peer_coding) = match open.coding {
+            CodingName::Passthrough => (Coding::Passthrough, PeerCoding::Passthrough),
+            CodingName::Full => {
+                let zstd_level = open.zstd_level.unwrap_or(live.zstd_level);
+                (Coding::Full { zstd_level }, PeerCoding::Full)
+            }
+        };
+        let spec = SourceSpec {
+            session,
+            number,
+            region: RegionName::cut(sink_region),
+            pages: memory.region.page_count(),
+            coding: peer_coding,
+            lanes,
+        };
+        let mut record = new_record(session, Role::Source, &open.region, spec.pages);
+        record.peer.clone_from(&entry.peer_name);
+        record.peer_address = Some(open.peer.to_string());
+        let (machine, actions) = SourceSession::open(spec, SessionTiming::default(), now);
+        let mut state = Session::new(Machine::Source(machine), record);
+        let base_pages = live.base_pages_max / u64::from(lanes.max(1));
+        state.plan = Some(Plan {
+            memory,
+            lanes,
+            coding,
+            measure_baseline: open.measure_baseline,
+            base_pages_max: usize::try_from(base_pages).unwrap_or(usize::MAX),
+        });
+        state.link = Some(link);
+        state.key = Some(SessionKey { link, number });
+        state.memory_bytes = memory_bytes;
+        state.waiting = Some(Waiting { what: WaitingFor::Open, reply });
+        self.add_session(state);
+        self.source_actions(session, actions);
+    }
+
+    pub(super) fn on_session_open(&mut self, link: LinkId, peer: &str, message: &PeerMessage) {
+        let PeerMessage::SessionOpen { session, number, region, pages, coding } = message else {
+            return;
+        };
+        match self.open_sink(link, peer, (*session, *number), region.as_str(), *pages, *coding) {
+            Ok(actions) => self.sink_actions(*session, actions),
+            Err(error) => {
+                let text = format!("{error}; {}", error.code.cure());
+                let refuse = PeerMessage::SessionRefuse {
+                    session: *session,
+                    number: *number,
+                    code: Code::cut(error.code.name()),
+                    message: Message::cut(&text),
+                };
+                self.send_peer(link, refuse);
+            }
+        }
+    }
+
+    fn open_sink(
+        &mut self,
+        link: LinkId,
+        peer: &str,
+        (id, number): (SessionId, SessionNumber),
+        region: &str,
+        pages: u64,
+        _coding: PeerCoding,
+    ) -> Result<Vec<SinkAction>, ApiError> {
+        let lanes = self.links.get(&link).map_or(0, |entry| entry.link.lanes());
+        let known = self.sessions.contains_key(&id) || self.history.find(id).is_some();
+        if lanes == 0 || known || self.keys.contains_key(&SessionKey { link, number }) {
+            return Err(ApiError::new(ApiCode::SessionState, "this session is known already"));
+        }
+        self.check_room()?;
+        let not_for = || {
+            let message = format!("region {region} does not accept data from {peer}");
+            ApiError::new(ApiCode::NotAllowed, message)
+        };
+        // Whether a region exists is told only to those who may write to it.
+        let entry = self.regions.find(region).ok_or_else(not_for)?;
+        let any_peer = entry.accept_from.is_empty() && !self.identity.is_secure();
+        if !any_peer && !entry.accept_from.iter().any(|name| name == peer) {
+            return Err(not_for());
+        }
+        let have = entry.memory.region.page_count();
+        if have != pages {
+            let message = format!("region {region} has {have} pages, the source's has {pages}");
+            return Err(ApiError::new(ApiCode::PeerRefused, message));
+        }
+        let memory_bytes = pages * self.config.memory.sink_bytes_per_page;
+        self.check_memory(memory_bytes)?;
+        let memory = self.regions.take(region, Role::Sink, id)?.memory.clone();
+        let spec = SinkSpec { session: id, number, lanes, journal: self.journal.id() };
+        let (machine, actions) = SinkSession::open(spec, SessionTiming::default(), self.now());
+        let mut record = new_record(id, Role::Sink, region, pages);
+        record.peer = peer.to_owned();
+        let mut session = Session::new(Machine::Sink(machine), record);
+        let coding = Coding::Passthrough;
+        session.plan =
+            Some(Plan { memory, lanes, coding, measure_baseline: false, base_pages_max: 0 });
+        session.link = Some(link);
+        session.key = Some(SessionKey { link, number });
+        session.memory_bytes = memory_bytes;
+        self.add_session(session);
+        Ok(actions)
+    }
+
+    /// Whether another session may live.
+    pub(super) fn check_room(&self) -> Result<(), ApiError> {
+        let waiting: usize = self.links.values().map(|entry| entry.waiters.len()).sum();
+        if self.sessions.len() + waiting < SESSIONS_LIVE_MAX {
+            return Ok(());
+        }
+        let message = format!("{SESSIONS_LIVE_MAX} sessions are running already");
+        Err(ApiError::new(ApiCode::Busy, message))
+    }
+
+    /// Whether a session may reserve so much more.
+    pub(super) fn check_memory(&self, wanted: u64) -> Result<(), ApiError> {
+        let waiting = self.links.values().flat_map(|entry| &entry.waiters);
+        let reserved = self.sessions.values().map(|session| session.memory_bytes).sum::<u64>()
+            + waiting.map(|waiter| waiter.memory_bytes).sum::<u64>();
+        let total = self.config.memory.sessions_bytes;
+        if reserved.saturating_add(wanted) <= total {
+            return Ok(());
+        }
+        let message = format!(
+            "this session needs {wanted} bytes; {reserved} of {total} bytes are reserved already"
+        );
+        Err(ApiError::new(ApiCode::MemoryBudget, message)
+            .with("wanted_bytes", wanted)
+            .with("reserved_bytes", reserved)
+            .with("total_bytes", total))
+    }
+}
+
+/// The record of a session that begins now.
+pub(super) fn new_record(session: SessionId, role: Role, region: &str, pages: u64) -> SessionRecord {
+    SessionRecord {
+        session,
+        role,
+        peer: String::new(),
+        peer_address: None,
+        region: region.to_owned(),
+        state: SessionState::Opening,
+        reason: None,
+        cure: None,
+        round: 0,
+        pages,
+        counters: Default::default(),
+        started_unix_ms: unix_ms(),
+        ended_unix_ms: None,
+        source_record: None,
+        sink_record: None,
+        settled: false,
+    }
+}

@@ -1,0 +1,108 @@
+//! The core's sessions when links come and go: who hears of it, who asks again, who may forget.
+//!
+//! Part of [`Core`], on the control thread.
+
+use super::core::{Core, Written};
+use crate::api::{PeerAddress, Role};
+use crate::limits::REDIAL_WAIT_NS;
+use crate::migration::Session;
+use crate::peer::PeerError;
+use crate::state::SessionRecord;
+use dwcp_proto::ids::{LinkId, SessionId};
+use dwcp_proto::session::sink::SinkInput;
+use dwcp_proto::session::source::SourceInput;
+use dwcp_proto::time::Nanos;
+use dwcp_proto::wire::peer::PeerMessage;
+
+impl Core {
+    /// A new channel to a peer: sessions in doubt with it ask their question.
+    pub(super) fn sessions_link_up(&mut self, link: LinkId) {
+        let Some(entry) = self.links.get(&link) else { return };
+        let peer = entry.peer_name.clone();
+        let waiting: Vec<SessionId> = self
+            .sessions
+            .values_mut()
+            .filter(|s| s.link.is_none() && s.role() == Role::Source && s.record.peer == peer)
+            .map(|session| {
+                session.link = Some(link);
+                session.reconnect = None;
+                session.id()
+            })
+            .collect();
+        waiting.into_iter().for_each(|id| self.source_step(id, SourceInput::LinkUp));
+        self.settle_history(link, &peer);
+    }
+
+    /// Tells a peer which ended sessions it may forget, in case it did not hear it before.
+    fn settle_history(&mut self, link: LinkId, peer: &str) {
+        let owed: Vec<SessionRecord> = self
+            .history
+            .newest_first()
+            .filter(|r| r.peer == peer && r.owes_settling())
+            .cloned()
+            .collect();
+        for mut record in owed {
+            self.send_peer(link, PeerMessage::Settled { session: record.session });
+            record.settled = true;
+            self.history.take(record.session);
+            let forgotten = self.history.push(record.clone());
+            self.write(record, forgotten, Written::Note);
+        }
+    }
+
+    /// A link is gone: every session on it hears of it.
+    pub(super) fn sessions_link_lost(&mut self, link: LinkId, cause: &PeerError) {
+        let on_link =
+            self.sessions.values().filter(|session| session.link == Some(link)).map(Session::id);
+        for id in on_link.collect::<Vec<_>>() {
+            self.session_link_lost(id, cause);
+        }
+    }
+
+    pub(super) fn session_link_lost(&mut self, id: SessionId, cause: &PeerError) {
+        match self.sessions.get(&id).map(Session::role) {
+            Some(Role::Source) => self.source_step(id, SourceInput::LinkLost),
+            Some(Role::Sink) => self.sink_step(id, SinkInput::LinkLost),
+            None => return,
+        }
+        // A machine that waits for its journal closes its lanes only later, when no shard would
+        // know them any more.
+        if self.sessions.get(&id).is_some_and(|session| !session.closing) {
+            self.close_lanes(id);
+        }
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.lanes_open = 0;
+        session.link = None;
+        if let Some(key) = session.key.take() {
+            self.keys.remove(&key);
+        }
+        if let Some(reason) = &mut session.record.reason {
+            reason.push_str(": ");
+            reason.push_str(&cause.to_string());
+        }
+        self.retire_if_over(id);
+    }
+
+    /// Dials the peers of sessions in doubt, with growing waits.
+    pub(super) fn reconnect_due(&mut self, now: Nanos) {
+        let due: Vec<(SessionId, Option<String>)> = self
+            .sessions
+            .values_mut()
+            .filter_map(|session| {
+                let (at, wait) = session.reconnect.filter(|(at, _)| *at <= now)?;
+                debug_assert!(at <= now);
+                let longer = Nanos((wait.0 * 2).min(REDIAL_WAIT_NS.1));
+                session.reconnect = Some((now + wait, longer));
+                Some((session.id(), session.record.peer_address.clone()))
+            })
+            .collect();
+        for (_, address) in due {
+            let peer = address.and_then(|text| PeerAddress::try_from(text).ok());
+            let Some(Ok(link)) = peer.map(|peer| self.link_to(&peer)) else { continue };
+            let up = self.links.get(&link).is_some_and(|entry| entry.channel.is_some());
+            if up {
+                self.sessions_link_up(link);
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The loop of the control thread: start, inputs one at a time, orderly stop.
+//!
+//! Everything that can be missing or taken is asked for before the first input, so that a daemon
+//! either serves or says in one line why it can't.
+
+use super::core::{Core, CoreParts, Counters};
+use super::shards::Shards;
+use crate::api::{ApiInput, ApiServer};
+use crate::config::{ControlConfig, SettingsPort};
+use crate::error::ControlError;
+use crate::limits::{INPUT_QUEUE, METRICS_CLIENTS_MAX, STOP_TIMEOUT, TICK};
+use crate::network::metrics::{MetricsServer, Scrape};
+use crate::peer::{Gate, Identity, Listener, PeerInput, random};
+use crate::state::{Journal, JournalDone};
+use dwcp_dataplane::port::{Command, ShardPort};
+use dwcp_ffi::poll::WakeReceiver;
+use dwcp_proto::ids::LaneId;
+use dwcp_proto::wire::token::JournalId;
+use std::cell::Cell;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+
+/// Runs the control plane on the calling thread until SIGTERM or SIGINT, or until a shard is lost.
+/// The shards are told to stop before it returns; joining their threads is the caller's part.
+///
+/// # Errors
+/// Something that it needs is missing or taken, or a shard ended by itself.
+pub fn run(
+    config: ControlConfig,
+    settings: Box<dyn SettingsPort>,
+    shards: Vec<ShardPort>,
+    wake: WakeReceiver,
+) -> Result<(), ControlError> {
+    if shards.is_empty() {
+        return Err(ControlError::NoShards);
+    }
+    let failed = |source| ControlError::Runtime { source };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async move {
+        let mut ends = Inputs::open(wake)?;
+        let mut core = start(config, settings, shards, &mut ends).await?;
+        let outcome = ends.serve(&mut core).await;
+        ends.stop(&mut core).await;
+        outcome
+    })
+}
+
+/// The receiving ends of everything that tells the core something.
+struct Inputs {
+    wake: WakeReceiver,
+    /// A second descriptor of the same eventfd, for the runtime to watch.
+    woken: AsyncFd<OwnedFd>,
+    /// The last turn left events behind.
+    more: bool,
+    terminate: Signal,
+    interrupt: Signal,
+    api: (mpsc::Sender<ApiInput>, mpsc::Receiver<ApiInput>),
+    peers: (mpsc::Sender<PeerInput>, mpsc::Receiver<PeerInput>),
+    scrapes: (mpsc::Sender<Scrape>, mpsc::Receiver<Scrape>),
+    journal: Option<mpsc::Receiver<JournalDone>>,
+}
+
+/// Takes sockets, files and ports, and starts the tasks that serve them.
+async fn start(
+    config: ControlConfig,
+    settings: Box<dyn SettingsPort>,
+    ports: Vec<ShardPort>,
+    ends: &mut Inputs,
+) -> Result<Core, ControlError> {
+    let counters = Counters::default();
+    let identity = Identity::load(&config.security, random())?;
+    let (journal, reports, records) = Journal::open(&config.state_dir, JournalId(random()))?;
+    ends.journal = Some(reports);
+    let listener = match config.listen {
+        Some(address) => Some(Listener::bind(address).await?),
+        None => None,
+    };
+    let listen = listener.as_ref().and_then(|listener| listener.address().ok());
+    let metrics = match config.metrics {
+        Some(address) => Some(MetricsServer::bind(address).await?),
+        None => None,
+    };
+    // Last, so that a daemon whose socket is there is one that works.
+    let api = ApiServer::bind(config.socket.clone(), counters.api.clone())?;
+    tracing::info!(
+        socket = %config.socket.path.display(), listen = listen.map(tracing::field::display),
+        host = identity.host_name(), "control plane up"
+    );
+    if let Some(listener) = listener {
+        let gate = Gate {
+            identity: identity.clone(),
+            timeouts: config.timeouts,
+            refused: counters.refused.clone(),
+            inputs: ends.peers.0.clone(),
+        };
+        tokio::task::spawn_local(listener.serve(gate));
+    }
+    if let Some(metrics) = metrics {
+        tokio::task::spawn_local(metrics.serve(ends.scrapes.0.clone()));
+    }
+    tokio::task::spawn_local(api.serve(ends.api.0.clone()));
+    let live = Rc::new(Cell::new(settings.live()));
+    let break_invariant = config.break_invariant;
+    let peers = ends.peers.0.clone();
+    let shards = Shards::new(ports);
+    let mut core = Core::new(CoreParts {
+        config,
+        settings,
+        live,
+        identity,
+        listen,
+        shards,
+        journal,
+        records,
+        peers,
+        counters,
+    });
+    if break_invariant {
+        core.shards_mut().send(LaneId(0), Command::BreakInvariant);
+    }
+    Ok(core)
+}
+
+impl Inputs {
+    fn open(wake: WakeReceiver) -> Result<Self, ControlError> {
+        let failed = |source| ControlError::Runtime { source };
+        let woken = wake.as_fd().try_clone_to_owned().map_err(failed)?;
+        #[expect(deprecated, reason = "its successor is unsafe; an OwnedFd is open as long as it is")]
+        let woken = AsyncFd::new(woken).map_err(failed)?;
+        Ok(Self {
+            wake,
+            woken,
+            more: false,
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            api: mpsc::channel(INPUT_QUEUE),
+            peers: mpsc::channel(INPUT_QUEUE),
+            scrapes: mpsc::channel(METRICS_CLIENTS_MAX),
+            journal: None,
+        })
+    }
+
+    /// Feeds the core until it is told to stop.
+    async fn serve(&mut self, core: &mut Core) -> Result<(), ControlError> {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => core.on_tick(),
+                input = self.next() => {
+                    if matches!(input, Input::Stop) {
+                        return Ok(());
+                    }
+                    self.more = input.feed(core);
+                }
+            }
+            if let Some(shard) = core.shards().first_lost() {
+                return Err(ControlError::ShardLost { shard });
+            }
+        }
+    }
+
+    /// The next input, whatever it is.
+    async fn next(&mut self) -> Input {
+        let journal = async {
+            match &mut self.journal {
+                Some(reports) => reports.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.terminate.recv() => Input::Stop,
+            _ = self.interrupt.recv() => Input::Stop,
+            Ok(mut ready) = self.woken.readable() => {
+                ready.clear_ready();
+                self.wake.drain();
+                Input::Wake
+            }
+            () = tokio::task::yield_now(), if self.more => Input::Wake,
+            Some(done) = journal => Input::Journal(done),
+            Some(input) = self.peers.1.recv() => Input::Peer(Box::new(input)),
+            Some(input) = self.api.1.recv() => Input::Api(input),
+            Some(scrape) = self.scrapes.1.recv() => Input::Scrape(scrape),
+            else => std::future::pending().await,
+        }
+    }
+
+    /// Ends sessions, links and shards in this order, each as far as it gets in time.
+    async fn stop(&mut self, core: &mut Core) {
+        tracing::info!("stopping");
+        core.begin_stop();
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while !(core.journal_is_idle() && core.shards().all_stopped()) {
+            match timeout_at(deadline, self.next()).await {
+                Ok(input) => self.more = input.feed(core),
+                Err(_) => {
+                    tracing::warn!("the journal or a shard did not stop in time");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// One input of the core.
+enum Input {
+    /// A signal asks for an orderly stop.
+    Stop,
+    Wake,
+    Journal(JournalDone),
+    Peer(Box<PeerInput>),
+    Api(ApiInput),
+    Scrape(Scrape),
+}
+
+impl Input {
+    /// Feeds the core; true if shards have more events than one turn takes.
+    fn feed(self, core: &mut Core) -> bool {
+        match self {
+            // A second signal while stopping changes nothing.
+            Self::Stop => {}
+            Self::Wake => return core.on_wake(),
+            Self::Journal(done) => core.on_journal(done),
+            Self::Peer(input) => core.on_peer(*input),
+            Self::Api(input) => core.on_api(input),
+            // A scraper that hung up needs no text.
+            Self::Scrape(Scrape(reply)) => drop(reply.send(core.metrics())),
+        }
+        false
+    }
+}

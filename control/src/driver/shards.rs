@@ -1,0 +1,96 @@
+//! The shards as the core uses them: commands that are never lost, events in order.
+//!
+//! Runs on the control thread. A command that finds its shard's ring full waits here, in order, and
+//! goes out when there is room; so many may wait that reaching the bound means a dead shard.
+
+use crate::limits::{COMMANDS_WAITING_MAX, EVENTS_PER_TURN};
+use dwcp_dataplane::port::{Command, Event, ShardPort};
+use dwcp_proto::ids::LaneId;
+use std::collections::VecDeque;
+
+/// A shard and what waits for it.
+#[derive(Debug)]
+struct Shard {
+    port: ShardPort,
+    waiting: VecDeque<Command>,
+    stopped: bool,
+}
+
+/// All shards of the daemon.
+#[derive(Debug)]
+pub(crate) struct Shards {
+    shards: Vec<Shard>,
+}
+
+impl Shards {
+    pub(crate) fn new(ports: Vec<ShardPort>) -> Self {
+        let shard = |port| Shard { port, waiting: VecDeque::new(), stopped: false };
+        Self { shards: ports.into_iter().map(shard).collect() }
+    }
+
+    /// How many there are: the most lanes of a link.
+    pub(crate) fn count(&self) -> u16 {
+        u16::try_from(self.shards.len()).unwrap_or(u16::MAX)
+    }
+
+    /// Gives an order to the shard that owns a lane.
+    pub(crate) fn send(&mut self, lane: LaneId, command: Command) {
+        let index = usize::from(lane.0) % self.shards.len();
+        let shard = &mut self.shards[index];
+        shard.waiting.push_back(command);
+        assert!(shard.waiting.len() <= COMMANDS_WAITING_MAX, "shard {index} takes no commands");
+        shard.flush();
+    }
+
+    /// Gives an order to every shard.
+    pub(crate) fn send_all(&mut self, make: impl Fn() -> Command) {
+        (0..self.count()).for_each(|index| self.send(LaneId(index), make()));
+    }
+
+    /// Hands waiting commands over where there is room now.
+    pub(crate) fn flush(&mut self) {
+        self.shards.iter_mut().for_each(Shard::flush);
+    }
+
+    /// Takes a bounded number of events of each shard; true if there may be more.
+    pub(crate) fn take_events(&mut self, events: &mut Vec<(LaneId, Event)>) -> bool {
+        let mut more = false;
+        for (index, shard) in (0..).zip(&mut self.shards) {
+            for _ in 0..EVENTS_PER_TURN {
+                let Some(event) = shard.port.events.pop() else { break };
+                shard.stopped |= event == Event::Stopped;
+                events.push((LaneId(index), event));
+            }
+            more |= !shard.port.events.is_empty();
+        }
+        more
+    }
+
+    /// The first shard whose loop ended, told or not.
+    pub(crate) fn first_lost(&self) -> Option<usize> {
+        self.shards.iter().position(|s| {
+            s.stopped || (s.port.events.is_closed() && s.port.events.is_empty())
+        })
+    }
+
+    /// True when no shard runs any more.
+    pub(crate) fn all_stopped(&self) -> bool {
+        self.shards.iter().all(|s| s.stopped || s.port.events.is_closed())
+    }
+
+    /// The ports, for reading counters.
+    pub(crate) fn ports(&self) -> impl Iterator<Item = &ShardPort> {
+        self.shards.iter().map(|shard| &shard.port)
+    }
+}
+
+impl Shard {
+    fn flush(&mut self) {
+        while let Some(command) = self.waiting.pop_front() {
+            if let Err(full) = self.port.send(command) {
+                self.waiting.push_front(full.0);
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! dwcp-control: everything about a session that is not moving its pages.
+//!
+//! One slow-path thread runs [`run`] with a current-thread async runtime: the control socket
+//! ([`api`]), the peers ([`peer`]), the sessions ([`migration`]), the journal ([`state`]) and the
+//! metrics. It shares no lock and no memory with a shard: commands and events go through bounded
+//! rings, and counters have one writer each.
+//!
+//! All I/O is in `driver`, `api::server`, `peer` and `state::journal`; what decides is pure, takes
+//! time as an argument and returns what to do.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod api;
+mod config;
+mod driver;
+mod error;
+mod limits;
+mod log_limit;
+mod migration;
+mod network;
+mod peer;
+mod state;
+mod tally;
+
+pub use config::{
+    BudgetFact, ControlConfig, DaemonFacts, KernelFact, LiveSettings, MemoryBudget, PeerSecurity,
+    PeerTimeouts, SettingRefused, SettingView, SettingsPort, SocketConfig,
+};
+pub use driver::run;
+pub use error::{ControlError, ExitClass};
+pub use peer::PkiError;
+pub use state::{JournalError, SessionRecord, SessionState};

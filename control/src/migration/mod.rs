@@ -1,0 +1,12 @@
+//! Regions and sessions of this daemon: what is registered, what is moving, what has ended.
+//!
+//! Pure values and tables, owned by the driver's core on the control thread. The machines that
+//! decide are `dwcp_proto::session`'s.
+
+mod history;
+mod regions;
+mod session;
+
+pub(crate) use history::History;
+pub(crate) use regions::{Memory, RegionEntry, Regions};
+pub(crate) use session::{Machine, Plan, Session, Waiting, WaitingFor, lane_failure};

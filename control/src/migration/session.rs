@@ -1,0 +1,201 @@
+//! One session as the core keeps it: the machine that decides, the record that is told, and what
+//! waits for it.
+//!
+//! Plain values on the control thread.
+
+use super::regions::Memory;
+use crate::api::{Reply, Role};
+use crate::state::{SessionRecord, SessionState};
+use dwcp_dataplane::port::{Coding, RoundStats, SessionEnd};
+use dwcp_dataplane::stats::{SESSION_COUNTERS, SessionStatsReader};
+use dwcp_ffi::counters::HistogramReader;
+use dwcp_proto::ids::{LaneId, LinkId, SessionId, SessionKey};
+use dwcp_proto::session::sink::SinkSession;
+use dwcp_proto::session::source::SourceSession;
+use dwcp_proto::time::Nanos;
+
+/// The machine of either end.
+#[derive(Debug)]
+pub(crate) enum Machine {
+    /// This host sends.
+    Source(SourceSession),
+    /// This host receives.
+    Sink(SinkSession),
+}
+
+/// What a session's lanes are opened with.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) memory: Memory,
+    pub(crate) lanes: u16,
+    pub(crate) coding: Coding,
+    pub(crate) measure_baseline: bool,
+    /// Of this lane, at a source.
+    pub(crate) base_pages_max: usize,
+}
+
+/// Which request a client waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WaitingFor {
+    Open,
+    Round,
+    Finish,
+}
+
+/// A client that waits for news of a session.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) what: WaitingFor,
+    pub(crate) reply: Reply,
+}
+
+/// When the parts of the end began, to tell how long each took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Times {
+    pub(crate) round: Nanos,
+    pub(crate) verify: Nanos,
+    pub(crate) commit: Nanos,
+}
+
+/// One session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) machine: Machine,
+    pub(crate) record: SessionRecord,
+    /// The link that carries it now.
+    pub(crate) link: Option<LinkId>,
+    /// How its shards name it, while they hold memory for it.
+    pub(crate) key: Option<SessionKey>,
+    /// `None` for a session made again from the journal.
+    pub(crate) plan: Option<Plan>,
+    pub(crate) stats: Vec<SessionStatsReader>,
+    pub(crate) frame_rtt_ns: Vec<HistogramReader>,
+    /// A bit for each lane whose shard holds memory for it.
+    pub(crate) lanes_open: u64,
+    /// Lanes that are asked to close, or were.
+    pub(crate) closing: bool,
+    pub(crate) waiting: Option<Waiting>,
+    pub(crate) round_stats: RoundStats,
+    pub(crate) times: Times,
+    /// Of the last round and the verification, in nanoseconds, once known.
+    pub(crate) last_round_ns: u64,
+    pub(crate) verify_ns: u64,
+    /// What a lane said when it failed.
+    pub(crate) lane_failure: Option<SessionEnd>,
+    pub(crate) memory_bytes: u64,
+    pub(crate) progress_at: Nanos,
+    pub(crate) progress_bytes: u64,
+    /// When to dial the peer again, and the wait after that.
+    pub(crate) reconnect: Option<(Nanos, Nanos)>,
+}
+
+impl Session {
+    /// A session without lanes.
+    pub(crate) fn new(machine: Machine, record: SessionRecord) -> Self {
+        Self {
+            machine,
+            record,
+            link: None,
+            key: None,
+            plan: None,
+            stats: Vec::new(),
+            frame_rtt_ns: Vec::new(),
+            lanes_open: 0,
+            closing: false,
+            waiting: None,
+            round_stats: RoundStats::default(),
+            times: Times::default(),
+            last_round_ns: 0,
+            verify_ns: 0,
+            lane_failure: None,
+            memory_bytes: 0,
+            progress_at: Nanos(0),
+            progress_bytes: 0,
+            reconnect: None,
+        }
+    }
+
+    /// The session's name.
+    pub(crate) fn id(&self) -> SessionId {
+        self.record.session
+    }
+
+    /// Which end this host is.
+    pub(crate) fn role(&self) -> Role {
+        self.record.role
+    }
+
+    /// Where the machine stands.
+    pub(crate) fn state(&self) -> SessionState {
+        match &self.machine {
+            Machine::Source(machine) => machine.phase().into(),
+            Machine::Sink(machine) => machine.phase().into(),
+        }
+    }
+
+    /// True when nothing more happens to it here.
+    pub(crate) fn is_over(&self) -> bool {
+        let over = match &self.machine {
+            Machine::Source(machine) => machine.is_over(),
+            Machine::Sink(machine) => machine.is_over(),
+        };
+        over && self.lanes_open == 0
+    }
+
+    /// When the machine wants to hear of the time.
+    pub(crate) fn deadline(&self) -> Option<Nanos> {
+        match &self.machine {
+            Machine::Source(machine) => machine.deadline(),
+            Machine::Sink(machine) => machine.deadline(),
+        }
+    }
+
+    /// A counter by its place in the table, summed over the lanes.
+    pub(crate) fn count(&self, index: usize) -> u64 {
+        self.stats.iter().map(|reader| reader.get(index)).sum()
+    }
+
+    /// Brings the record up to what the machine and the counters say.
+    pub(crate) fn update_record(&mut self) {
+        self.record = self.fresh_record();
+    }
+
+    /// The record as the machine and the counters make it now.
+    pub(crate) fn fresh_record(&self) -> SessionRecord {
+        let mut record = self.record.clone();
+        record.state = self.state();
+        if let Machine::Source(machine) = &self.machine {
+            record.round = machine.round().0.max(record.round);
+        }
+        if !self.stats.is_empty() {
+            let counts = (0..).zip(SESSION_COUNTERS);
+            record.counters = counts
+                .map(|(index, info)| (short_name(info.name).to_owned(), self.count(index)))
+                .collect();
+        }
+        record
+    }
+
+    /// Each lane of the session.
+    pub(crate) fn lanes(&self) -> impl Iterator<Item = LaneId> + use<> {
+        (0..self.plan.as_ref().map_or(0, |plan| plan.lanes)).map(LaneId)
+    }
+}
+
+/// A counter's name without what is the same for all of them.
+fn short_name(name: &str) -> &str {
+    let name = name.strip_prefix("session_").unwrap_or(name);
+    name.strip_suffix("_total").unwrap_or(name)
+}
+
+/// The stable code of a lane's failure.
+pub(crate) const fn lane_failure(end: &SessionEnd) -> &'static str {
+    match end {
+        SessionEnd::LinkLost(_) => "lane_link_lost",
+        SessionEnd::PageMismatch => "lane_page_mismatch",
+        SessionEnd::Peer { .. } => "lane_ended_by_peer",
+        SessionEnd::Protocol { code, .. } => code,
+        SessionEnd::TableFull => "lane_table_full",
+        SessionEnd::NoMemory => "lane_no_memory",
+    }
+}

@@ -1,0 +1,3 @@
+//! What the daemon shows of itself to the network it runs in.
+
+pub(crate) mod metrics;

@@ -1,0 +1,27 @@
+//! Peers: who they are, the control channel to each, the listener, and what becomes of a link.
+//!
+//! Runs on the control thread. `link` is pure; `tls`, `channel`, `listener` and `dial` do the I/O
+//! and hand what they got to the core. A refused peer costs a counter and at most a log line.
+
+mod channel;
+mod dial;
+mod error;
+mod exporter;
+mod handshake;
+mod link;
+mod listener;
+mod pki;
+mod tls;
+
+pub use pki::PkiError;
+
+pub(crate) use channel::ChannelHandle;
+pub(crate) use dial::{dial_peer, dial_stream};
+pub(crate) use error::PeerError;
+pub(crate) use handshake::{Established, Identity};
+pub(crate) use link::{Link, LinkInput, LinkOutput, LinkPhase};
+pub(crate) use listener::{Gate, Listener, PeerInput};
+pub(crate) use pki::random;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,66 @@
+//! `dwcp sessions`: every session that the daemon remembers.
+//!
+//! Main thread; asks `session.list` once. The list is the daemon's: newest first, ended ones and
+//! those from before a restart included.
+
+use super::{ask, show, text_table::TextTable};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use clap::ArgMatches;
+use serde_json::Value;
+
+pub(super) fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
+    ask(matches, "session.list", |answer| render_list(rows_of(answer), "no sessions yet"))
+}
+
+/// The records, whether the answer is the list itself or an object around it.
+pub(super) fn rows_of(answer: &Value) -> &Value {
+    answer.get("sessions").unwrap_or(answer)
+}
+
+/// The table of sessions, and below it the reason and the cure of each that needs attention.
+pub(super) fn render_list(sessions: &Value, none: &str) -> String {
+    let mut table = TextTable::new(&[
+        "session", "role", "peer", "region", "state", "round", "pages", "pending", "wire",
+    ]);
+    let mut notes = String::new();
+    for session in sessions.as_array().into_iter().flatten() {
+        let counters = &session["counters"];
+        table.push(vec![
+            show::text(session, "session"),
+            show::text(session, "role"),
+            show::text(session, "peer"),
+            show::text(session, "region"),
+            show::text(session, "state"),
+            show::text(session, "round"),
+            show::text(session, "pages"),
+            show::text(counters, "pending"),
+            show::bytes(counters, "wire"),
+        ]);
+        if let Some(reason) = session["reason"].as_str() {
+            notes.push_str(&format!("{}: {reason}", show::text(session, "session")));
+            if let Some(cure) = session["cure"].as_str() {
+                notes.push_str(&format!("; {cure}"));
+            }
+            notes.push('\n');
+        }
+    }
+    if table.is_empty() { format!("{none}\n") } else { table.render() + &notes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_session_that_needs_attention_says_why_and_what_to_do() {
+        let list = json!([{"session": "aa", "role": "source", "peer": "b", "region": "vm",
+            "state": "in_doubt", "reason": "the link was cut", "cure": "wait for b", "round": 3,
+            "pages": 10, "counters": {"wire": 2048, "pending": 0}}]);
+        let text = render_list(&list, "none");
+        assert!(text.contains("aa: the link was cut; wait for b"), "{text}");
+        assert!(text.contains("2.0 KiB"), "{text}");
+        assert_eq!(render_list(&json!([]), "none"), "none\n");
+    }
+}

@@ -1,0 +1,53 @@
+//! The manual, as rustdoc: one module per chapter, each made from the Markdown file beside it.
+//!
+//! Text only: nothing here runs. The files are written for people who read them in the repository
+//! or through `cargo doc`; the table of settings in the chapter on tuning is compared with the code
+//! by a test of `settings::manual`.
+
+#[doc = include_str!("architecture.md")]
+pub(crate) mod architecture {}
+
+#[doc = include_str!("wire.md")]
+pub(crate) mod wire {}
+
+#[doc = include_str!("control-api.md")]
+pub(crate) mod control_api {}
+
+#[doc = include_str!("tuning.md")]
+pub(crate) mod tuning {}
+
+#[doc = include_str!("troubleshooting.md")]
+pub(crate) mod troubleshooting {}
+
+#[doc = include_str!("integration.md")]
+pub(crate) mod integration {}
+
+/// Why things are as they are: one short record per decision.
+pub(crate) mod decisions {
+    #[doc = include_str!("decisions/0001-dependencies.md")]
+    pub(crate) mod dependencies {}
+
+    #[doc = include_str!("decisions/0002-lanes.md")]
+    pub(crate) mod lanes {}
+
+    #[doc = include_str!("decisions/0003-acks-per-stream.md")]
+    pub(crate) mod acks_per_stream {}
+
+    #[doc = include_str!("decisions/0004-zstd-prefix-and-runs.md")]
+    pub(crate) mod zstd_prefix_and_runs {}
+
+    #[doc = include_str!("decisions/0005-page-hash-blake3.md")]
+    pub(crate) mod page_hash_blake3 {}
+
+    #[doc = include_str!("decisions/0006-journal-redb.md")]
+    pub(crate) mod journal_redb {}
+
+    #[doc = include_str!("decisions/0007-control-json.md")]
+    pub(crate) mod control_json {}
+
+    #[doc = include_str!("decisions/0008-zstd1-comparison.md")]
+    pub(crate) mod zstd1_comparison {}
+
+    #[doc = include_str!("decisions/0009-receive-single-shot.md")]
+    pub(crate) mod receive_single_shot {}
+}

@@ -1,0 +1,304 @@
+//! The table of settings: the one place that names them, their ranges and their defaults.
+//!
+//! Constant data. Flags, the configuration file, `--help`, `dwcp config` and the manual's table
+//! are all made from it.
+
+use super::value::{GIB, Kind, MIB, Value};
+use std::time::Duration;
+
+/// Who takes a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// `dwcp daemon` alone.
+    Daemon,
+    /// `dwcp daemon` and every command that talks to it.
+    Everyone,
+}
+
+/// The heading under which `--help` shows a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    /// Files, addresses and trust.
+    Places,
+    /// Threads and cores.
+    Threads,
+    /// Memory.
+    Memory,
+    /// Links and their streams.
+    Links,
+    /// What sessions do.
+    Sessions,
+    /// Logging and tests.
+    Diagnosis,
+}
+
+/// One setting.
+#[derive(Debug)]
+pub(crate) struct Setting {
+    /// Its name: the flag without the dashes, and the key in the file.
+    pub(crate) name: &'static str,
+    /// What values it takes.
+    pub(crate) kind: Kind,
+    /// Its value when nothing is given; empty for none.
+    pub(crate) default: &'static str,
+    /// Whether `dwcp config set` changes it while the daemon runs.
+    pub(crate) live: bool,
+    /// Who takes it.
+    pub(crate) scope: Scope,
+    /// Its heading.
+    pub(crate) group: Group,
+    /// Left out of `--help` and the manual.
+    pub(crate) hidden: bool,
+    /// What it does, in one or two sentences.
+    pub(crate) help: &'static str,
+}
+
+impl Group {
+    /// The heading's text.
+    pub(crate) const fn title(self) -> &'static str {
+        match self {
+            Self::Places => "Files, addresses and trust",
+            Self::Threads => "Threads and cores",
+            Self::Memory => "Memory",
+            Self::Links => "Links",
+            Self::Sessions => "Sessions",
+            Self::Diagnosis => "Diagnosis",
+        }
+    }
+}
+
+/// The most shards, and so the most cores, of one daemon.
+pub(crate) const SHARDS_MAX: usize = 64;
+
+const fn daemon(name: &'static str, group: Group, kind: Kind, help: &'static str) -> Setting {
+    Setting {
+        name,
+        kind,
+        default: "",
+        live: false,
+        scope: Scope::Daemon,
+        group,
+        hidden: false,
+        help,
+    }
+}
+
+impl Setting {
+    const fn default(mut self, text: &'static str) -> Self {
+        self.default = text;
+        self
+    }
+
+    const fn live(mut self) -> Self {
+        self.live = true;
+        self
+    }
+
+    const fn hidden(mut self) -> Self {
+        self.hidden = true;
+        self
+    }
+
+    const fn everyone(mut self) -> Self {
+        self.scope = Scope::Everyone;
+        self
+    }
+
+    /// The value when nobody gives one.
+    ///
+    /// # Panics
+    /// When the table's default is no value of its kind: a bug that a test finds.
+    pub(crate) fn default_value(&self) -> Value {
+        match (self.default, self.kind) {
+            ("", Kind::Switch) => Value::Switch(false),
+            ("", _) => Value::Unset,
+            (text, kind) => kind
+                .parse(text)
+                .unwrap_or_else(|error| panic!("the default of {}: {error}", self.name)),
+        }
+    }
+}
+
+/// All settings, in the order of `--help`.
+pub(crate) const SETTINGS: &[Setting] = &[
+    daemon(
+        "socket",
+        Group::Places,
+        Kind::Path,
+        "Unix socket of the control interface. Made with mode 0660; a live daemon's socket is \
+         never taken over.",
+    )
+    .default("/run/dwcp.sock")
+    .everyone(),
+    daemon(
+        "listen",
+        Group::Places,
+        Kind::Address,
+        "Address on which peers reach this daemon: control channel and data streams.",
+    )
+    .default("0.0.0.0:7411"),
+    daemon(
+        "pki",
+        Group::Places,
+        Kind::Path,
+        "Folder with ca.pem, host.pem, host.key and revoked.pem, as made by 'dwcp pki host'.",
+    ),
+    daemon(
+        "insecure-plaintext",
+        Group::Places,
+        Kind::Switch,
+        "Run without certificates and encryption. For comparisons on a test network only; \
+         excludes --pki.",
+    )
+    .default("off"),
+    daemon(
+        "state",
+        Group::Places,
+        Kind::Path,
+        "Folder of the journals that say who may run a guest. Must survive a restart.",
+    )
+    .default("/var/lib/dwcp"),
+    daemon(
+        "metrics",
+        Group::Places,
+        Kind::Address,
+        "Address that serves Prometheus metrics over HTTP. Without it there are none.",
+    ),
+    daemon(
+        "cores",
+        Group::Threads,
+        Kind::Cores { max: SHARDS_MAX },
+        "Cores for the data plane, one pinned shard each. Without it one shard runs unpinned.",
+    ),
+    daemon(
+        "poll",
+        Group::Threads,
+        Kind::Choice(&["busy", "adaptive", "park"]),
+        "How a shard waits: busy never sleeps, adaptive spins for --spin and then sleeps, park \
+         sleeps at once.",
+    )
+    .default("adaptive"),
+    daemon(
+        "spin",
+        Group::Threads,
+        Kind::Time { min: Duration::from_micros(1), max: Duration::from_millis(10) },
+        "How long an idle shard spins before it sleeps, with --poll adaptive.",
+    )
+    .default("50us"),
+    daemon(
+        "memory",
+        Group::Memory,
+        Kind::Bytes { min: 64 * MIB, max: 1 << 40, auto: false },
+        "All memory that the daemon may use: arenas, socket buffers, page tables and bases. \
+         Regions belong to their owners and don't count.",
+    )
+    .default("1GiB"),
+    daemon(
+        "arena",
+        Group::Memory,
+        Kind::Bytes { min: 4 * MIB, max: 4 * GIB, auto: true },
+        "Buffers of each shard, registered with the kernel once. auto takes 64MiB, or less where \
+         --memory or the limit of locked memory asks for it.",
+    )
+    .default("auto"),
+    daemon(
+        "lock-memory",
+        Group::Memory,
+        Kind::Choice(&["try", "require", "off"]),
+        "Keep the arenas in memory for good: try goes on when the limit forbids it, require \
+         refuses to start.",
+    )
+    .default("try"),
+    daemon(
+        "base-budget",
+        Group::Memory,
+        Kind::Share { max: 1 << 40 },
+        "Memory of a session for page versions that later rounds are coded against: a share of \
+         what --memory leaves for sessions, or a size.",
+    )
+    .default("50%")
+    .live(),
+    daemon(
+        "streams",
+        Group::Links,
+        Kind::Count { min: 1, max: 64 },
+        "TCP connections of a link that this daemon opens.",
+    )
+    .default("4"),
+    daemon(
+        "window",
+        Group::Links,
+        Kind::Bytes { min: MIB, max: GIB, auto: false },
+        "The most bytes in flight on one link. Give at least twice the link's rate times its \
+         round trip: 64MiB fills 2.5 Gbit/s at 100 ms.",
+    )
+    .default("64MiB"),
+    daemon(
+        "links-max",
+        Group::Links,
+        Kind::Count { min: 1, max: 64 },
+        "The most links at a time, to and from peers together.",
+    )
+    .default("4"),
+    daemon(
+        "zero-copy",
+        Group::Links,
+        Kind::Choice(&["auto", "off"]),
+        "Send large frames without a copy while the kernel reports that it really makes none.",
+    )
+    .default("auto"),
+    daemon(
+        "keepalive",
+        Group::Links,
+        Kind::Time { min: Duration::from_millis(100), max: Duration::from_secs(60) },
+        "How often an idle control channel is probed.",
+    )
+    .default("1s")
+    .live(),
+    daemon(
+        "dead-after",
+        Group::Links,
+        Kind::Time { min: Duration::from_millis(500), max: Duration::from_secs(600) },
+        "A link that stays silent for so long is dead. At least three times --keepalive.",
+    )
+    .default("30s")
+    .live(),
+    daemon(
+        "accept-timeout",
+        Group::Links,
+        Kind::Time { min: Duration::from_millis(100), max: Duration::from_secs(60) },
+        "How long a peer may take to connect, prove its name and open its streams.",
+    )
+    .default("10s"),
+    daemon(
+        "sessions-max",
+        Group::Sessions,
+        Kind::Count { min: 1, max: 256 },
+        "The most sessions at a time, as source and as sink together.",
+    )
+    .default("16"),
+    daemon(
+        "zstd-level",
+        Group::Sessions,
+        Kind::Count { min: 1, max: 19 },
+        "Compression level of new sessions that name none themselves.",
+    )
+    .default("1")
+    .live(),
+    daemon(
+        "log",
+        Group::Diagnosis,
+        Kind::Choice(&["error", "warn", "info", "debug", "trace"]),
+        "How much the daemon writes to standard error.",
+    )
+    .default("info")
+    .live(),
+    daemon(
+        "test-break-invariant",
+        Group::Diagnosis,
+        Kind::Switch,
+        "Break an invariant of the first shard on purpose as soon as a session opens.",
+    )
+    .default("off")
+    .hidden(),
+];

@@ -1,0 +1,136 @@
+//! Writes the inputs that every fuzz run starts from: valid bytes of each kind, as the product
+//! makes them.
+//!
+//! Run it when a format changes, from the root of the repository, and commit what changed:
+//! `cargo run --manifest-path tools/fuzz/Cargo.toml --example seeds`
+#![forbid(unsafe_code)]
+
+use dwcp_codec::{ENCODED_BYTES_MAX, Encoder, EncoderConfig};
+use dwcp_fuzz::wire::{INCARNATION, STREAM};
+use dwcp_proto::ids::{LinkEpoch, Round, Sequence, SessionId, SessionNumber};
+use dwcp_proto::wire::frame::{Frame, NackReason};
+use dwcp_proto::wire::hello::{Hello, HostName};
+use dwcp_proto::wire::keys::DirectionKey;
+use dwcp_proto::wire::limits::RECORD_HEADER_BYTES;
+use dwcp_proto::wire::peer::{
+    Code, Message, Outcome, PeerCodec, PeerCoding, PeerMessage, RegionName,
+};
+use dwcp_proto::wire::preface::StreamPreface;
+use dwcp_proto::wire::record::Sealer;
+use dwcp_proto::wire::token::{JournalId, LinkToken};
+use std::path::Path;
+
+fn main() -> std::io::Result<()> {
+    frames_and_records()?;
+    let hello = Hello::ours(HostName::cut("host-a"), [1; 16]);
+    save("hello", "one", &hello.encode())?;
+    let plain = hello.clone().with_plain_records().encode();
+    save("hello", "plain-then-sealed", &[plain, hello.encode()].concat())?;
+    let preface =
+        StreamPreface { token: LinkToken([2; 16]), stream: STREAM, incarnation: INCARNATION };
+    save("preface", "one", &preface.encode())?;
+    for message in peer_messages() {
+        let written = PeerCodec::encode(&message);
+        save("peer_message", message.name(), &written)?;
+        save("peer_message", &format!("{}-json", message.name()), &[b"=", &written[4..]].concat())?;
+    }
+    for (name, line) in dwcp_fuzz::control::example_lines() {
+        save("control_request", &name, &line)?;
+    }
+    payloads()
+}
+
+fn save(target: &str, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = Path::new("tools/fuzz/seeds").join(target);
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join(name), bytes)
+}
+
+fn frames_and_records() -> std::io::Result<()> {
+    let session = SessionNumber(5);
+    let sequence = Sequence(9);
+    let kinds = [
+        Frame::Pages { session, sequence, round: Round(1), payload: b"coded pages" },
+        Frame::Ack { session, through: sequence },
+        Frame::Nack { session, sequence, reason: NackReason::UnknownBase },
+        Frame::Verify { session, digest: [4; 16], pages: 64 },
+        Frame::Verified { session },
+        Frame::VerifyFailed { session, page: 7 },
+        Frame::Abort { session, code: 2 },
+        Frame::Ping { stamp: 1 },
+        Frame::Pong { stamp: 1 },
+    ];
+    let mut sealer = Sealer::new(DirectionKey::Plain, STREAM, INCARNATION);
+    let mut stream = Vec::new();
+    let mut row = Vec::new();
+    for (index, frame) in kinds.iter().enumerate() {
+        let mut bytes = vec![0; frame.encoded_bytes()];
+        frame.encode_into(&mut bytes);
+        save("frames", &format!("kind-{index}"), &bytes)?;
+        save("record_open", &format!("kind-{index}"), &[&[0, 20, 1][..], &bytes].concat())?;
+        let mut record = vec![0; RECORD_HEADER_BYTES + bytes.len()];
+        record[RECORD_HEADER_BYTES..].copy_from_slice(&bytes);
+        sealer.seal(&mut record, bytes.len()).expect("a new key seals");
+        save("record_header", &format!("kind-{index}"), &record[..RECORD_HEADER_BYTES])?;
+        stream.extend(record);
+        row.extend(bytes);
+    }
+    save("frames", "row", &row)?;
+    save("record_stream", "one-frame-each", &stream)
+}
+
+fn peer_messages() -> Vec<PeerMessage> {
+    let session = SessionId([3; 16]);
+    let number = SessionNumber(5);
+    let (code, message) = (Code::cut("region_unknown"), Message::cut("no region is named so"));
+    let journal = JournalId([6; 16]);
+    vec![
+        PeerMessage::LinkOpen { epoch: LinkEpoch(1), lanes: 2, streams: 4 },
+        PeerMessage::LinkAccept { token: LinkToken([2; 16]), lanes: 2 },
+        PeerMessage::LinkRefuse { code: code.clone(), message: message.clone() },
+        PeerMessage::SessionOpen {
+            session,
+            number,
+            region: RegionName::cut("vm1"),
+            pages: 262_144,
+            coding: PeerCoding::Full,
+        },
+        PeerMessage::SessionAccept { session, number, journal },
+        PeerMessage::SessionRefuse {
+            session,
+            number,
+            code: code.clone(),
+            message: message.clone(),
+        },
+        PeerMessage::SessionFailed { session, code: code.clone(), message: message.clone() },
+        PeerMessage::Yield { session },
+        PeerMessage::Committed { session },
+        PeerMessage::Abort { session, code, message: message.clone() },
+        PeerMessage::Query { session, journal },
+        PeerMessage::Outcome { session, outcome: Outcome::NotCommitted },
+        PeerMessage::Settled { session },
+        PeerMessage::Ping { stamp: 1 },
+        PeerMessage::Pong { stamp: 1 },
+        PeerMessage::Goodbye { reason: message },
+    ]
+}
+
+/// Descriptions of extents for the round trip, and what they are coded to for the decoder.
+fn payloads() -> std::io::Result<()> {
+    let mut encoder = Encoder::new(EncoderConfig { zstd_level_max: 3 });
+    let cases: [(&str, u64, &[u8]); 6] = [
+        ("unchanged", 0b1, &[]),
+        ("zero", 0b11, &[0, 0, 0, 0, 1, 0, 0, 0]),
+        ("runs", 0b1111, &[0, 1, 3, 7, 1, 1, 9, 7, 2, 1, 30, 1]),
+        ("prefix", 0b111, &[0, 3, 9, 40, 1, 3, 5, 30, 2, 3, 1, 50]),
+        ("random", 0b1001, &[0, 2, 1, 1, 1, 2, 2, 2]),
+        ("mixed", 0b1_1111_0111, &[0, 0, 0, 0, 1, 1, 5, 5, 2, 2, 3, 3, 3, 3, 7, 40]),
+    ];
+    for (name, mask, edits) in cases {
+        save("codec_round_trip", name, &[&mask.to_le_bytes()[..], edits].concat())?;
+        let mut payload = vec![0; ENCODED_BYTES_MAX];
+        let bytes = dwcp_fuzz::codec::encode(&mut encoder, mask, edits, &mut payload);
+        save("codec_decode", name, &payload[..bytes])?;
+    }
+    Ok(())
+}

@@ -188,11 +188,8 @@ pub trait SettingsPort {
     ///
     /// # Errors
     /// The setting is unknown or fixed, or the value is not allowed. Nothing changed then.
-    fn set(
-        &mut self,
-        name: &str,
-        value: &serde_json::Value,
-    ) -> Result<SettingView, SettingRefused>;
+    fn set(&mut self, name: &str, value: &serde_json::Value)
+    -> Result<SettingView, SettingRefused>;
 
     /// The live settings as they are now.
     fn live(&self) -> LiveSettings;

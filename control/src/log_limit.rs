@@ -1,4 +1,5 @@
-//! Keeps peers and clients from filling the log: so many lines per window, then a count of the rest.
+//! Keeps peers and clients from filling the log: so many lines per window, then a count of the
+//! rest.
 //!
 //! Pure: time is an argument. One value per kind of event, owned by the task that logs it.
 

@@ -1,8 +1,8 @@
 //! The border between the control thread and a shard: commands in, events out, over bounded rings.
 //!
-//! Commands that set something up carry what the shard will own (a socket, a region, keys) in a box;
-//! all others are small `Copy`-like values. The shard never allocates for an event, and an accepted
-//! session reserves the room of its final event, so that "finished" can't be lost.
+//! Commands that set something up carry what the shard will own (a socket, a region, keys) in a
+//! box; all others are small `Copy`-like values. The shard never allocates for an event, and an
+//! accepted session reserves the room of its final event, so that "finished" can't be lost.
 
 use crate::stats::{SessionStats, ShardStatsReader, StreamStats};
 pub use dwcp_codec::{Coding, HashKey};

@@ -1,4 +1,5 @@
-//! What the data plane counts: one table per subject, each counter with its metric name and meaning.
+//! What the data plane counts: one table per subject, each counter with its metric name and
+//! meaning.
 //!
 //! A shard owns the writers; the control thread owns the readers. Nothing here locks or allocates
 //! after start. The names are the Prometheus names without the `dwcp_` prefix.
@@ -16,7 +17,12 @@ pub struct CounterInfo {
 
 /// Declares an enum of counters and its table.
 macro_rules! counters {
-    ($(#[$doc:meta])* $name:ident[$count:ident, $table:ident] { $($variant:ident: $metric:literal, $help:literal;)+ }) => {
+    (
+        $(#[$doc:meta])*
+        $name:ident[$count:ident, $table:ident] {
+            $($variant:ident: $metric:literal, $help:literal;)+
+        }
+    ) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(usize)]
@@ -42,54 +48,98 @@ macro_rules! counters {
 counters! {
     /// What one shard did.
     ShardCounter[SHARD_COUNTER_COUNT, SHARD_COUNTERS] {
-        Polls: "shard_polls_total", "Turns of the shard's loop.";
-        BusyPolls: "shard_busy_polls_total", "Turns of the loop that found work.";
-        Parks: "shard_parks_total", "Times that the shard slept in the kernel.";
-        EncodeNanos: "shard_encode_nanoseconds_total", "Time spent coding extents.";
-        DecodeNanos: "shard_decode_nanoseconds_total", "Time spent decoding extents.";
-        BaselineNanos: "shard_baseline_nanoseconds_total", "Time spent on the zstd-1 comparison, when switched on.";
-        LeasesFree: "shard_leases_free", "Arena slots that nobody holds.";
-        CommandsRefused: "shard_commands_refused_total", "Commands that named no known link, stream or session.";
+        Polls: "shard_polls_total",
+            "Turns of the shard's loop.";
+        BusyPolls: "shard_busy_polls_total",
+            "Turns of the loop that found work.";
+        Parks: "shard_parks_total",
+            "Times that the shard slept in the kernel.";
+        EncodeNanos: "shard_encode_nanoseconds_total",
+            "Time spent coding extents.";
+        DecodeNanos: "shard_decode_nanoseconds_total",
+            "Time spent decoding extents.";
+        BaselineNanos: "shard_baseline_nanoseconds_total",
+            "Time spent on the zstd-1 comparison, when switched on.";
+        LeasesFree: "shard_leases_free",
+            "Arena slots that nobody holds.";
+        CommandsRefused: "shard_commands_refused_total",
+            "Commands that named no known link, stream or session.";
     }
 }
 
 counters! {
     /// What one stream carried.
     StreamCounter[STREAM_COUNTER_COUNT, STREAM_COUNTERS] {
-        SentBytes: "stream_sent_bytes_total", "Bytes handed to the kernel, records and their overhead included.";
-        ReceivedBytes: "stream_received_bytes_total", "Bytes received from the kernel.";
-        SentRecords: "stream_sent_records_total", "Records sealed and sent.";
-        ReceivedRecords: "stream_received_records_total", "Records received and opened.";
-        ZeroCopySends: "stream_zero_copy_sends_total", "Sends that the kernel reported as not copied.";
-        CopiedSends: "stream_copied_sends_total", "Zero-copy sends that the kernel reported as copied after all.";
-        RecordErrors: "stream_record_errors_total", "Records refused: altered, replayed, oversized or out of place.";
-        InFlightBytes: "stream_in_flight_bytes", "Bytes posted and not yet acknowledged by the peer.";
-        RttNanos: "stream_rtt_nanoseconds", "Newest round trip, from posting a frame to its acknowledgement.";
+        SentBytes: "stream_sent_bytes_total",
+            "Bytes handed to the kernel, records and their overhead included.";
+        ReceivedBytes: "stream_received_bytes_total",
+            "Bytes received from the kernel.";
+        SentRecords: "stream_sent_records_total",
+            "Records sealed and sent.";
+        ReceivedRecords: "stream_received_records_total",
+            "Records received and opened.";
+        ZeroCopySends: "stream_zero_copy_sends_total",
+            "Sends that the kernel reported as not copied.";
+        CopiedSends: "stream_copied_sends_total",
+            "Zero-copy sends that the kernel reported as copied after all.";
+        RecordErrors: "stream_record_errors_total",
+            "Records refused: altered, replayed, oversized or out of place.";
+        InFlightBytes: "stream_in_flight_bytes",
+            "Bytes posted and not yet acknowledged by the peer.";
+        RttNanos: "stream_rtt_nanoseconds",
+            "Newest round trip, from posting a frame to its acknowledgement.";
     }
 }
 
 counters! {
     /// What one session's lane moved; source and sink count the same things on their own side.
     SessionCounter[SESSION_COUNTER_COUNT, SESSION_COUNTERS] {
-        PagesScanned: "session_scanned_pages_total", "Pages looked at: dirty by the source of dirty pages.";
-        PagesZero: "session_zero_pages_total", "Pages sent as all zero.";
-        PagesUnchanged: "session_unchanged_pages_total", "Dirty pages that held what the sink already had; nothing was sent.";
-        PagesDelta: "session_delta_pages_total", "Pages sent as their change against an acknowledged version.";
-        PagesZstd: "session_zstd_pages_total", "Pages sent compressed with their extent.";
-        PagesRaw: "session_raw_pages_total", "Pages sent as they are.";
-        DeltaBytes: "session_delta_bytes_total", "Coded bytes of delta pages.";
-        ZstdBytes: "session_zstd_bytes_total", "Coded bytes of compressed pages.";
-        RawBytes: "session_raw_bytes_total", "Coded bytes of raw pages.";
-        WireBytes: "session_wire_bytes_total", "Bytes of the session's frames, sealed, as handed to the link.";
-        BaselineBytes: "session_zstd1_bytes_total", "Bytes that plain zstd level 1, page by page, makes of the same pages (only with the comparison on).";
-        Frames: "session_frames_total", "Frames with pages.";
-        Nacks: "session_nacks_total", "Frames that the sink could not decode and asked for again whole.";
-        LatePages: "session_late_pages_total", "Older versions of a page that arrived late and were dropped.";
-        PagesRequeued: "session_requeued_pages_total", "Pages coded anew because their stream died or the sink asked for them.";
-        PagesVerified: "session_verified_pages_total", "Pages whose memory at the sink was read back and matched.";
-        PagesPending: "session_pending_pages", "Pages of the current round that are not yet sent.";
-        BasePages: "session_base_pages", "Page versions kept as bases.";
-        BacklogBytes: "session_backlog_bytes", "Coded bytes sent and not yet acknowledged, beyond one bandwidth-delay product.";
+        PagesScanned: "session_scanned_pages_total",
+            "Pages looked at: dirty by the source of dirty pages.";
+        PagesZero: "session_zero_pages_total",
+            "Pages sent as all zero.";
+        PagesUnchanged: "session_unchanged_pages_total",
+            "Dirty pages that held what the sink already had; nothing was sent.";
+        PagesDelta: "session_delta_pages_total",
+            "Pages sent as their change against an acknowledged version.";
+        PagesZstd: "session_zstd_pages_total",
+            "Pages sent compressed with their extent.";
+        PagesRaw: "session_raw_pages_total",
+            "Pages sent as they are.";
+        DeltaBytes: "session_delta_bytes_total",
+            "Coded bytes of delta pages.";
+        ZstdBytes: "session_zstd_bytes_total",
+            "Coded bytes of compressed pages.";
+        RawBytes: "session_raw_bytes_total",
+            "Coded bytes of raw pages.";
+        WireBytes: "session_wire_bytes_total",
+            "Bytes of the session's frames, sealed, as handed to the link.";
+        BaselineBytes: "session_zstd1_bytes_total",
+            "Bytes that plain zstd-1 makes of the same pages, each alone, with the comparison on.";
+        BaselineZeroBytes: "session_zero_zstd1_bytes_total",
+            "The part of it for pages sent as zero.";
+        BaselineDeltaBytes: "session_delta_zstd1_bytes_total",
+            "The part of it for pages sent as deltas.";
+        BaselineZstdBytes: "session_zstd_zstd1_bytes_total",
+            "The part of it for pages sent compressed with their extent.";
+        BaselineRawBytes: "session_raw_zstd1_bytes_total",
+            "The part of it for pages sent raw.";
+        Frames: "session_frames_total",
+            "Frames with pages.";
+        Nacks: "session_nacks_total",
+            "Frames that the sink could not decode and asked for again whole.";
+        LatePages: "session_late_pages_total",
+            "Older versions of a page that arrived late and were dropped.";
+        PagesRequeued: "session_requeued_pages_total",
+            "Pages coded anew because their stream died or the sink asked for them.";
+        PagesVerified: "session_verified_pages_total",
+            "Pages whose memory at the sink was read back and matched.";
+        PagesPending: "session_pending_pages",
+            "Pages of the current round that are not yet sent.";
+        BasePages: "session_base_pages",
+            "Page versions kept as bases.";
+        BacklogBytes: "session_backlog_bytes",
+            "Coded bytes sent and not yet acknowledged, beyond one bandwidth-delay product.";
     }
 }
 

@@ -1,4 +1,5 @@
 //! Two real shards on two threads, real TCP streams between them: a region moves, or fails cleanly.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod pair;

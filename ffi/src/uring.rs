@@ -63,6 +63,8 @@ pub struct UringConfig {
     pub data_buffer_bytes: u32,
     /// The most completions of the kernel that one poll works off.
     pub completions_max: u32,
+    /// Register the arena, which counts as locked memory. Without it every send is a plain one.
+    pub register_arena: bool,
 }
 
 impl Default for UringConfig {
@@ -73,6 +75,7 @@ impl Default for UringConfig {
             data_buffers: 64,
             data_buffer_bytes: 4096,
             completions_max: 256,
+            register_arena: true,
         }
     }
 }
@@ -188,7 +191,9 @@ impl Uring {
             .clamp(2 * entries.next_power_of_two(), COMPLETION_ENTRIES_MAX);
         let ring = builder(completions).build(entries).map_err(|e| setup_error(e, entries))?;
         let shared = Rc::clone(arena.shared());
-        register_arena(&ring, &shared)?;
+        if config.register_arena {
+            register_arena(&ring, &shared)?;
+        }
         ring.submitter()
             .register_files_sparse(sockets_max)
             .map_err(kernel("IORING_REGISTER_FILES2"))?;
@@ -205,7 +210,7 @@ impl Uring {
             wake: wake.share(),
             wake_armed: false,
             attention: false,
-            zero_copy: probe.zero_copy(),
+            zero_copy: config.register_arena && probe.zero_copy(),
             draining: false,
             config,
         };

@@ -97,7 +97,11 @@ impl Budget {
             shards: config.shard_count(),
             send_slots: size(slots - streams.per_shard * SLOTS_PER_STREAM as u64),
             streams_per_shard: size(streams.per_shard),
-            lock_memory: config.lock_memory != LockMemory::Off,
+            lock_memory: match config.lock_memory {
+                LockMemory::Off => false,
+                LockMemory::Try => sum.arena_bytes * sum.shards <= machine.lockable_bytes,
+                LockMemory::Require => true,
+            },
             arena_bytes,
             windows_bytes: u64::from(config.links_max) * config.window_bytes,
             sessions_bytes: config.memory_bytes - sum.total(),
@@ -187,7 +191,10 @@ fn arena_bytes(
     let windows_bytes = u64::from(config.links_max) * config.window_bytes;
     let others = windows_bytes + CONTROL_BYTES + SESSIONS_BYTES_MIN;
     let by_memory = config.memory_bytes.saturating_sub(others) / streams.shards;
-    let by_lock = machine.lockable_bytes / streams.shards;
+    let by_lock = match config.lock_memory {
+        LockMemory::Require => machine.lockable_bytes / streams.shards,
+        LockMemory::Try | LockMemory::Off => u64::MAX,
+    };
     let wished = ARENA_BYTES_AUTO.min(by_memory).min(by_lock);
     wished.max(min) / slot_bytes() * slot_bytes()
 }
@@ -214,7 +221,7 @@ fn check_memory(
         });
     }
     let locked_bytes = sum.arena_bytes * sum.shards;
-    if locked_bytes > machine.lockable_bytes {
+    if config.lock_memory == LockMemory::Require && locked_bytes > machine.lockable_bytes {
         errors.push(BudgetError::Locked {
             shards: sum.shards,
             arena_bytes: sum.arena_bytes,

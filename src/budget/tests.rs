@@ -32,12 +32,24 @@ fn the_defaults_fit_and_the_parts_make_the_whole() {
 #[test]
 fn auto_shrinks_to_the_limit_of_locked_memory_and_refuses_below_the_least() {
     let small = |lockable_bytes| Machine { lockable_bytes, ..machine() };
-    let config = config(|config| config.links_max = 1);
+    let config = config(|config| {
+        config.links_max = 1;
+        config.lock_memory = LockMemory::Require;
+    });
     let budget = Budget::compute(&config, &small(8 * MIB)).expect("8 MiB are enough for one link");
     assert!(budget.arena_bytes <= 8 * MIB, "{budget:?}");
+    assert!(budget.lock_memory);
     let errors = Budget::compute(&config, &small(MIB)).unwrap_err();
     assert!(errors.to_string().contains("ulimit -l"), "{errors}");
     assert_eq!(errors.exit(), crate::exit::Exit::Machine);
+}
+
+#[test]
+fn try_goes_on_unlocked_where_the_limit_forbids_it() {
+    let machine = Machine { lockable_bytes: MIB, ..machine() };
+    let budget = Budget::compute(&config(|_| {}), &machine).expect("try does not refuse");
+    assert!(!budget.lock_memory);
+    assert!(Budget::compute(&config(|_| {}), &self::machine()).unwrap().lock_memory);
 }
 
 #[test]

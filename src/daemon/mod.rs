@@ -82,7 +82,11 @@ fn start_shards(
         if let (Err(error), LockMemory::Try, true) =
             (&started, config.lock_memory, shard.lock_memory)
         {
-            tracing::warn!(shard = index, %error, "the arena is not locked in memory");
+            tracing::warn!(
+                shard = index,
+                %error,
+                "the arena is neither locked nor registered: every send is copied"
+            );
             let unlocked = ShardConfig { lock_memory: false, ..shard };
             started = shard::spawn(unlocked, wake_control.clone());
         }

@@ -197,16 +197,17 @@ pub(crate) const SETTINGS: &[Setting] = &[
         "arena",
         Group::Memory,
         Kind::Bytes { min: 4 * MIB, max: 4 * GIB, auto: true },
-        "Buffers of each shard, registered with the kernel once. auto takes 64MiB, or less where \
-         --memory or the limit of locked memory asks for it.",
+        "Buffers of each shard. auto takes 64MiB, or less where --memory asks for it (with \
+         --lock-memory require also the limit of locked memory).",
     )
     .default("auto"),
     daemon(
         "lock-memory",
         Group::Memory,
         Kind::Choice(&["try", "require", "off"]),
-        "Keep the arenas in memory for good: try goes on when the limit forbids it, require \
-         refuses to start.",
+        "Lock the arenas in memory and register them with the kernel: try goes on without when \
+         the limit of locked memory forbids it (every send is copied then), require refuses to \
+         start.",
     )
     .default("try"),
     daemon(

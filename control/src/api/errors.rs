@@ -44,7 +44,7 @@ codes! {
     ParseError = -32700, "parse_error", "send one JSON document per line, in UTF-8";
     /// The document is not a request.
     InvalidRequest = -32600, "invalid_request",
-        "send an object with \"jsonrpc\":\"2.0\", \"method\", and an \"id\" that is text or a number; no batches";
+        "send one object with jsonrpc \"2.0\", a method and an id (text or number), no batch";
     /// No such method.
     MethodUnknown = -32601, "method_unknown", "rpc.discover lists every method";
     /// The parameters are wrong.
@@ -61,7 +61,8 @@ codes! {
     /// Too much is going on.
     Busy = 1005, "busy", "wait for a session to end, then try again";
     /// No such region.
-    RegionUnknown = 1010, "region_unknown", "region.list shows the regions; region.register adds one";
+    RegionUnknown = 1010, "region_unknown",
+        "region.list shows the regions; region.register adds one";
     /// The name is taken.
     RegionExists = 1011, "region_exists", "give another name, or release the region first";
     /// A session uses the region.
@@ -73,7 +74,7 @@ codes! {
         "pass the memory's descriptor first, then the bitmap's if dirty is \"bitmap\"";
     /// The descriptor can't be used.
     DescriptorUnusable = 1015, "descriptor_unusable",
-        "pass a writable memfd of whole 4 KiB pages that is sealed, or may be sealed, against shrinking";
+        "pass a writable memfd of whole 4 KiB pages that is, or may be, sealed against shrinking";
     /// No such session.
     SessionUnknown = 1020, "session_unknown", "session.list shows the sessions";
     /// Not legal now.

@@ -10,8 +10,8 @@ use crate::limits::{CLIENT_READ_BYTES, REQUEST_DESCRIPTORS_MAX};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use tokio::net::UnixStream;
 use tokio::io::Interest;
+use tokio::net::UnixStream;
 
 /// One line without its newline, and what came with it.
 #[derive(Debug, Default)]
@@ -97,11 +97,7 @@ pub(crate) async fn read_some(
     debug_assert!(buffer.len() <= CLIENT_READ_BYTES);
     stream
         .async_io(Interest::READABLE, || {
-            Ok(dwcp_ffi::scm::recv_with_fds(
-                stream.as_fd(),
-                buffer,
-                REQUEST_DESCRIPTORS_MAX,
-            )?)
+            Ok(dwcp_ffi::scm::recv_with_fds(stream.as_fd(), buffer, REQUEST_DESCRIPTORS_MAX)?)
         })
         .await
 }

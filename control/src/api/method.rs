@@ -358,12 +358,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_answered_and_never_panic(line in prop::collection::vec(any::<u8>(), 0..512)) {
+        fn any_bytes_are_answered_and_never_panic(
+            line in prop::collection::vec(any::<u8>(), 0..512),
+        ) {
             let _ = parse_line(&line);
         }
 
         #[test]
-        fn a_peer_address_survives_its_text_form(text in "([a-z-]{1,8}@)?[a-z0-9.]{1,12}:[1-9][0-9]{0,3}") {
+        fn a_peer_address_survives_its_text_form(
+            text in "([a-z-]{1,8}@)?[a-z0-9.]{1,12}:[1-9][0-9]{0,3}",
+        ) {
             use super::super::request::PeerAddress;
             let peer = PeerAddress::try_from(text.clone()).unwrap();
             prop_assert_eq!(peer.to_string(), text);

@@ -16,12 +16,10 @@ mod schema;
 mod server;
 
 pub use errors::{API_CODES, ApiCode, ApiError};
+pub use method::{Method, methods};
 pub use notification::Topic;
 pub use openrpc::document as openrpc_document;
-pub use method::{Method, methods};
-pub use request::{
-    CodingName, DirtyName, PeerAddress, RegionRegister, Request, Role, SessionOpen,
-};
+pub use request::{CodingName, DirtyName, PeerAddress, RegionRegister, Request, Role, SessionOpen};
 
 pub(crate) use client::{ClientHandle, ClientId};
 pub(crate) use notification::Subscription;

@@ -59,7 +59,10 @@ fn reference(code: ApiCode) -> Value {
 fn errors_object() -> Value {
     let entry = |code: &ApiCode| {
         let data = json!({ "code": code.name(), "cure": code.cure() });
-        (code.name().to_owned(), json!({ "code": code.number(), "message": code.name(), "data": data }))
+        (
+            code.name().to_owned(),
+            json!({ "code": code.number(), "message": code.name(), "data": data }),
+        )
     };
     Value::Object(API_CODES.iter().map(entry).collect())
 }
@@ -171,7 +174,9 @@ mod tests {
                     Ok(_) => assert_eq!((method.name, param.name), ("config.set", "value")),
                     Err(error) => assert!(
                         !error.message.contains("unknown field"),
-                        "{} {}: {error}", method.name, param.name
+                        "{} {}: {error}",
+                        method.name,
+                        param.name
                     ),
                 }
             }

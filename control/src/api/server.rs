@@ -339,7 +339,10 @@ mod tests {
     }
 
     impl Fixture {
-        fn run<F: Future<Output = ()>>(change: fn(&mut SocketConfig), test: impl FnOnce(Self) -> F) {
+        fn run<F: Future<Output = ()>>(
+            change: fn(&mut SocketConfig),
+            test: impl FnOnce(Self) -> F,
+        ) {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -394,122 +397,147 @@ mod tests {
 
     #[test]
     fn garbage_is_answered_and_the_client_goes_on() {
-        Fixture::run(|_| {}, |fixture| async move {
-            let mut client = fixture.connect().await;
-            let answer = fixture.ask(&mut client, "garbage").await;
-            assert_eq!(answer["error"]["code"], -32700);
-            assert_eq!(answer["id"], Value::Null);
-            let wrong = r#"{"jsonrpc":"2.0","id":7,"method":"status","params":{"x":1}}"#;
-            let answer = fixture.ask(&mut client, wrong).await;
-            assert_eq!((&answer["error"]["code"], &answer["id"]), (&json!(-32602), &json!(7)));
-            assert_eq!(fixture.ask(&mut client, STATUS).await["result"]["method"], "status");
-        });
+        Fixture::run(
+            |_| {},
+            |fixture| async move {
+                let mut client = fixture.connect().await;
+                let answer = fixture.ask(&mut client, "garbage").await;
+                assert_eq!(answer["error"]["code"], -32700);
+                assert_eq!(answer["id"], Value::Null);
+                let wrong = r#"{"jsonrpc":"2.0","id":7,"method":"status","params":{"x":1}}"#;
+                let answer = fixture.ask(&mut client, wrong).await;
+                assert_eq!((&answer["error"]["code"], &answer["id"]), (&json!(-32602), &json!(7)));
+                assert_eq!(fixture.ask(&mut client, STATUS).await["result"]["method"], "status");
+            },
+        );
     }
 
     #[test]
     fn a_huge_request_is_refused_and_its_client_dropped() {
-        Fixture::run(|config| config.request_bytes_max = 1000, |fixture| async move {
-            let mut client = fixture.connect().await;
-            client.write_all(&[b' '; 1001]).await.unwrap();
-            let answer = next_line(&mut client).await;
-            assert_eq!(answer["error"]["data"]["code"], "request_too_long");
-            assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
-            assert_eq!(fixture.counters.dropped.count("request_too_long"), 1);
-            fixture.still_serves().await;
-        });
+        Fixture::run(
+            |config| config.request_bytes_max = 1000,
+            |fixture| async move {
+                let mut client = fixture.connect().await;
+                client.write_all(&[b' '; 1001]).await.unwrap();
+                let answer = next_line(&mut client).await;
+                assert_eq!(answer["error"]["data"]["code"], "request_too_long");
+                assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+                assert_eq!(fixture.counters.dropped.count("request_too_long"), 1);
+                fixture.still_serves().await;
+            },
+        );
     }
 
     #[test]
     fn a_client_that_does_not_read_is_dropped_and_others_are_served() {
-        Fixture::run(|_| {}, |fixture| async move {
-            let mut client = fixture.connect().await;
-            // Answers of 1 MiB each: the queue's bound in bytes is reached long before its lines.
-            for _ in 0..CLIENT_REQUESTS_IN_FLIGHT {
-                if client.write_all(format!("{LIST}\n").as_bytes()).await.is_err() {
-                    break;
+        Fixture::run(
+            |_| {},
+            |fixture| async move {
+                let mut client = fixture.connect().await;
+                // Answers of 1 MiB each: the bound in bytes is reached long before that in lines.
+                for _ in 0..CLIENT_REQUESTS_IN_FLIGHT {
+                    if client.write_all(format!("{LIST}\n").as_bytes()).await.is_err() {
+                        break;
+                    }
                 }
-            }
-            while fixture.counters.dropped.count("does_not_read") == 0 {
-                fixture.still_serves().await;
-            }
-        });
+                while fixture.counters.dropped.count("does_not_read") == 0 {
+                    fixture.still_serves().await;
+                }
+            },
+        );
     }
 
     #[test]
     fn a_slow_client_does_not_hold_up_others() {
-        Fixture::run(|_| {}, |fixture| async move {
-            let mut slow = fixture.connect().await;
-            let (head, tail) = STATUS.split_at(10);
-            slow.write_all(head.as_bytes()).await.unwrap();
-            fixture.still_serves().await;
-            assert_eq!(fixture.ask(&mut slow, tail).await["result"]["method"], "status");
-        });
+        Fixture::run(
+            |_| {},
+            |fixture| async move {
+                let mut slow = fixture.connect().await;
+                let (head, tail) = STATUS.split_at(10);
+                slow.write_all(head.as_bytes()).await.unwrap();
+                fixture.still_serves().await;
+                assert_eq!(fixture.ask(&mut slow, tail).await["result"]["method"], "status");
+            },
+        );
     }
 
     #[test]
     fn one_client_too_many_is_told_so() {
-        Fixture::run(|config| config.clients_max = 2, |fixture| async move {
-            let (mut one, mut two) = (fixture.connect().await, fixture.connect().await);
-            fixture.ask(&mut one, STATUS).await;
-            fixture.ask(&mut two, STATUS).await;
-            let mut three = fixture.connect().await;
-            let answer = next_line(&mut three).await;
-            assert_eq!(answer["error"]["data"]["code"], "clients_too_many");
-            drop(one);
-            // The place is free as soon as the server has seen the end.
-            while fixture.counters.clients() > 1 {
-                tokio::task::yield_now().await;
-            }
-            fixture.still_serves().await;
-        });
+        Fixture::run(
+            |config| config.clients_max = 2,
+            |fixture| async move {
+                let (mut one, mut two) = (fixture.connect().await, fixture.connect().await);
+                fixture.ask(&mut one, STATUS).await;
+                fixture.ask(&mut two, STATUS).await;
+                let mut three = fixture.connect().await;
+                let answer = next_line(&mut three).await;
+                assert_eq!(answer["error"]["data"]["code"], "clients_too_many");
+                drop(one);
+                // The place is free as soon as the server has seen the end.
+                while fixture.counters.clients() > 1 {
+                    tokio::task::yield_now().await;
+                }
+                fixture.still_serves().await;
+            },
+        );
     }
 
     #[test]
     fn a_half_closed_client_still_gets_its_answer() {
-        Fixture::run(|_| {}, |fixture| async move {
-            let mut client = fixture.connect().await;
-            client.write_all(format!("{STATUS}\n").as_bytes()).await.unwrap();
-            client.shutdown().await.unwrap();
-            assert_eq!(next_line(&mut client).await["result"]["method"], "status");
-            assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
-        });
+        Fixture::run(
+            |_| {},
+            |fixture| async move {
+                let mut client = fixture.connect().await;
+                client.write_all(format!("{STATUS}\n").as_bytes()).await.unwrap();
+                client.shutdown().await.unwrap();
+                assert_eq!(next_line(&mut client).await["result"]["method"], "status");
+                assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+            },
+        );
     }
 
     #[test]
     fn descriptors_come_with_their_request() {
-        Fixture::run(|_| {}, |fixture| async move {
-            use std::os::fd::AsFd;
-            let mut client = fixture.connect().await;
-            let file = std::fs::File::open("/dev/null").unwrap();
-            let line = r#"{"jsonrpc":"2.0","id":1,"method":"region.register",
+        Fixture::run(
+            |_| {},
+            |fixture| async move {
+                use std::os::fd::AsFd;
+                let mut client = fixture.connect().await;
+                let file = std::fs::File::open("/dev/null").unwrap();
+                let line = r#"{"jsonrpc":"2.0","id":1,"method":"region.register",
                 "params":{"name":"r","role":"source"}}"#
-                .replace('\n', "");
-            let line = format!("{line}\n");
-            let fds = [file.as_fd()];
-            dwcp_ffi::scm::send_with_fds(client.get_ref().as_fd(), line.as_bytes(), &fds).unwrap();
-            assert_eq!(next_line(&mut client).await["result"]["descriptors"], 1);
-        });
+                    .replace('\n', "");
+                let line = format!("{line}\n");
+                let fds = [file.as_fd()];
+                dwcp_ffi::scm::send_with_fds(client.get_ref().as_fd(), line.as_bytes(), &fds)
+                    .unwrap();
+                assert_eq!(next_line(&mut client).await["result"]["descriptors"], 1);
+            },
+        );
     }
 
     #[test]
     fn a_live_socket_is_not_taken_over_and_a_dead_one_is() {
-        Fixture::run(|_| {}, |fixture| async move {
-            let path = fixture.directory.path().join("s");
-            let bind = |path: &Path| {
-                let config = SocketConfig::new(path.to_owned());
-                ApiServer::bind(config, ApiCounters::default())
-            };
-            assert_eq!(bind(&path).unwrap_err().code(), "socket_in_use");
-            let dead = fixture.directory.path().join("dead");
-            drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
-            let server = bind(&dead).unwrap();
-            let mode = std::fs::metadata(&dead).unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o660);
-            drop(server);
-            assert!(!dead.exists());
-            let file = fixture.directory.path().join("file");
-            std::fs::write(&file, "").unwrap();
-            assert_eq!(bind(&file).unwrap_err().code(), "socket_path_taken");
-        });
+        Fixture::run(
+            |_| {},
+            |fixture| async move {
+                let path = fixture.directory.path().join("s");
+                let bind = |path: &Path| {
+                    let config = SocketConfig::new(path.to_owned());
+                    ApiServer::bind(config, ApiCounters::default())
+                };
+                assert_eq!(bind(&path).unwrap_err().code(), "socket_in_use");
+                let dead = fixture.directory.path().join("dead");
+                drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+                let server = bind(&dead).unwrap();
+                let mode = std::fs::metadata(&dead).unwrap().permissions().mode();
+                assert_eq!(mode & 0o777, 0o660);
+                drop(server);
+                assert!(!dead.exists());
+                let file = fixture.directory.path().join("file");
+                std::fs::write(&file, "").unwrap();
+                assert_eq!(bind(&file).unwrap_err().code(), "socket_path_taken");
+            },
+        );
     }
 }

@@ -7,9 +7,7 @@ use super::core::Core;
 use crate::migration::Session;
 use crate::network::metrics::{Kind, TextBuilder, summary_of};
 use crate::tally::Tally;
-use dwcp_dataplane::stats::{
-    CounterInfo, SESSION_COUNTERS, SHARD_COUNTERS, STREAM_COUNTERS,
-};
+use dwcp_dataplane::stats::{CounterInfo, SESSION_COUNTERS, SHARD_COUNTERS, STREAM_COUNTERS};
 use dwcp_ffi::counters::HistogramReader;
 
 /// One source of values for a table of counters, with its labels.
@@ -64,32 +62,60 @@ impl Core {
         gauge(text, "dwcp_sessions", "Sessions that have not ended.", sessions);
         let writes = float(self.tickets.len());
         gauge(text, "dwcp_journal_waiting", "Writes that wait for the disk.", writes);
+        self.tally_families(text);
+    }
+
+    fn tally_families(&self, text: &mut TextBuilder) {
         let counters = &self.counters;
         let tallies: [(&str, &str, &str, &[&Tally]); 8] = [
-            ("dwcp_api_requests_total", "Valid requests by method.", "method", &[
-                &counters.api.requests,
-            ]),
-            ("dwcp_api_errors_total", "Error answers by code.", "code", &[
-                &counters.api.errors,
-                &counters.api_errors,
-            ]),
-            ("dwcp_api_dropped_total", "Clients refused or dropped, by reason.", "reason", &[
-                &counters.api.dropped,
-            ]),
-            ("dwcp_peer_refused_total", "Connections and handshakes refused, by reason.", "reason",
-             &[&counters.refused]),
-            ("dwcp_links_ended_total", "Links that ended, by reason.", "reason", &[
-                &counters.links_ended,
-            ]),
-            ("dwcp_streams_ended_total", "Streams that ended, by reason.", "reason", &[
-                &counters.streams_ended,
-            ]),
-            ("dwcp_sessions_ended_total", "Sessions that ended, by state.", "state", &[
-                &counters.sessions_ended,
-            ]),
-            ("dwcp_peer_messages_ignored_total",
-             "Peer messages that came too late or named nothing known.", "message",
-             &[&counters.ignored]),
+            (
+                "dwcp_api_requests_total",
+                "Valid requests by method.",
+                "method",
+                &[&counters.api.requests],
+            ),
+            (
+                "dwcp_api_errors_total",
+                "Error answers by code.",
+                "code",
+                &[&counters.api.errors, &counters.api_errors],
+            ),
+            (
+                "dwcp_api_dropped_total",
+                "Clients refused or dropped, by reason.",
+                "reason",
+                &[&counters.api.dropped],
+            ),
+            (
+                "dwcp_peer_refused_total",
+                "Connections and handshakes refused, by reason.",
+                "reason",
+                &[&counters.refused],
+            ),
+            (
+                "dwcp_links_ended_total",
+                "Links that ended, by reason.",
+                "reason",
+                &[&counters.links_ended],
+            ),
+            (
+                "dwcp_streams_ended_total",
+                "Streams that ended, by reason.",
+                "reason",
+                &[&counters.streams_ended],
+            ),
+            (
+                "dwcp_sessions_ended_total",
+                "Sessions that ended, by state.",
+                "state",
+                &[&counters.sessions_ended],
+            ),
+            (
+                "dwcp_peer_messages_ignored_total",
+                "Peer messages that came too late or named nothing known.",
+                "message",
+                &[&counters.ignored],
+            ),
         ];
         for (name, help, label, tallies) in tallies {
             text.family(name, Kind::Counter, help);

@@ -22,33 +22,36 @@ impl Core {
             session.stats.push(reader);
             let region = plan.memory.region.clone();
             let (hash_key, lane_count) = (link.hash_key.clone(), plan.lanes);
-            commands.push((lane, match session.machine {
-                Machine::Source(_) => {
-                    let (frame_rtt_ns, reader) = histogram();
-                    session.frame_rtt_ns.push(reader);
-                    Command::OpenSource(Box::new(SourceSetup {
+            commands.push((
+                lane,
+                match session.machine {
+                    Machine::Source(_) => {
+                        let (frame_rtt_ns, reader) = histogram();
+                        session.frame_rtt_ns.push(reader);
+                        Command::OpenSource(Box::new(SourceSetup {
+                            session: key,
+                            region,
+                            dirty: plan.memory.dirty.clone(),
+                            lane,
+                            lane_count,
+                            base_pages_max: plan.base_pages_max,
+                            hash_key,
+                            coding: plan.coding,
+                            measure_baseline: plan.measure_baseline,
+                            stats,
+                            frame_rtt_ns,
+                        }))
+                    }
+                    Machine::Sink(_) => Command::OpenSink(Box::new(SinkSetup {
                         session: key,
                         region,
-                        dirty: plan.memory.dirty.clone(),
                         lane,
                         lane_count,
-                        base_pages_max: plan.base_pages_max,
                         hash_key,
-                        coding: plan.coding,
-                        measure_baseline: plan.measure_baseline,
                         stats,
-                        frame_rtt_ns,
-                    }))
-                }
-                Machine::Sink(_) => Command::OpenSink(Box::new(SinkSetup {
-                    session: key,
-                    region,
-                    lane,
-                    lane_count,
-                    hash_key,
-                    stats,
-                })),
-            }));
+                    })),
+                },
+            ));
         }
         commands.into_iter().for_each(|(lane, command)| self.shards.send(lane, command));
     }

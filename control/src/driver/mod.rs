@@ -14,6 +14,8 @@ mod requests;
 mod run;
 mod sessions;
 mod shards;
+#[cfg(test)]
+mod tests;
 mod views;
 
 pub use run::run;

@@ -4,12 +4,12 @@
 //! whether it exists.
 
 use super::core::Core;
+use super::core::unix_ms;
 use super::links::LinkWaiter;
 use crate::api::{ApiCode, ApiError, CodingName, Role};
 use crate::limits::SESSIONS_LIVE_MAX;
 use crate::migration::{Machine, Plan, Session, Waiting, WaitingFor};
 use crate::state::{SessionRecord, SessionState};
-use super::core::unix_ms;
 use dwcp_dataplane::port::Coding;
 use dwcp_proto::ids::{LinkId, SessionId, SessionKey, SessionNumber};
 use dwcp_proto::session::sink::{SinkAction, SinkSession, SinkSpec};
@@ -161,7 +161,12 @@ impl Core {
 }
 
 /// The record of a session that begins now.
-pub(super) fn new_record(session: SessionId, role: Role, region: &str, pages: u64) -> SessionRecord {
+pub(super) fn new_record(
+    session: SessionId,
+    role: Role,
+    region: &str,
+    pages: u64,
+) -> SessionRecord {
     SessionRecord {
         session,
         role,

@@ -73,15 +73,18 @@ impl Core {
             let rate = u128::from(moved) * 1_000_000_000 / u128::from(since.max(1));
             session.progress_at = now;
             session.progress_bytes = bytes;
-            news.push((session.id(), json!({
-                "session": session.id(),
-                "role": session.role(),
-                "state": session.record.state,
-                "round": session.record.round,
-                "pages_pending": session.count(SessionCounter::PagesPending.index()),
-                "counters": session.record.counters,
-                "rate_bytes_per_s": u64::try_from(rate).unwrap_or(u64::MAX),
-            })));
+            news.push((
+                session.id(),
+                json!({
+                    "session": session.id(),
+                    "role": session.role(),
+                    "state": session.record.state,
+                    "round": session.record.round,
+                    "pages_pending": session.count(SessionCounter::PagesPending.index()),
+                    "counters": session.record.counters,
+                    "rate_bytes_per_s": u64::try_from(rate).unwrap_or(u64::MAX),
+                }),
+            ));
         }
         news.iter().for_each(|(id, params)| self.notify(Topic::SessionProgress, *id, params));
     }

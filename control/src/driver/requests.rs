@@ -1,8 +1,8 @@
 //! The core's answers to clients.
 //!
 //! Part of [`Core`], on the control thread. A request arrives valid in form; what is legal now is
-//! asked of the tables and the machines. Nothing that takes time is waited for: the reply waits with
-//! the session or the link.
+//! asked of the tables and the machines. Nothing that takes time is waited for: the reply waits
+//! with the session or the link.
 
 use super::core::Core;
 use super::links::LinkWaiter;
@@ -88,8 +88,7 @@ impl Core {
         let with_bitmap = dirty == Some(DirtyName::Bitmap);
         let wanted = 1 + usize::from(with_bitmap);
         if descriptors.len() != wanted {
-            let message =
-                format!("{wanted} descriptors are needed, {} came", descriptors.len());
+            let message = format!("{wanted} descriptors are needed, {} came", descriptors.len());
             return Err(ApiError::new(ApiCode::DescriptorCount, message));
         }
         if role == Role::Sink && accept_from.is_empty() && self.identity.is_secure() {
@@ -156,13 +155,7 @@ impl Core {
     }
 
     /// Gives a session an order whose outcome the client waits for.
-    fn session_wait(
-        &mut self,
-        id: SessionId,
-        input: SourceInput,
-        what: WaitingFor,
-        reply: Reply,
-    ) {
+    fn session_wait(&mut self, id: SessionId, input: SourceInput, what: WaitingFor, reply: Reply) {
         let Some(session) = self.sessions.get_mut(&id) else {
             let error = self.ended_or_unknown(id);
             return self.answer(reply, Err(error));

@@ -52,7 +52,7 @@ pub fn run(
 }
 
 /// The receiving ends of everything that tells the core something.
-struct Inputs {
+pub(super) struct Inputs {
     wake: WakeReceiver,
     /// A second descriptor of the same eventfd, for the runtime to watch.
     woken: AsyncFd<OwnedFd>,
@@ -67,7 +67,7 @@ struct Inputs {
 }
 
 /// Takes sockets, files and ports, and starts the tasks that serve them.
-async fn start(
+pub(super) async fn start(
     config: ControlConfig,
     settings: Box<dyn SettingsPort>,
     ports: Vec<ShardPort>,
@@ -128,10 +128,13 @@ async fn start(
 }
 
 impl Inputs {
-    fn open(wake: WakeReceiver) -> Result<Self, ControlError> {
+    pub(super) fn open(wake: WakeReceiver) -> Result<Self, ControlError> {
         let failed = |source| ControlError::Runtime { source };
         let woken = wake.as_fd().try_clone_to_owned().map_err(failed)?;
-        #[expect(deprecated, reason = "its successor is unsafe; an OwnedFd is open as long as it is")]
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; an OwnedFd is open as long as it is"
+        )]
         let woken = AsyncFd::new(woken).map_err(failed)?;
         Ok(Self {
             wake,
@@ -147,7 +150,7 @@ impl Inputs {
     }
 
     /// Feeds the core until it is told to stop.
-    async fn serve(&mut self, core: &mut Core) -> Result<(), ControlError> {
+    pub(super) async fn serve(&mut self, core: &mut Core) -> Result<(), ControlError> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

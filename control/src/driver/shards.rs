@@ -68,9 +68,9 @@ impl Shards {
 
     /// The first shard whose loop ended, told or not.
     pub(crate) fn first_lost(&self) -> Option<usize> {
-        self.shards.iter().position(|s| {
-            s.stopped || (s.port.events.is_closed() && s.port.events.is_empty())
-        })
+        self.shards
+            .iter()
+            .position(|s| s.stopped || (s.port.events.is_closed() && s.port.events.is_empty()))
     }
 
     /// True when no shard runs any more.

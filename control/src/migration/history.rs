@@ -19,7 +19,9 @@ impl History {
         self.0.push_back(record);
         let mut forgotten = Vec::new();
         while self.0.len() > SESSION_HISTORY_MAX {
-            let Some(index) = self.0.iter().position(SessionRecord::may_be_forgotten) else { break };
+            let Some(index) = self.0.iter().position(SessionRecord::may_be_forgotten) else {
+                break;
+            };
             forgotten.extend(self.0.remove(index).map(|record| record.session));
         }
         forgotten

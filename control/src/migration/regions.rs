@@ -89,7 +89,8 @@ impl Regions {
     }
 
     fn free(&mut self, name: &str) -> Result<&mut RegionEntry, ApiError> {
-        let unknown = || ApiError::new(ApiCode::RegionUnknown, format!("there is no region {name}"));
+        let unknown =
+            || ApiError::new(ApiCode::RegionUnknown, format!("there is no region {name}"));
         let entry = self.0.get_mut(name).ok_or_else(unknown)?;
         match entry.used_by {
             None => Ok(entry),

@@ -176,25 +176,26 @@ impl PeerError {
 /// Tells apart what an operator can mend: whose certificate is wrong, and how.
 fn tls_code(error: &rustls::Error) -> &'static str {
     match error {
-        rustls::Error::InvalidCertificate(certificate) => match certificate {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                "certificate_expired"
+        rustls::Error::InvalidCertificate(certificate) => {
+            match certificate {
+                CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                    "certificate_expired"
+                }
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                    "certificate_not_valid_yet"
+                }
+                CertificateError::Revoked => "certificate_revoked",
+                // An issuer of the same name with another key shows up as a bad signature.
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                    "certificate_untrusted"
+                }
+                CertificateError::NotValidForName
+                | CertificateError::NotValidForNameContext { .. } => "certificate_wrong_name",
+                CertificateError::InvalidPurpose
+                | CertificateError::InvalidPurposeContext { .. } => "certificate_wrong_role",
+                _ => "certificate_bad",
             }
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "certificate_not_valid_yet"
-            }
-            CertificateError::Revoked => "certificate_revoked",
-            // An issuer of the same name with another key shows up as a bad signature.
-            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "certificate_untrusted"
-            }
-            CertificateError::NotValidForName
-            | CertificateError::NotValidForNameContext { .. } => "certificate_wrong_name",
-            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-                "certificate_wrong_role"
-            }
-            _ => "certificate_bad",
-        },
+        }
         rustls::Error::NoCertificatesPresented => "certificate_missing",
         rustls::Error::AlertReceived(alert) => match alert {
             AlertDescription::CertificateExpired => "our_certificate_expired",

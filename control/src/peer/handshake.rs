@@ -47,10 +47,7 @@ pub(crate) struct Established {
 
 impl Identity {
     /// Reads the certificates; `instance` is random, new at every start.
-    pub(crate) fn load(
-        security: &PeerSecurity,
-        instance: [u8; 16],
-    ) -> Result<Self, ControlError> {
+    pub(crate) fn load(security: &PeerSecurity, instance: [u8; 16]) -> Result<Self, ControlError> {
         Ok(match security {
             PeerSecurity::Mutual { pki_dir } => {
                 let tls = TlsIdentity::load(pki_dir)?;

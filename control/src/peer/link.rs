@@ -1,9 +1,9 @@
 //! One link's life: channel, agreement on lanes and streams, streams coming and going, the end.
 //!
-//! Pure: `step(now, input)` returns what to do. Owned by the core, one per link. A link is directed:
-//! the daemon that dialled sends pages. It is ready while every lane has a stream that proved its
-//! keys; it ends when its channel ends or a lane has lost all its streams. A lost stream of a lane
-//! that has others is dialled again as its next incarnation.
+//! Pure: `step(now, input)` returns what to do. Owned by the core, one per link. A link is
+//! directed: the daemon that dialled sends pages. It is ready while every lane has a stream that
+//! proved its keys; it ends when its channel ends or a lane has lost all its streams. A lost stream
+//! of a lane that has others is dialled again as its next incarnation.
 
 use super::error::PeerError;
 use crate::limits::REDIAL_WAIT_NS;
@@ -23,11 +23,7 @@ pub(crate) enum LinkInput {
     /// A link message came.
     Message(PeerMessage),
     /// Dialling end: a stream's connection stands, or does not.
-    Dialled {
-        stream: StreamId,
-        incarnation: Incarnation,
-        joined: bool,
-    },
+    Dialled { stream: StreamId, incarnation: Incarnation, joined: bool },
     /// Listening end: a connection with our token came.
     Arrived(StreamPreface),
     /// A stream proved its keys.
@@ -403,10 +399,7 @@ mod tests {
         assert_eq!(outputs, [LinkOutput::AddLanes { lanes: 1 }, LinkOutput::Send(accept)]);
         let preface =
             StreamPreface { token: TOKEN, stream: StreamId(0), incarnation: Incarnation(1) };
-        assert_eq!(
-            link.step(Nanos(0), LinkInput::Arrived(preface)).unwrap(),
-            [LinkOutput::Join]
-        );
+        assert_eq!(link.step(Nanos(0), LinkInput::Arrived(preface)).unwrap(), [LinkOutput::Join]);
         let again = link.step(Nanos(0), LinkInput::Arrived(preface)).unwrap_err();
         assert_eq!(again.code(), "stream_unknown");
         link.step(Nanos(0), LinkInput::StreamDown(StreamId(0), StreamEnd::Dropped)).unwrap();

@@ -142,10 +142,9 @@ impl PkiFiles {
         let stamp = Stamp::of(directory);
         let mut roots = RootCertStore::empty();
         for certificate in certificates(&directory.join(CA))? {
-            roots.add(certificate).map_err(|source| PkiError::Unusable {
-                path: directory.to_owned(),
-                source,
-            })?;
+            roots
+                .add(certificate)
+                .map_err(|source| PkiError::Unusable { path: directory.to_owned(), source })?;
         }
         let chain_path = directory.join(CHAIN);
         let chain = certificates(&chain_path)?;
@@ -169,9 +168,7 @@ impl PkiFiles {
 /// The one cryptography provider of the control plane.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: std::sync::OnceLock<Arc<CryptoProvider>> = std::sync::OnceLock::new();
-    Arc::clone(
-        PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())),
-    )
+    Arc::clone(PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())))
 }
 
 /// Random bytes.

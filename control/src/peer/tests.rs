@@ -236,13 +236,14 @@ fn garbage_on_the_peer_port_is_refused_and_counted() {
         (b"PXXXXXXXXXXXXXXXXXXXXXXXXX", "wire_bad_magic"),
     ];
     for (bytes, code) in first_bytes {
-        with_listener(plaintext(), |address, refused, _inputs| async move {
+        with_listener(plaintext(), |address, refused, inputs| async move {
             let mut stream = TcpStream::connect(&address).await.unwrap();
             stream.write_all(bytes).await.unwrap();
             // Closed or reset, as the kernel likes it.
             let _ = stream.read_to_end(&mut Vec::new()).await;
             let counted = refused.snapshot();
             assert_eq!(counted.len(), 1, "{counted:?}");
+            assert!(inputs.is_empty(), "the core hears nothing of it");
             assert!(counted[0].0 == code || counted[0].0.contains("magic"), "{counted:?}");
         });
     }

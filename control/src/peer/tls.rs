@@ -8,10 +8,12 @@
 //! is accepted. TLS 1.2 is never offered: its exporter does not bind the whole handshake.
 
 use super::pki::{PkiError, PkiFiles, Stamp, host_name_of, provider};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme,
+};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::path::Path;
 use std::sync::Arc;
@@ -28,8 +30,7 @@ impl TlsIdentity {
     /// Reads the directory and builds what both roles need.
     pub(crate) fn load(directory: &Path) -> Result<Self, PkiError> {
         let files = PkiFiles::read(directory)?;
-        let bad_verifier =
-            |source| PkiError::Verifier { path: directory.to_owned(), source };
+        let bad_verifier = |source| PkiError::Verifier { path: directory.to_owned(), source };
         let unusable = |source| PkiError::Unusable { path: directory.to_owned(), source };
         let clients =
             WebPkiClientVerifier::builder_with_provider(Arc::clone(&files.roots), provider())

@@ -8,7 +8,9 @@ use super::record::SessionRecord;
 use crate::limits::JOURNAL_QUEUE;
 use dwcp_proto::ids::SessionId;
 use dwcp_proto::wire::token::JournalId;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use redb::{
+    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -162,7 +164,8 @@ impl Journal {
         forget: Vec<SessionId>,
     ) -> Result<(), JournalError> {
         let write = Write { ticket, record, forget };
-        let queue = self.queue.as_ref().ok_or(JournalError::Write { detail: "closed".to_owned() })?;
+        let queue =
+            self.queue.as_ref().ok_or(JournalError::Write { detail: "closed".to_owned() })?;
         queue.try_send(write).map_err(|error| JournalError::Write {
             detail: match error {
                 TrySendError::Full(_) => "too many writes wait for the disk".to_owned(),
@@ -297,7 +300,8 @@ mod tests {
     #[test]
     fn a_reported_record_is_there_after_reopening() {
         let directory = tempfile::tempdir().unwrap();
-        let (journal, mut reports, records) = Journal::open(directory.path(), JournalId([3; 16])).unwrap();
+        let (journal, mut reports, records) =
+            Journal::open(directory.path(), JournalId([3; 16])).unwrap();
         assert!(records.is_empty());
         let first = sample(1, Role::Source, SessionState::Opening);
         let second = sample(2, Role::Sink, SessionState::Receiving);
@@ -335,14 +339,18 @@ mod tests {
     #[test]
     fn a_directory_that_is_a_file_is_a_typed_error() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert_eq!(Journal::open(file.path(), JournalId([3; 16])).unwrap_err().code(), "state_directory");
+        assert_eq!(
+            Journal::open(file.path(), JournalId([3; 16])).unwrap_err().code(),
+            "state_directory"
+        );
     }
 
     #[test]
     fn a_crash_at_any_moment_leaves_the_last_reported_record() {
         // A copy of the file while the journal is open is what a crash would leave behind.
         let directory = tempfile::tempdir().unwrap();
-        let (journal, mut reports, _) = Journal::open(directory.path(), JournalId([3; 16])).unwrap();
+        let (journal, mut reports, _) =
+            Journal::open(directory.path(), JournalId([3; 16])).unwrap();
         for (ticket, state) in
             [SessionState::Opening, SessionState::Verifying, SessionState::Yielded]
                 .into_iter()
@@ -354,7 +362,8 @@ mod tests {
             let crashed = tempfile::tempdir().unwrap();
             let file = directory.path().join(FILE_NAME);
             std::fs::copy(file, crashed.path().join(FILE_NAME)).unwrap();
-            let (_journal, _reports, records) = Journal::open(crashed.path(), JournalId([4; 16])).unwrap();
+            let (_journal, _reports, records) =
+                Journal::open(crashed.path(), JournalId([4; 16])).unwrap();
             assert_eq!(records.iter().map(|r| r.state).collect::<Vec<_>>(), [state]);
         }
     }

@@ -7,9 +7,9 @@
 mod journal;
 mod record;
 
-pub(crate) use journal::{Journal, JournalDone, Ticket};
 pub use journal::JournalError;
-pub use record::{SessionRecord, SessionState};
+pub(crate) use journal::{Journal, JournalDone, Ticket};
 pub(crate) use record::recover;
 #[cfg(test)]
 pub(crate) use record::sample;
+pub use record::{SessionRecord, SessionState};

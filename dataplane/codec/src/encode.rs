@@ -192,6 +192,15 @@ impl Encoder {
         Encoded { bytes, stats }
     }
 
+    /// How the last encoding coded the page that was number `index` in its mask.
+    ///
+    /// # Panics
+    /// When an extent has no such page.
+    #[must_use]
+    pub fn class(&self, index: usize) -> Class {
+        self.plans[index].class()
+    }
+
     /// Gives every page a plan, and codes runs and prefix groups, whose success decides on it.
     fn plan(&mut self, input: &ExtentInput<'_>, pages: &[Page]) {
         self.runs_bytes = 0;

@@ -1,4 +1,5 @@
 //! What the encoder makes, the decoder takes back; what anything else makes, it refuses.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod common;

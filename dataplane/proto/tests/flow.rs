@@ -1,6 +1,7 @@
 //! Properties of a lane's flow: no page version is lost whatever streams die and frames are
 //! refused, only what the sink retained becomes a base, and window and tables bound what is in
 //! flight.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use dwcp_proto::ids::{Incarnation, PageIndex, Sequence, SessionNumber, StreamId};

@@ -1,5 +1,6 @@
 //! The bytes of version 1, pinned. `golden/v1.txt` holds one layout per line: its name and its
 //! bytes.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use dwcp_proto::ids::{

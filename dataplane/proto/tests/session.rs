@@ -1,5 +1,6 @@
 //! Properties of the two session machines: whatever is cut, restarted or delayed, there are never
 //! two owners of a region, and once all is healed the session ends the same way at both ends.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use dwcp_proto::ids::{LaneId, SessionId, SessionNumber};

@@ -1,5 +1,6 @@
 //! Properties of the wire: what is written is read back, what was altered is refused, and no bytes
 //! whatever make a parser panic.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use dwcp_proto::ids::{Incarnation, Round, Sequence, SessionId, SessionNumber, StreamId};

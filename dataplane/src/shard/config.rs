@@ -40,7 +40,7 @@ pub struct ShardConfig {
     pub poll: PollMode,
     /// Arena slots for records in flight; each holds [`crate::link::tcp::SLOT_BYTES`].
     pub send_slots: usize,
-    /// Lock the arena into memory, or fail to start.
+    /// Lock the arena into memory and register it with the kernel, or fail to start.
     pub lock_memory: bool,
     /// Use SEND_ZC while the kernel reports that it does not copy.
     pub zero_copy: bool,

@@ -141,7 +141,8 @@ impl<L: Link> Shard<L> {
         }
     }
 
-    /// Frees the session's memory. Frames of it that are still under way are ignored when they come.
+    /// Frees the session's memory. Frames of it that are still under way are ignored when they
+    /// come.
     fn close_session(&mut self, session: SessionKey) {
         let before = self.desk.sources.len() + self.desk.sinks.len();
         self.desk.sources.retain(|source| source.session != session);

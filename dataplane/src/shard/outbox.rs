@@ -1,6 +1,7 @@
 //! Small frames that wait for a record on their stream: requests, answers, farewells.
 //!
-//! One per stream, on the shard's thread, of fixed size. Acknowledgements and refusals are not here:
+//! One per stream, on the shard's thread, of fixed size. Acknowledgements and refusals are not
+//! here:
 //! `SinkFlow` holds those, merged, until there is a record to put them in.
 
 use dwcp_proto::wire::frame::Frame;

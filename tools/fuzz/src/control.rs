@@ -1,7 +1,7 @@
 //! The target for the lines that clients write to the control socket.
 //!
-//! The reading of a request is pure, but its crate also holds the TLS, the database and the runtime.
-//! Only the pure modules are compiled here, from the same files, which keeps the build short.
+//! Reading a request is pure, but its crate also holds TLS, the database and the runtime. Only the
+//! pure modules are compiled here, from the same files, which keeps the build short.
 
 #[path = "../../../control/src/api"]
 #[expect(unused, reason = "these modules also serve the parts of their crate that are left out")]

@@ -1,4 +1,5 @@
-//! The region attach point: memory given by descriptor, sent in rounds, written in place at the sink.
+//! The region attach point: memory given by descriptor, sent in rounds, written in place at the
+//! sink.
 
 mod pending;
 mod sink;

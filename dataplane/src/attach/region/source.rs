@@ -11,7 +11,7 @@ use crate::stats::{SessionCounter, SessionStats};
 use crate::stripe::Stripe;
 use dwcp_codec::policy::ZSTD_LEVEL_MAX;
 use dwcp_codec::{
-    BaseIn, Baseline, Coding, Digest, DigestBuilder, DigestKind, EXTENT_BYTES, EXTENT_PAGES,
+    BaseIn, Baseline, Class, Coding, Digest, DigestBuilder, DigestKind, EXTENT_BYTES, EXTENT_PAGES,
     Encoder, EncoderConfig, ExtentInput, ExtentStats, PAGE_BYTES, Page, PageHash, PageHasher,
 };
 use dwcp_ffi::arena::{Arena, ArenaError, Lease};
@@ -258,8 +258,8 @@ impl RegionSource {
         Step::Worked
     }
 
-    /// Copies and hashes the pages of `mask`; keeps those that the sink does not have, joined at the
-    /// start of `scratch`, and returns which they are.
+    /// Copies and hashes the pages of `mask`; keeps those that the sink does not have, joined at
+    /// the start of `scratch`, and returns which they are.
     fn read(&mut self, scratch: &mut Scratch, local: usize, mask: u64) -> u64 {
         let first_page = self.stripe.first_page(local);
         let mut changed = 0;
@@ -330,9 +330,17 @@ impl RegionSource {
     pub(crate) fn measure_baseline(&mut self, scratch: &Scratch, coded: &CodedExtent) -> bool {
         let Some(baseline) = &mut self.baseline else { return false };
         let pages = &scratch.pages[..coded.mask.count_ones() as usize * PAGE_BYTES];
-        let bytes: usize =
-            pages.chunks(PAGE_BYTES).map(|bytes| baseline.page_bytes(page(bytes))).sum();
-        self.stats.add(SessionCounter::BaselineBytes.index(), bytes as u64);
+        for (index, bytes) in pages.chunks(PAGE_BYTES).enumerate() {
+            let coded_bytes = baseline.page_bytes(page(bytes)) as u64;
+            let of_class = match scratch.encoder.class(index) {
+                Class::Zero => SessionCounter::BaselineZeroBytes,
+                Class::Delta => SessionCounter::BaselineDeltaBytes,
+                Class::Zstd => SessionCounter::BaselineZstdBytes,
+                Class::Raw => SessionCounter::BaselineRawBytes,
+            };
+            self.stats.add(of_class.index(), coded_bytes);
+            self.stats.add(SessionCounter::BaselineBytes.index(), coded_bytes);
+        }
         true
     }
 

@@ -1,8 +1,8 @@
 //! The TCP link: every stream is a connected socket of the shard's one io_uring.
 //!
-//! Runs on the shard's thread. One send and one receive are in flight per stream, so that bytes stay
-//! in order; parallelism comes from many streams. All buffers are leases of one registered arena.
-//! Never blocks but in [`Link::poll`] with a wait.
+//! Runs on the shard's thread. One send and one receive are in flight per stream, so that bytes
+//! stay in order; parallelism comes from many streams. All buffers are leases of one registered
+//! arena. Never blocks but in [`Link::poll`] with a wait.
 
 mod stream;
 
@@ -31,7 +31,8 @@ pub struct TcpConfig {
     pub streams_max: usize,
     /// Slots for records in flight, besides the streams' receive buffers.
     pub send_slots: usize,
-    /// Lock the arena into memory, or fail.
+    /// Lock the arena into memory and register it with the kernel, or fail. Without it every send
+    /// is a plain one.
     pub lock_memory: bool,
     /// Use SEND_ZC while the kernel reports that it does not copy.
     pub zero_copy: bool,
@@ -71,6 +72,7 @@ impl TcpLink {
             UringConfig {
                 sockets_max: config.streams_max as u32,
                 data_buffers: 0,
+                register_arena: config.lock_memory,
                 ..UringConfig::default()
             },
             &arena,
@@ -122,7 +124,8 @@ impl Link for TcpLink {
     fn add_stream(&mut self, setup: StreamSetup) -> Result<StreamSlot, StreamEnd> {
         let Some(lease) = self.arena.lease() else { return Err(StreamEnd::NoRoom) };
         let socket = self.ring.add_socket(setup.socket).map_err(|_| StreamEnd::NoRoom)?;
-        // The ring's places are the link's slots: below `streams_max` and free again after `Closed`.
+        // The ring's places are the link's slots: below `streams_max` and free again after
+        // `Closed`.
         let slot = StreamSlot(socket.slot() as u16);
         let mut stream =
             TcpStream::new(socket, setup.stream, setup.incarnation, setup.keys, setup.stats, lease);

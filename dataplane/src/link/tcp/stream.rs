@@ -1,7 +1,7 @@
 //! One TCP stream: its queue of sealed records, its receive buffer, its keys and its end.
 //!
-//! Owned by [`super::TcpLink`]. One send and one receive are in flight at most. A stream that failed
-//! goes through three steps: `fail` notes why, `pump` closes the socket once, and the ring's
+//! Owned by [`super::TcpLink`]. One send and one receive are in flight at most. A stream that
+//! failed goes through three steps: `fail` notes why, `pump` closes the socket once, and the ring's
 //! `Closed` makes it report its end; until then its slot is not used again.
 
 use crate::port::StreamEnd;

@@ -39,7 +39,7 @@ impl Failure {
         match self {
             Self::Config(_) => Exit::Usage,
             Self::Budget(errors) => errors.exit(),
-            Self::Client(error) if error.code() == Some("in_doubt") => Exit::InDoubt,
+            Self::Client(error) if error.code() == Some("session_in_doubt") => Exit::InDoubt,
             Self::Client(error) if error.is_refusal() => Exit::Failed,
             Self::Client(_) => Exit::Unreachable,
             Self::Pki(error) => error.exit(),

@@ -16,6 +16,7 @@ mod demo;
 mod doctor;
 mod exit;
 mod failure;
+mod manual;
 mod pki;
 mod settings;
 

@@ -45,7 +45,7 @@ fn render_streams(links: &Value) -> String {
         for stream in show::list(link, "streams") {
             table.push(vec![
                 show::text(link, "peer"),
-                show::text(stream, "id"),
+                show::text(stream, "stream"),
                 show::text(stream, "lane"),
                 show::bytes(stream, "sent_bytes"),
                 show::bytes(stream, "received_bytes"),

@@ -395,7 +395,8 @@ mod tests {
     fn the_table_shows_ratio_beside_plain_zstd_pause_and_verification() {
         let table = report(true).table();
         for part in [
-            "all sent                 120      0.5 MiB      0.1 MiB    3.93 x      0.2 MiB    2.46 x",
+            "all sent                 120      0.5 MiB      0.1 MiB    3.93 x",
+            "3.93 x      0.2 MiB    2.46 x",
             "2 (writer stopped)",
             "pause         12.5 ms: last round 7.2, verification 3.0, commit 1.5",
             "all 100 pages are equal at the sink, byte for byte",

@@ -4,6 +4,8 @@
 //! are all made from it.
 
 use super::value::{GIB, Kind, MIB, Value};
+use dwcp_codec::policy::ZSTD_LEVEL_MAX;
+use dwcp_ffi::arena::ARENA_BYTES_MAX;
 use std::time::Duration;
 
 /// Who takes a setting.
@@ -196,7 +198,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     daemon(
         "arena",
         Group::Memory,
-        Kind::Bytes { min: 4 * MIB, max: 4 * GIB, auto: true },
+        Kind::Bytes { min: 4 * MIB, max: ARENA_BYTES_MAX as u64, auto: true },
         "Buffers of each shard. auto takes 64MiB, or less where --memory asks for it (with \
          --lock-memory require also the limit of locked memory).",
     )
@@ -281,7 +283,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     daemon(
         "zstd-level",
         Group::Sessions,
-        Kind::Count { min: 1, max: 19 },
+        Kind::Count { min: 1, max: ZSTD_LEVEL_MAX as u64 },
         "Compression level of new sessions that name none themselves.",
     )
     .default("1")

@@ -103,6 +103,13 @@ impl Decoder {
         }
     }
 
+    /// Zeroes what the last payloads left of pages in the decoder's own buffers.
+    pub fn scrub(&mut self) {
+        for buffer in [&mut self.pages, &mut self.bases, &mut self.joined] {
+            buffer.fill(0);
+        }
+    }
+
     /// Decodes one payload for a region of `region_pages` pages.
     ///
     /// # Errors

@@ -192,6 +192,13 @@ impl Encoder {
         Encoded { bytes, stats }
     }
 
+    /// Zeroes what the last encodings left of pages in the encoder's own buffers.
+    pub fn scrub(&mut self) {
+        for buffer in [&mut self.runs, &mut self.groups, &mut self.group_bases, &mut self.joined] {
+            buffer.fill(0);
+        }
+    }
+
     /// How the last encoding coded the page that was number `index` in its mask.
     ///
     /// # Panics

@@ -106,8 +106,6 @@ struct Stream {
     id: StreamId,
     incarnation: Incarnation,
     live: bool,
-    /// Bytes of frames settled since the last ack was taken.
-    unacked_bytes: u64,
 }
 
 /// One session on one stream.
@@ -175,14 +173,14 @@ impl SinkFlow {
                 let last = stream.incarnation;
                 return Err(SinkFlowError::StaleIncarnation { stream: id, incarnation, last });
             }
-            *stream = Stream { id, incarnation, live: true, unacked_bytes: 0 };
+            *stream = Stream { id, incarnation, live: true };
             return Ok(());
         }
         let streams_max = self.config.streams_max;
         if self.streams.len() == streams_max {
             return Err(SinkFlowError::StreamsFull { streams_max });
         }
-        self.streams.push(Stream { id, incarnation, live: true, unacked_bytes: 0 });
+        self.streams.push(Stream { id, incarnation, live: true });
         Ok(())
     }
 
@@ -248,8 +246,7 @@ impl SinkFlow {
         Ok(())
     }
 
-    /// The frame is decoded, hash-checked and in the region: an ack is due. `bytes` is its record's
-    /// length.
+    /// The frame is decoded, hash-checked and in the region: an ack is due.
     ///
     /// # Errors
     /// The stream died or the session ended since; nothing is due then.
@@ -261,14 +258,11 @@ impl SinkFlow {
         stream: StreamId,
         session: SessionNumber,
         sequence: Sequence,
-        bytes: u64,
     ) -> Result<(), SinkFlowError> {
         let place = self.place(stream, session)?;
         let place = &mut self.places[place];
         assert!(sequence > place.settled && sequence <= place.accepted, "frames settle in order");
         place.settled = sequence;
-        let slot = self.stream_slot(stream)?;
-        self.streams[slot].unacked_bytes += bytes;
         Ok(())
     }
 
@@ -290,16 +284,9 @@ impl SinkFlow {
         if self.nacks.len() == nacks_max {
             return Err(SinkFlowError::NacksFull { nacks_max });
         }
-        self.applied(stream, session, sequence, 0)?;
+        self.applied(stream, session, sequence)?;
         self.nacks.push_back(Nack { stream, session, sequence, reason });
         Ok(())
-    }
-
-    /// Bytes of frames settled on a stream since its last ack was taken: for a caller that acks in
-    /// the middle of a long batch.
-    #[must_use]
-    pub fn unacked_bytes(&self, id: StreamId) -> u64 {
-        self.streams.iter().find(|s| s.id == id && s.live).map_or(0, |s| s.unacked_bytes)
     }
 
     /// The next answer due on a stream; `None` when all are taken. What was taken must be sent.
@@ -309,7 +296,6 @@ impl SinkFlow {
             let Nack { session, sequence, reason, .. } = self.nacks.remove(at)?;
             return Some(Frame::Nack { session, sequence, reason });
         }
-        self.streams[slot].unacked_bytes = 0;
         let row = slot * self.config.sessions_max;
         let places = &mut self.places[row..row + self.config.sessions_max];
         for (place, session) in places.iter_mut().zip(&self.sessions) {

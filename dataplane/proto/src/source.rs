@@ -404,11 +404,6 @@ impl SourceFlow {
         &self.window
     }
 
-    /// The lane's window, to change a live setting.
-    pub const fn window_mut(&mut self) -> &mut Window {
-        &mut self.window
-    }
-
     fn stream_slot(&self, id: StreamId) -> Result<usize, FlowError> {
         let live = |stream: &Stream| stream.id == id && stream.live;
         self.streams.iter().position(live).ok_or(FlowError::UnknownStream { stream: id })

@@ -152,12 +152,6 @@ impl Window {
         in_flight_bytes.saturating_sub(self.bdp_bytes())
     }
 
-    /// Sets another allowance for backlog (a live setting).
-    pub fn set_backlog(&mut self, backlog: Nanos) {
-        self.config.backlog = backlog;
-        self.window_bytes = self.target_bytes();
-    }
-
     /// To be called for each frame sent; `in_flight_bytes` counts without that frame, `bytes` is
     /// the frame's.
     #[must_use]

@@ -182,7 +182,7 @@ impl Lane {
         }
         let held = self.retained.entry((session, first_page)).or_default();
         *held = sequence.max(*held);
-        self.sink.applied(stream, session, sequence, bytes).unwrap();
+        self.sink.applied(stream, session, sequence).unwrap();
     }
 
     fn answer(&mut self, stream: StreamId) {

@@ -40,7 +40,6 @@ fn frames() -> Vec<(&'static str, Frame<'static>)> {
         ("ack", Frame::Ack { session, through: sequence }),
         ("nack", Frame::Nack { session, sequence, reason: NackReason::UnknownBase }),
         ("nack_base", Frame::Nack { session, sequence, reason: NackReason::BaseDiffers }),
-        ("nack_content", Frame::Nack { session, sequence, reason: NackReason::ContentDiffers }),
         ("verify", Frame::Verify { session, digest: [0x22; 16], pages: 64 }),
         ("verified", Frame::Verified { session }),
         ("verify_failed", Frame::VerifyFailed { session, page: 9 }),

@@ -98,7 +98,7 @@ impl Desk {
         self.stats.add(ShardCounter::DecodeNanos.index(), monotonic_now() - started);
         let flow = &mut self.lanes[at.lane].sink;
         let settled = match outcome {
-            Ok(Applied::Held) => flow.applied(at.id, number, sequence, payload.len() as u64),
+            Ok(Applied::Held) => flow.applied(at.id, number, sequence),
             Ok(Applied::Refused(reason)) => flow.refused(at.id, number, sequence, reason),
             Err(error) => {
                 self.refuse_peer(at, number, sequence, error.code());

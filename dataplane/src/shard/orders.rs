@@ -154,6 +154,10 @@ impl<L: Link> Shard<L> {
         if let Some(lane) = self.desk.lane_of(session) {
             self.desk.lanes[lane].forget(session.number);
         }
+        if self.desk.sources.is_empty() && self.desk.sinks.is_empty() {
+            self.scratch.scrub();
+            self.desk.decoder.scrub();
+        }
         self.link.scrub();
         self.desk.report(Event::Closed { session });
     }

@@ -44,8 +44,6 @@ pub enum NackReason {
     UnknownBase = 1,
     /// A base is held, but its content is not the one that the frame names.
     BaseDiffers = 2,
-    /// The decoded pages don't match the frame's digest.
-    ContentDiffers = 3,
 }
 
 impl NackReason {
@@ -53,7 +51,6 @@ impl NackReason {
         match found {
             1 => Ok(Self::UnknownBase),
             2 => Ok(Self::BaseDiffers),
-            3 => Ok(Self::ContentDiffers),
             _ => Err(WireError::Unknown { what: "NACK reason", found }),
         }
     }

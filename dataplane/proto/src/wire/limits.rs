@@ -42,9 +42,6 @@ pub const RECORD_SLOT_BYTES: usize = RECORD_BYTES_MAX.next_multiple_of(PAGE_BYTE
 /// The most records under one key. Below 2^24, so that the bound of AES-GCM on data under one key
 /// (2^24.5 full records of TLS 1.3 for an advantage of 2^-57) keeps room for our longer records.
 pub const KEY_RECORDS_MAX: u32 = (1 << 24) - 1;
-/// At how many records left the owner of a stream should open its next incarnation: at the
-/// smallest records (acks) and 1 M records/s this is still one second ahead.
-pub const KEY_RECORDS_LOW: u32 = 1 << 20;
 
 /// The most streams of a link: on-line search for the best number ends far below it.
 pub const STREAMS_MAX: u16 = 256;
@@ -103,7 +100,7 @@ const _: () = {
     assert!(SMALL_FRAME_BYTES_MAX <= RECORD_PLAIN_BYTES_MAX);
     assert!(RECORD_BYTES_MAX == 266_296 && RECORD_BYTES_MAX <= RECORD_SLOT_BYTES);
     assert!(RECORD_SLOT_BYTES.is_multiple_of(PAGE_BYTES));
-    assert!(KEY_RECORDS_MAX < 1 << 24 && KEY_RECORDS_LOW < KEY_RECORDS_MAX);
+    assert!(KEY_RECORDS_MAX < 1 << 24);
     assert!(HELLO_FIXED_BYTES + HOST_NAME_BYTES_MAX <= HELLO_BYTES_MAX);
     assert!(
         6 * (MESSAGE_BYTES_MAX + CODE_BYTES_MAX + REGION_NAME_BYTES_MAX) < PEER_MESSAGE_BYTES_MAX

@@ -50,6 +50,12 @@ impl Scratch {
         let encoder = Encoder::new(EncoderConfig { zstd_level_max: ZSTD_LEVEL_MAX });
         Ok(Self { encoder, pages, hashes: [PageHash([0; 16]); EXTENT_PAGES], _arena: arena })
     }
+
+    /// Zeroes what the last extents left of pages.
+    pub(crate) fn scrub(&mut self) {
+        self.pages.fill(0);
+        self.encoder.scrub();
+    }
 }
 
 /// An extent that was coded into a lease.

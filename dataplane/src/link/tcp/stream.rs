@@ -202,6 +202,8 @@ impl TcpStream {
                     break;
                 }
             }
+            // Guest memory does not stay in a buffer that waits for the next record.
+            buffer[start..start + whole].fill(0);
             self.unread.start += whole;
             self.stats.add(StreamCounter::ReceivedRecords.index(), 1);
         }

@@ -108,13 +108,16 @@ impl Remote {
 
     /// Opens the session; returns its name.
     pub(crate) fn open(&self, options: &Options, peer: SocketAddr) -> Result<String, DemoError> {
-        let params = json!({
+        let mut params = json!({
             "region": REGION,
             "peer": peer.to_string(),
             "coding": options.coding,
-            "zstd_level": options.zstd_level,
             "measure_baseline": options.baseline,
         });
+        // Passthrough compresses nothing, so a level with it is refused.
+        if options.coding == "full" {
+            params["zstd_level"] = options.zstd_level.into();
+        }
         self.call::<OpenReply>("session.open", params, &[]).map(|reply| reply.session)
     }
 

@@ -62,6 +62,8 @@ counters! {
             "Time spent on the zstd-1 comparison, when switched on.";
         LeasesFree: "shard_leases_free",
             "Arena slots that nobody holds.";
+        FramesDropped: "shard_dropped_frames_total",
+            "Frames of sessions that are not open here, or no longer.";
         CommandsRefused: "shard_commands_refused_total",
             "Commands that named no known link, stream or session.";
     }

@@ -25,6 +25,15 @@ impl Stripe {
         self.region_pages
     }
 
+    /// How many pages the lane owns.
+    pub(crate) fn pages(&self) -> u64 {
+        match self.extents().checked_sub(1) {
+            // Only the last extent may be a partial one.
+            Some(last) => (last * EXTENT_PAGES) as u64 + u64::from(self.mask(last).count_ones()),
+            None => 0,
+        }
+    }
+
     /// How many extents the lane owns.
     pub(crate) fn extents(&self) -> usize {
         let all = self.region_pages.div_ceil(EXTENT_PAGES as u64);
@@ -79,6 +88,7 @@ mod tests {
             let total: u32 =
                 stripes.iter().flat_map(|s| (0..s.extents()).map(|e| s.mask(e).count_ones())).sum();
             assert_eq!(u64::from(total), pages);
+            assert_eq!(stripes.iter().map(Stripe::pages).sum::<u64>(), pages);
             assert!(stripes.iter().all(|s| s.slot(pages).is_none()));
         }
     }

@@ -131,12 +131,5 @@ impl DirtyBitmap {
     }
 }
 
-/// True when two copies of memory hold the same bytes: for sources that know changes only by
-/// comparison.
-#[must_use]
-pub fn same_pages(one: &[u8], other: &[u8]) -> bool {
-    one == other
-}
-
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,7 @@ use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::MmapAdvise;
 use nix::sys::stat::fstat;
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use nix::unistd::ftruncate;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -172,9 +173,11 @@ impl Region {
         // Only now the size is a promise: before the seal it could change between check and use.
         let status = fstat(&file).map_err(kernel("fstat"))?;
         let bytes = u64::try_from(status.st_size).unwrap_or(0);
+        // A preferred block of huge size does not tell: with transparent huge pages any memfd has one.
+        let system = fstatfs(&file).map_err(kernel("fstatfs"))?;
+        let huge = system.filesystem_type() == HUGETLBFS_MAGIC;
         let block = u64::try_from(status.st_blksize).unwrap_or(0);
-        let huge = block >= HUGE_PAGE_BYTES;
-        let multiple = if huge { block } else { PAGE_BYTES as u64 };
+        let multiple = if huge { block.max(HUGE_PAGE_BYTES) } else { PAGE_BYTES as u64 };
         let length = checked_size(bytes, multiple)?;
         let mode = fcntl(&file, FcntlArg::F_GETFL).map_err(kernel("F_GETFL"))?;
         let read_write = OFlag::from_bits_retain(mode) & OFlag::O_ACCMODE == OFlag::O_RDWR;

@@ -126,7 +126,7 @@ pub fn spawn(
         match made {
             Ok(mut shard) => {
                 let _ = started.send(Ok(()));
-                shard.run(&woken);
+                shard.run();
             }
             Err(error) => {
                 let _ = started.send(Err(error));

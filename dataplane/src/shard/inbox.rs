@@ -88,6 +88,8 @@ impl Desk {
         if let Err(error) = self.lanes[at.lane].sink.accept(at.id, number, sequence) {
             if error.is_violation() {
                 self.violation(at.slot, error.code());
+            } else {
+                self.stats.add(ShardCounter::FramesDropped.index(), 1);
             }
             return;
         }
@@ -171,8 +173,12 @@ impl Desk {
         sequence: Sequence,
         code: &'static str,
     ) {
-        self.queue(at.slot, Frame::Abort { session, code: ABORT_PROTOCOL });
-        self.fail(at.session(session), SessionEnd::Protocol { code, sequence });
+        // Frames that were under way when the session failed get no second answer.
+        if self.fail(at.session(session), SessionEnd::Protocol { code, sequence }) {
+            self.queue(at.slot, Frame::Abort { session, code: ABORT_PROTOCOL });
+        } else {
+            self.stats.add(ShardCounter::FramesDropped.index(), 1);
+        }
     }
 
     /// A stream is gone: what was in flight on it goes out again on the others; with the last one
@@ -241,11 +247,11 @@ impl Desk {
     }
 
     /// One bounded piece of reading back or comparing at one sink.
-    pub(super) fn check_sink(&mut self, index: usize) -> bool {
+    pub(super) fn check_sink(&mut self, index: usize, idle: bool) -> bool {
         let sink = &mut self.sinks[index];
         let session = sink.session;
         let number = session.number;
-        match sink.check() {
+        match sink.check(idle) {
             Check::Idle => return false,
             Check::Worked => return true,
             Check::Matches { first_time } => {

@@ -20,7 +20,7 @@ use crate::stats::{ShardCounter, ShardStats};
 use dwcp_codec::{Decoder, ENCODED_BYTES_MAX};
 use dwcp_ffi::arena::Lease;
 use dwcp_ffi::counters::HistogramWriter;
-use dwcp_ffi::poll::{WakeReceiver, Waker};
+use dwcp_ffi::poll::Waker;
 use dwcp_ffi::spsc::{Consumer, Producer};
 use dwcp_ffi::sys::monotonic_now;
 use dwcp_ffi::uring::Wait;
@@ -110,12 +110,11 @@ impl<L: Link> Shard<L> {
     }
 
     /// The loop. Ends after [`Command::Stop`].
-    pub(crate) fn run(&mut self, woken: &WakeReceiver) {
+    pub(crate) fn run(&mut self) {
         let mut idle_since = None;
         while !self.stopping {
             let wait = self.wait(&mut idle_since);
             let worked = self.poll(wait);
-            woken.drain();
             if worked {
                 idle_since = None;
             }
@@ -159,9 +158,7 @@ impl<L: Link> Shard<L> {
         self.close_broken();
         worked |= moved;
         worked |= self.answer();
-        if !worked {
-            worked = self.desk.check_sinks();
-        }
+        worked |= self.desk.check_sinks(!worked);
         self.count(worked);
         if std::mem::take(&mut self.desk.reported) {
             self.control.wake();
@@ -305,7 +302,7 @@ impl<L: Link> Shard<L> {
     /// Closes streams whose peer broke the protocol.
     fn close_broken(&mut self) {
         for index in 0..self.desk.streams.len() {
-            let broken = self.desk.streams[index].as_mut().and_then(|stream| stream.broken.take());
+            let broken = self.desk.streams[index].as_ref().and_then(|stream| stream.broken);
             if let Some(code) = broken {
                 let slot = StreamSlot(index as u16);
                 self.link.close_stream(slot, StreamEnd::Protocol { code });
@@ -357,8 +354,9 @@ impl Desk {
         }
     }
 
-    /// The session can't go on here: says so once and forgets its pages' memory on `CloseSession`.
-    fn fail(&mut self, session: SessionKey, cause: SessionEnd) {
+    /// The session can't go on here: says so once, and keeps its memory until `CloseSession`. False
+    /// when it had failed before or is not here.
+    fn fail(&mut self, session: SessionKey, cause: SessionEnd) -> bool {
         let failed_now = if let Some(source) = self.source(session) {
             source.fail()
         } else if let Some(sink) = self.sink(session) {
@@ -369,6 +367,7 @@ impl Desk {
         if failed_now {
             self.report(Event::Failed { session, cause });
         }
+        failed_now
     }
 
     fn source(&mut self, session: SessionKey) -> Option<&mut RegionSource> {
@@ -379,11 +378,11 @@ impl Desk {
         self.sinks.iter_mut().find(|sink| sink.session == session)
     }
 
-    /// One bounded piece of reading back at each sink.
-    fn check_sinks(&mut self) -> bool {
+    /// One bounded piece of checking at each sink; reading back ahead of time only when `idle`.
+    fn check_sinks(&mut self, idle: bool) -> bool {
         let mut worked = false;
         for index in 0..self.sinks.len() {
-            worked |= self.check_sink(index);
+            worked |= self.check_sink(index, idle);
         }
         worked
     }

@@ -115,6 +115,8 @@ impl<L: Link> Shard<L> {
                 if !self.desk.lanes[lane].add_stream(slot, id, incarnation) {
                     self.desk.refuse();
                     self.link.close_stream(slot, StreamEnd::Dropped);
+                    let cause = StreamEnd::Dropped;
+                    self.desk.report(Event::StreamDown { link, stream: id, cause });
                     return;
                 }
                 self.desk.streams[slot.index()] = Some(Stream::new(link, id));

@@ -8,6 +8,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 /// What the kernel knows about a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,6 +151,22 @@ pub fn set_tcp_notsent_lowat(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<(
     };
     Errno::result(result)?;
     Ok(())
+}
+
+/// Ends the connection when the peer's host leaves data unacknowledged for this long
+/// (TCP_USER_TIMEOUT), and asks an idle peer for a sign of life in time (SO_KEEPALIVE).
+///
+/// # Errors
+/// The descriptor is no TCP socket.
+pub fn set_tcp_dead_after(socket: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
+    const PROBES: u32 = 3;
+    let millis = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+    let between = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).div_ceil(PROBES + 1).max(1);
+    setsockopt(&socket, sockopt::TcpUserTimeout, &millis)?;
+    setsockopt(&socket, sockopt::KeepAlive, &true)?;
+    setsockopt(&socket, sockopt::TcpKeepIdle, &between)?;
+    setsockopt(&socket, sockopt::TcpKeepInterval, &between)?;
+    Ok(setsockopt(&socket, sockopt::TcpKeepCount, &PROBES)?)
 }
 
 /// Sets the size of the send buffer and returns what holds now. The kernel doubles the number for

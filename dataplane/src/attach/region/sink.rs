@@ -189,9 +189,11 @@ impl RegionSink {
         !matches!(std::mem::replace(&mut self.phase, Phase::Failed), Phase::Failed)
     }
 
-    /// One bounded piece of checking.
-    pub(crate) fn check(&mut self) -> Check {
+    /// One bounded piece of checking. Reading back ahead of time is for turns without other work;
+    /// a source in its pause waits for the rest.
+    pub(crate) fn check(&mut self, idle: bool) -> Check {
         match &mut self.phase {
+            Phase::Receiving if !idle => Check::Idle,
             Phase::Receiving => self.read_back_some(),
             Phase::Verifying { .. } => self.verify_some(),
             Phase::Proven { tell, .. } => {
@@ -254,7 +256,8 @@ impl RegionSink {
             return Check::Worked;
         }
         let expected = *expected;
-        if (builder.finish().0, *pages) != expected {
+        // The source's own number counts for nothing: a proof of fewer pages is none.
+        if (builder.finish().0, *pages) != expected || *pages != self.stripe.pages() {
             return Check::Differs(u64::MAX);
         }
         self.phase = Phase::Proven { expected, tell: false };
@@ -344,7 +347,7 @@ mod tests {
     }
 
     fn finish(sink: &mut RegionSink) -> Check {
-        std::iter::repeat_with(|| sink.check()).find(|check| *check != Check::Worked).unwrap()
+        std::iter::repeat_with(|| sink.check(true)).find(|check| *check != Check::Worked).unwrap()
     }
 
     #[test]
@@ -382,6 +385,24 @@ mod tests {
         let (_, digest) = payload(7);
         sink.start_verify(digest, PAGES).unwrap();
         assert_eq!(finish(&mut sink), Check::Differs(u64::MAX));
+    }
+
+    #[test]
+    fn a_proof_of_no_pages_proves_nothing() {
+        let mut sink = sink();
+        let empty = DigestBuilder::new(&PageHasher::new(&KEY), DigestKind::Region).finish();
+        sink.start_verify(empty.0, 0).unwrap();
+        assert_eq!(finish(&mut sink), Check::Differs(u64::MAX));
+    }
+
+    #[test]
+    fn a_busy_shard_proves_but_does_not_read_ahead() {
+        let (mut sink, mut decoder) = (sink(), Decoder::new());
+        let (coded, digest) = payload(7);
+        sink.apply(&mut decoder, Sequence(1), &coded).unwrap();
+        assert_eq!(sink.check(false), Check::Idle);
+        sink.start_verify(digest, PAGES).unwrap();
+        assert_ne!(sink.check(false), Check::Idle);
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl Link for TcpLink {
     }
 
     fn lease(&mut self) -> Option<Lease> {
-        self.arena.lease()
+        if self.free_leases() > 0 { self.arena.lease() } else { None }
     }
 
     fn can_post(&self, stream: StreamSlot) -> bool {
@@ -183,7 +183,9 @@ impl Link for TcpLink {
     }
 
     fn free_leases(&self) -> usize {
-        self.arena.free_slots()
+        // A receive buffer for each stream that may still come stays free, whatever is in flight.
+        let open = self.streams.iter().flatten().count();
+        self.arena.free_slots().saturating_sub((self.streams.len() - open) * SLOTS_PER_STREAM)
     }
 
     fn scrub(&mut self) {

@@ -185,7 +185,7 @@ impl TcpStream {
     /// Opens every whole record in the buffer. Records that came before a broken one still count.
     pub(super) fn open_records(&mut self, mut on_plain: impl FnMut(&[u8])) {
         let Some(mut buffer) = self.buffer.take() else { return };
-        while !self.unread.is_empty() {
+        while self.life == Life::Open && !self.unread.is_empty() {
             let whole = match next_record(&buffer[self.unread.clone()]) {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => break,

@@ -23,6 +23,10 @@ pub struct ControlConfig {
     pub metrics: Option<SocketAddr>,
     /// Memory that sessions may reserve.
     pub memory: MemoryBudget,
+    /// Links at a time, in both directions together: what each shard has lanes for.
+    pub links_max: usize,
+    /// Streams of a link that the shards together have room for on each of their links.
+    pub streams_per_link_max: u16,
     /// How long peers may take.
     pub timeouts: PeerTimeouts,
     /// What `daemon.info` says about this binary and this machine.

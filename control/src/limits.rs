@@ -8,8 +8,15 @@ use std::time::Duration;
 /// read and is dropped. 256 covers a burst of every session's final state with room to spare.
 pub(crate) const CLIENT_QUEUE_LINES: usize = 256;
 
-/// Bytes that may wait for one client: eight of the largest answers (a full session list).
-pub(crate) const CLIENT_QUEUE_BYTES: usize = 8 << 20;
+/// Bytes that may wait for one client: a full session list takes about half of it.
+pub(crate) const CLIENT_QUEUE_BYTES: usize = 1 << 20;
+
+/// Bytes that may wait for all clients together: eight of them may be as slow as they can be.
+pub(crate) const CLIENTS_QUEUE_BYTES: usize = 8 << 20;
+
+/// Bytes of requests that have not arrived whole yet, of all clients together. A request is short,
+/// so that only clients that mean harm come near it.
+pub(crate) const CLIENTS_PARTIAL_BYTES: usize = 8 << 20;
 
 /// Requests of one client that may be without an answer; further ones are not read from its socket.
 pub(crate) const CLIENT_REQUESTS_IN_FLIGHT: usize = 32;
@@ -29,6 +36,9 @@ pub(crate) const REGIONS_MAX: usize = 256;
 /// Bytes of a region's, host's or setting's name.
 pub(crate) const NAME_BYTES_MAX: usize = 128;
 
+/// Bytes of a setting's value: the longest path.
+pub(crate) const VALUE_BYTES_MAX: usize = 4096;
+
 /// Hosts that one region may accept data from.
 pub(crate) const ACCEPT_FROM_MAX: usize = 64;
 
@@ -38,8 +48,17 @@ pub(crate) const SESSIONS_LIVE_MAX: usize = 256;
 /// Sessions that the journal and `session.list` remember, the newest first.
 pub(crate) const SESSION_HISTORY_MAX: usize = 256;
 
-/// Links at a time, in both directions together.
-pub(crate) const LINKS_MAX: usize = 64;
+/// Records of sessions that a peer asked about and that nothing was known of, over all peers. They
+/// are kept apart from [`SESSION_HISTORY_MAX`], so that no question pushes out what people want.
+pub(crate) const UNKNOWN_SESSIONS_MAX: usize = 64;
+
+/// Of these, the ones of one peer: no peer can push out another's until four of them ask nonsense.
+pub(crate) const UNKNOWN_SESSIONS_PER_PEER_MAX: usize = 16;
+
+/// Questions of one peer about unknown sessions that may wait for the journal at a time; further
+/// ones are not heard, and a source in doubt asks again. A flood of them can't fill the journal's
+/// queue.
+pub(crate) const UNKNOWN_QUERIES_PER_PEER_MAX: usize = 8;
 
 /// Connections to the peer port that have not yet said who they are.
 pub(crate) const PEERS_PENDING_MAX: usize = 64;
@@ -90,5 +109,24 @@ pub(crate) const LOG_LINES_PER_WINDOW: u32 = 10;
 /// The window of [`LOG_LINES_PER_WINDOW`]: ten seconds.
 pub(crate) const LOG_WINDOW_NS: u64 = 10_000_000_000;
 
+/// What the budget of the binary sets aside for the control thread.
+const CONTROL_BYTES: usize = 32 << 20;
+/// Of that, what clients and peers can't fill: journal, history, certificates, the runtime itself.
+const CONTROL_OWN_BYTES: usize = 4 << 20;
+/// Clients and links that the sum is made for: the most that the settings allow.
+const CLIENTS: usize = 64;
+const LINKS: usize = 64;
+/// What one control channel takes: a chunk being read and a message that has not arrived whole.
+const CHANNEL_BYTES: usize = 2 * (64 << 10);
+
+const _: () = assert!(
+    CLIENTS_QUEUE_BYTES
+        + CLIENTS_PARTIAL_BYTES
+        + CLIENTS * CLIENT_READ_BYTES
+        + LINKS * CHANNEL_BYTES
+        + CONTROL_OWN_BYTES
+        <= CONTROL_BYTES,
+    "the control thread keeps within its part of the budget"
+);
 const _: () = assert!(CLIENT_REQUESTS_IN_FLIGHT < CLIENT_QUEUE_LINES);
 const _: () = assert!(SESSIONS_LIVE_MAX <= JOURNAL_QUEUE);

@@ -20,6 +20,9 @@ pub(crate) enum DaemonError {
     /// Descriptors can't be had.
     #[error("the limit of descriptors can't be raised ({0}): raise it with 'ulimit -n'")]
     Descriptors(#[source] io::Error),
+    /// Core dumps can't be switched off.
+    #[error("the process can't be kept out of core dumps ({0}): allow prctl in its seccomp profile")]
+    CoreDumps(#[source] io::Error),
     /// The control thread can't be woken.
     #[error("no descriptor to wake the control thread ({0}): raise the limit with 'ulimit -n'")]
     Waker(#[source] io::Error),

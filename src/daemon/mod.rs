@@ -48,6 +48,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
     }
     panic::install();
     let log = log::start(config.log);
+    sys::forbid_core_dumps().map_err(DaemonError::CoreDumps)?;
     sys::raise_nofile(budget.descriptors).map_err(DaemonError::Descriptors)?;
     let probe = Probe::run().map_err(DaemonError::Uring)?;
     probe.require().map_err(DaemonError::Uring)?;
@@ -128,6 +129,11 @@ fn control_config(config: &DaemonConfig, budget: &Budget, probe: &Probe) -> Cont
         state_dir: config.state.clone(),
         metrics: config.metrics,
         memory: budget.for_control(),
+        links_max: usize::from(config.links_max),
+        streams_per_link_max: u16::try_from(
+            budget.streams_per_shard / usize::from(config.links_max) * budget.shards,
+        )
+        .unwrap_or(u16::MAX),
         timeouts: PeerTimeouts {
             dial: config.accept_timeout,
             handshake: config.accept_timeout,

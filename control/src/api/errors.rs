@@ -60,6 +60,8 @@ codes! {
     Stopping = 1004, "stopping", "start the daemon again";
     /// Too much is going on.
     Busy = 1005, "busy", "wait for a session to end, then try again";
+    /// All clients together send more than the daemon holds.
+    RequestMemory = 1006, "request_memory", "send shorter requests, or fewer long ones at a time";
     /// No such region.
     RegionUnknown = 1010, "region_unknown",
         "region.list shows the regions; region.register adds one";
@@ -141,7 +143,8 @@ impl ApiError {
     pub(crate) fn to_value(&self) -> Value {
         let mut data = self.details.clone();
         data.insert("code".to_owned(), json!(self.code.name()));
-        data.insert("cure".to_owned(), json!(self.code.cure()));
+        // A cure among the details knows the case better than the code does.
+        data.entry("cure").or_insert_with(|| json!(self.code.cure()));
         json!({ "code": self.code.number(), "message": self.message, "data": data })
     }
 }

@@ -80,6 +80,11 @@ impl LineBuffer {
         Ok(())
     }
 
+    /// Bytes of memory that the line takes which has not ended yet.
+    pub(crate) fn partial_bytes(&self) -> usize {
+        self.partial.bytes.capacity()
+    }
+
     fn extend(&mut self, bytes: &[u8]) -> Result<(), FramingError> {
         if self.partial.bytes.len() + bytes.len() > self.bytes_max {
             return Err(FramingError::TooLong { bytes_max: self.bytes_max });

@@ -9,6 +9,7 @@ use super::request::{
     session,
 };
 use super::schema::{self, Param};
+use crate::limits::NAME_BYTES_MAX;
 use serde_json::{Map, Value, json};
 
 /// A row of the table of methods.
@@ -46,6 +47,9 @@ pub(crate) fn parse_line(line: &[u8]) -> Result<Envelope, ApiError> {
     };
     let id = match object.remove("id") {
         None => None,
+        Some(Value::String(id)) if id.len() > NAME_BYTES_MAX => {
+            return Err(invalid("an id is too long"));
+        }
         Some(id @ (Value::String(_) | Value::Number(_) | Value::Null)) => Some(id),
         Some(_) => return Err(invalid("an id is text, a number or null")),
     };

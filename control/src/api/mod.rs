@@ -7,6 +7,7 @@
 mod client;
 mod errors;
 mod framing;
+mod memory;
 mod method;
 mod notification;
 mod openrpc;

@@ -5,7 +5,7 @@
 
 use super::errors::{ApiCode, ApiError};
 use super::notification::Topic;
-use crate::limits::{ACCEPT_FROM_MAX, NAME_BYTES_MAX};
+use crate::limits::{ACCEPT_FROM_MAX, NAME_BYTES_MAX, VALUE_BYTES_MAX};
 use dwcp_proto::ids::SessionId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -314,6 +314,11 @@ pub(super) fn parse_set(params: Value) -> Result<Request, ApiError> {
     }
     let Params { name, value } = read(params)?;
     check_name(&name)?;
+    // Settings are numbers and short words; nothing longer is kept until the core hears of it.
+    let long = value.as_str().is_some_and(|text| text.len() > VALUE_BYTES_MAX);
+    if long || value.is_array() || value.is_object() {
+        return Err(wrong_params("value is a number, a boolean or a short text"));
+    }
     Ok(Request::ConfigSet { name, value })
 }
 

@@ -6,6 +6,7 @@
 use super::client::{ClientHandle, ClientId, ClientQueue, client_queue};
 use super::errors::{ApiCode, ApiError};
 use super::framing::{Line, LineBuffer, read_some};
+use super::memory::{ClientMemory, PartialShare};
 use super::method::parse_line;
 use super::request::Request;
 use super::response::{Reply, response_line};
@@ -122,6 +123,7 @@ impl ApiServer {
     /// Accepts clients until the core no longer listens.
     pub(crate) async fn serve(self, inputs: mpsc::Sender<ApiInput>) {
         let _file = &self.file;
+        let memory = ClientMemory::default();
         let mut next_id = 0;
         loop {
             let stream = tokio::select! {
@@ -148,6 +150,7 @@ impl ApiServer {
                 inputs: inputs.clone(),
                 request_bytes_max: self.config.request_bytes_max,
                 counters: self.counters.clone(),
+                memory: memory.clone(),
             };
             self.counters.clients.set(self.counters.clients.get() + 1);
             tokio::task::spawn_local(client.run());
@@ -208,11 +211,12 @@ struct Client {
     inputs: mpsc::Sender<ApiInput>,
     request_bytes_max: usize,
     counters: ApiCounters,
+    memory: ClientMemory,
 }
 
 impl Client {
     async fn run(self) {
-        let (handle, mut queue) = client_queue(self.id);
+        let (handle, mut queue) = client_queue(self.id, self.memory.clone());
         let overflow = queue.overflow();
         let dropped = tokio::select! {
             reason = self.read_until_end(handle) => Ok(reason),
@@ -242,18 +246,26 @@ impl Client {
         let mut buffer = vec![0; CLIENT_READ_BYTES];
         let mut framing = LineBuffer::new(self.request_bytes_max);
         let mut lines = VecDeque::new();
+        let share: PartialShare = self.memory.partial_share(self.id);
         loop {
-            let (bytes, descriptors) = match read_some(&self.stream, &mut buffer).await {
+            let read = tokio::select! {
+                biased;
+                () = share.given_up() => {
+                    let message = "all clients together send more than the daemon holds, and this \
+                                   request is the longest";
+                    return self.refuse_all(&handle, ApiCode::RequestMemory, message);
+                }
+                read = read_some(&self.stream, &mut buffer) => read,
+            };
+            let (bytes, descriptors) = match read {
                 Ok((0, _)) => return None,
                 Ok(read) => read,
                 Err(_) => return Some("read_failed"),
             };
             if let Err(error) = framing.push(&buffer[..bytes], descriptors, &mut lines) {
-                let error = ApiError::new(ApiCode::RequestTooLong, error.to_string());
-                self.counters.errors.add(error.code.name());
-                handle.send(response_line(&Value::Null, Err(error)));
-                return Some("request_too_long");
+                return self.refuse_all(&handle, ApiCode::RequestTooLong, &error.to_string());
             }
+            share.set(framing.partial_bytes());
             while let Some(line) = lines.pop_front() {
                 let place = Arc::clone(&places).acquire_owned().await.ok()?;
                 if let Some(input) = self.call(line, &handle, place)
@@ -263,6 +275,19 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// Tells a client why it is dropped; returns the reason under which that is counted.
+    fn refuse_all(
+        &self,
+        handle: &ClientHandle,
+        code: ApiCode,
+        message: &str,
+    ) -> Option<&'static str> {
+        self.counters.errors.add(code.name());
+        let error = ApiError::new(code, message);
+        handle.send(response_line(&Value::Null, Err(error)));
+        Some(code.name())
     }
 
     /// Turns a line into a call, or answers it here if it is none.
@@ -424,6 +449,41 @@ mod tests {
                 assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
                 assert_eq!(fixture.counters.dropped.count("request_too_long"), 1);
                 fixture.still_serves().await;
+            },
+        );
+    }
+
+    #[test]
+    fn of_too_many_partial_requests_the_longest_is_refused_and_others_are_served() {
+        Fixture::run(
+            |_| {},
+            |fixture| async move {
+                let mut small = fixture.connect().await;
+                let (head, tail) = STATUS.split_at(10);
+                small.write_all(head.as_bytes()).await.unwrap();
+                // Each within its own bound, all together far above that of all clients.
+                let mut large = Vec::new();
+                for _ in 0..2 * (crate::limits::CLIENTS_PARTIAL_BYTES >> 20) {
+                    let mut client = fixture.connect().await;
+                    let part = vec![b' '; 900 << 10];
+                    // A client that is refused meanwhile may be gone before it has sent all.
+                    let _ = client.write_all(&part).await;
+                    large.push(client);
+                }
+                let mut line = String::new();
+                while fixture.counters.dropped.count("request_memory") == 0 {
+                    fixture.still_serves().await;
+                }
+                for client in &mut large {
+                    let read = client.read_line(&mut line);
+                    if timeout(Duration::from_millis(50), read).await.is_ok() && !line.is_empty() {
+                        break;
+                    }
+                }
+                let answer: Value = serde_json::from_str(&line).unwrap();
+                assert_eq!(answer["error"]["data"]["code"], "request_memory", "{answer}");
+                let answer = fixture.ask(&mut small, tail).await;
+                assert_eq!(answer["result"]["method"], "status", "little is never given up");
             },
         );
     }

@@ -5,6 +5,7 @@
 //! are in the modules beside this one, each an `impl` of [`Core`].
 
 use super::links::LinkEntry;
+use super::room::StreamsHeld;
 use super::shards::Shards;
 use crate::api::{
     ApiCounters, ApiInput, ClientHandle, ClientId, Subscription, Topic, notification_line,
@@ -78,6 +79,8 @@ pub(crate) struct Core {
     pub(super) keys: BTreeMap<SessionKey, SessionId>,
     pub(super) history: History,
     pub(super) links: BTreeMap<LinkId, LinkEntry>,
+    /// Links that are gone here and whose streams shards still close.
+    pub(super) closing_links: BTreeMap<LinkId, StreamsHeld>,
     pub(super) next_link: LinkId,
     pub(super) subscribers: BTreeMap<ClientId, (ClientHandle, Subscription)>,
     pub(super) peers: mpsc::Sender<PeerInput>,
@@ -121,6 +124,7 @@ impl Core {
             keys: BTreeMap::new(),
             history: History::default(),
             links: BTreeMap::new(),
+            closing_links: BTreeMap::new(),
             next_link: LinkId(0),
             subscribers: BTreeMap::new(),
             peers: parts.peers,
@@ -192,6 +196,13 @@ impl Core {
                 self.sink_step(session, SinkInput::JournalWritten(record));
             }
             Written::Sink(session, record) => {
+                // What is not surely on disk must not answer a later question. A commit that may be
+                // there is left in doubt.
+                if let (SinkRecord::Aborted, Some(session)) =
+                    (record, self.sessions.get_mut(&session))
+                {
+                    session.record.sink_record = None;
+                }
                 self.sink_step(session, SinkInput::JournalFailed(record));
             }
             Written::Note => {}
@@ -227,7 +238,10 @@ impl Core {
     fn on_event(&mut self, lane: LaneId, event: Event) {
         match event {
             Event::StreamUp { link, stream } => self.on_stream_up(link, stream),
-            Event::StreamDown { link, stream, cause } => self.on_stream_down(link, stream, cause),
+            Event::StreamDown { link, stream, cause } => {
+                self.stream_left(link, lane);
+                self.on_stream_down(link, stream, cause);
+            }
             Event::Opened { session } => self.on_lane_opened(session, lane),
             Event::RoundDone { session, round, stats } => {
                 self.on_lane_round(session, lane, round, stats);
@@ -235,7 +249,7 @@ impl Core {
             Event::Verified { session } => self.on_lane_verified(session, lane),
             Event::Failed { session, cause } => self.on_lane_failed(session, lane, cause),
             Event::Closed { session } => self.on_lane_closed(session, lane),
-            Event::Stopped => {}
+            Event::Stopped => self.on_shard_stopped(lane),
         }
     }
 
@@ -278,6 +292,9 @@ impl Core {
         self.stopping = true;
         let links: Vec<LinkId> = self.links.keys().copied().collect();
         links.into_iter().for_each(|link| self.drop_link(link, &PeerError::Stopping));
+        // A shard that died without a word reports nothing any more.
+        let lost: Vec<LaneId> = self.shards.lost().collect();
+        lost.into_iter().for_each(|lane| self.on_shard_stopped(lane));
         self.shards.send_all(|| Command::Stop);
     }
 

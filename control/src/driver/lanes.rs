@@ -4,7 +4,7 @@
 
 use super::core::Core;
 use crate::api::Role;
-use crate::migration::{Machine, lane_failure};
+use crate::migration::{Machine, Session, lane_failure};
 use dwcp_dataplane::port::{Command, RoundStats, SessionEnd, SinkSetup, SourceSetup};
 use dwcp_ffi::counters::{counters, histogram};
 use dwcp_proto::ids::{LaneId, Round, SessionId, SessionKey};
@@ -18,6 +18,7 @@ impl Core {
         let Some(link) = self.links.get(&key.link) else { return };
         let mut commands = Vec::new();
         for lane in session.lanes() {
+            session.lanes_held |= 1 << lane.0;
             let (stats, reader) = counters();
             session.stats.push(reader);
             let region = plan.memory.region.clone();
@@ -81,17 +82,21 @@ impl Core {
         self.order_lanes(id, |session| Command::Verify { session });
     }
 
+    /// Asks every lane that may hold something of the session to let go of it, once.
     pub(super) fn close_lanes(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.get_mut(&id) {
-            session.closing = true;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if std::mem::replace(&mut session.closing, true) {
+            return;
         }
-        self.order_lanes(id, |session| Command::CloseSession { session });
+        let (Some(key), held) = (session.key, session.lanes_held) else { return };
+        let lanes = session.lanes().filter(|lane| held & (1 << lane.0) != 0);
+        lanes.for_each(|lane| self.shards.send(lane, Command::CloseSession { session: key }));
     }
 
     pub(super) fn on_lane_opened(&mut self, key: SessionKey, lane: LaneId) {
         let Some((id, role)) = self.lane_session(key) else { return };
         if let Some(session) = self.sessions.get_mut(&id) {
-            session.lanes_open |= 1 << lane.0;
+            session.lanes_opened |= 1 << lane.0;
         }
         match role {
             Role::Source => self.source_step(id, SourceInput::LaneOpened(lane)),
@@ -130,6 +135,10 @@ impl Core {
         let code = lane_failure(&cause);
         if let Some(session) = self.sessions.get_mut(&id) {
             session.lane_failure.get_or_insert(cause);
+            if session.lanes_opened & (1 << lane.0) == 0 {
+                // The shard refused to open it: nothing is left there to close.
+                self.free_lane(id, lane);
+            }
         }
         match role {
             Role::Source => self.source_step(id, SourceInput::LaneFailed { lane, code }),
@@ -139,10 +148,31 @@ impl Core {
 
     pub(super) fn on_lane_closed(&mut self, key: SessionKey, lane: LaneId) {
         let Some((id, _)) = self.lane_session(key) else { return };
-        if let Some(session) = self.sessions.get_mut(&id) {
-            session.lanes_open &= !(1 << lane.0);
-        }
+        self.free_lane(id, lane);
         self.retire_if_over(id);
+    }
+
+    /// A shard's loop ended: it touches no region any more.
+    pub(super) fn on_shard_stopped(&mut self, lane: LaneId) {
+        let held = |session: &&Session| session.lanes_held & (1 << lane.0) != 0;
+        let sessions: Vec<SessionId> =
+            self.sessions.values().filter(held).map(Session::id).collect();
+        for id in sessions {
+            self.free_lane(id, lane);
+            self.retire_if_over(id);
+        }
+    }
+
+    /// The shard of a lane holds nothing of the session; with the last lane its name and its memory
+    /// are free.
+    fn free_lane(&mut self, id: SessionId, lane: LaneId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if session.lane_is_free(lane) {
+            session.memory_bytes = 0;
+            if let Some(key) = session.key.take() {
+                self.keys.remove(&key);
+            }
+        }
     }
 
     fn lane_session(&self, key: SessionKey) -> Option<(SessionId, Role)> {

@@ -4,8 +4,8 @@
 //! machines first, then its lanes; clients that waited for it are answered.
 
 use super::core::{Core, unix_ms};
+use super::room::StreamsHeld;
 use crate::api::{ApiError, PeerAddress, Reply, SessionOpen};
-use crate::limits::LINKS_MAX;
 use crate::migration::Memory;
 use crate::peer::{
     ChannelHandle, Established, Link, LinkInput, LinkOutput, LinkPhase, PeerError, PeerInput,
@@ -45,6 +45,7 @@ pub(super) struct LinkEntry {
     pub(super) channel: Option<ChannelHandle>,
     pub(super) hash_key: HashKey,
     pub(super) streams: BTreeMap<StreamId, StreamStatsReader>,
+    pub(super) streams_held: StreamsHeld,
     pub(super) waiters: Vec<LinkWaiter>,
     pub(super) next_number: SessionNumber,
     /// When every lane must work.
@@ -62,6 +63,7 @@ impl LinkEntry {
             channel: None,
             hash_key: HashKey([0; 32]),
             streams: BTreeMap::new(),
+            streams_held: StreamsHeld::default(),
             waiters: Vec::new(),
             next_number: SessionNumber(1),
             deadline,
@@ -96,11 +98,10 @@ impl Core {
         if let Some((link, _)) = found {
             return Ok(*link);
         }
-        if self.links.len() >= LINKS_MAX {
-            return Err(PeerError::LinksTooMany);
-        }
+        self.check_links()?;
         let epoch = LinkEpoch(unix_ms());
-        let machine = Link::dialling(epoch, self.shards.count(), self.live.get().streams);
+        let streams = self.live.get().streams.min(self.config.streams_per_link_max);
+        let machine = Link::dialling(epoch, self.shards.count(), streams);
         let link = self.add_link(machine, Some(peer.clone()));
         let (identity, peers) = (self.identity.clone(), self.peers.clone());
         dial_peer(link, peer.clone(), identity, self.config.timeouts, peers);
@@ -118,11 +119,11 @@ impl Core {
     }
 
     fn on_accepted(&mut self, peer: Established) {
-        if self.links.len() >= LINKS_MAX {
-            self.refuse_peer(peer.address, &PeerError::LinksTooMany);
-            return;
+        if let Err(error) = self.check_links() {
+            return self.refuse_link(peer, &error);
         }
-        let machine = Link::accepted(LinkToken(random()), self.shards.count());
+        let streams_max = self.config.streams_per_link_max;
+        let machine = Link::accepted(LinkToken(random()), self.shards.count(), streams_max);
         let link = self.add_link(machine, None);
         self.start_channel(link, peer);
     }
@@ -198,7 +199,12 @@ impl Core {
         socket: TcpStream,
     ) {
         match self.stream_setup(link, stream, incarnation, socket) {
-            Ok((lane, setup)) => self.shards.send(lane, Command::AddStream(Box::new(setup))),
+            Ok((lane, setup)) => {
+                if let Some(entry) = self.links.get_mut(&link) {
+                    entry.streams_held.add(lane);
+                }
+                self.shards.send(lane, Command::AddStream(Box::new(setup)));
+            }
             Err(error) => self.drop_link(link, &error),
         }
     }
@@ -255,12 +261,16 @@ impl Core {
         let Some(entry) = self.links.get_mut(&link) else { return };
         let outputs = match entry.link.step(now, input) {
             Ok(outputs) => outputs,
-            Err(error) => return self.drop_link(link, &error),
+            Err(error) => return self.end_link(link, &error),
         };
         for output in outputs {
             match output {
                 LinkOutput::Send(message) => self.send_peer(link, message),
-                LinkOutput::AddLanes { lanes } => self.add_lanes(link, lanes),
+                LinkOutput::AddLanes { lanes } => {
+                    if let Err(error) = self.add_lanes(link, lanes) {
+                        return self.end_link(link, &error);
+                    }
+                }
                 LinkOutput::Dial(preface) => {
                     let address = self.links.get(&link).and_then(|entry| entry.address);
                     let Some(address) = address else { continue };
@@ -273,12 +283,17 @@ impl Core {
         }
     }
 
-    fn add_lanes(&mut self, link: LinkId, lanes: u16) {
+    fn add_lanes(&mut self, link: LinkId, lanes: u16) -> Result<(), PeerError> {
+        self.check_streams(link, lanes)?;
+        if let Some(entry) = self.links.get_mut(&link) {
+            entry.streams_held = StreamsHeld::none_of(lanes);
+        }
         let window_bytes_max = self.live.get().window_bytes_max / u64::from(lanes.max(1));
         for lane in (0..lanes).map(LaneId) {
             let setup = LaneSetup { link, lane, window_bytes_max };
             self.shards.send(lane, Command::AddLane(Box::new(setup)));
         }
+        Ok(())
     }
 
     fn on_link_ready(&mut self, link: LinkId) {
@@ -318,9 +333,10 @@ impl Core {
             let _ = channel.send(PeerMessage::Goodbye { reason });
         }
         self.sessions_link_lost(link, cause);
-        for lane in (0..entry.link.lanes()).map(LaneId) {
+        for lane in entry.streams_held.lanes() {
             self.shards.send(lane, Command::DropLink { link });
         }
+        self.close_link(link, entry.streams_held);
         for waiter in entry.waiters {
             self.regions.give_back(&waiter.open.region, waiter.session);
             self.answer(waiter.reply, Err(cause.to_api()));
@@ -343,7 +359,7 @@ impl Core {
         }
     }
 
-    fn refuse_peer(&mut self, address: SocketAddr, error: &PeerError) {
+    pub(super) fn refuse_peer(&mut self, address: SocketAddr, error: &PeerError) {
         let code = error.code();
         self.counters.refused.add(code);
         let now = self.now();

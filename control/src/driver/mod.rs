@@ -11,6 +11,7 @@ mod opening;
 mod reconnect;
 mod reports;
 mod requests;
+mod room;
 mod run;
 mod sessions;
 mod shards;

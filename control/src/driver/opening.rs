@@ -184,5 +184,6 @@ pub(super) fn new_record(
         source_record: None,
         sink_record: None,
         settled: false,
+        unknown: false,
     }
 }

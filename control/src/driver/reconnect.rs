@@ -59,26 +59,21 @@ impl Core {
         }
     }
 
+    /// The region stays busy until every lane has closed, whatever became of the link.
     pub(super) fn session_link_lost(&mut self, id: SessionId, cause: &PeerError) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.link_failure = Some((cause.to_string(), cause.code()));
+        }
         match self.sessions.get(&id).map(Session::role) {
             Some(Role::Source) => self.source_step(id, SourceInput::LinkLost),
             Some(Role::Sink) => self.sink_step(id, SinkInput::LinkLost),
             None => return,
         }
-        // A machine that waits for its journal closes its lanes only later, when no shard would
-        // know them any more.
-        if self.sessions.get(&id).is_some_and(|session| !session.closing) {
-            self.close_lanes(id);
-        }
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        session.lanes_open = 0;
-        session.link = None;
-        if let Some(key) = session.key.take() {
-            self.keys.remove(&key);
-        }
-        if let Some(reason) = &mut session.record.reason {
-            reason.push_str(": ");
-            reason.push_str(&cause.to_string());
+        // A machine that waits for its journal would close its lanes only later, and they serve no
+        // link any more.
+        self.close_lanes(id);
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.link = None;
         }
         self.retire_if_over(id);
     }

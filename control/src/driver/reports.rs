@@ -6,6 +6,7 @@ use super::core::Core;
 use crate::api::{ApiCode, ApiError, Topic};
 use crate::limits::{PROGRESS_PERIOD_NS, REDIAL_WAIT_NS};
 use crate::migration::{Session, WaitingFor};
+use dwcp_dataplane::port::SessionEnd;
 use dwcp_dataplane::stats::SessionCounter;
 use dwcp_proto::ids::{Round, SessionId};
 use dwcp_proto::session::reason::EndReason;
@@ -13,6 +14,10 @@ use dwcp_proto::session::sink::SinkReport;
 use dwcp_proto::session::source::SourceReport;
 use dwcp_proto::time::Nanos;
 use serde_json::{Value, json};
+
+/// For either end of a session that the network took.
+const LINK_LOST_CURE: &str =
+    "the source keeps its region; open a new session when the peer is back";
 
 impl Core {
     pub(super) fn report_source(&mut self, id: SessionId, report: SourceReport) {
@@ -34,11 +39,14 @@ impl Core {
             SourceReport::RoundDone { .. } => return,
             SourceReport::Committed => Ok(finish_value(session, now)),
             SourceReport::InDoubt(reason) => {
-                let reason = session.set_reason(&reason);
+                session.set_reason(&reason, Some(ApiCode::SessionInDoubt.cure()));
                 session.reconnect.get_or_insert((now, Nanos(REDIAL_WAIT_NS.0)));
-                Err(ApiError::new(ApiCode::SessionInDoubt, reason))
+                Err(session.end_error(ApiCode::SessionInDoubt, &reason))
             }
-            SourceReport::Ended(reason) => Err(end_error(&reason, session.set_reason(&reason))),
+            SourceReport::Ended(reason) => {
+                session.set_reason(&reason, session.lost_cure(&reason));
+                Err(session.end_error(end_code(&reason), &reason))
+            }
         };
         let outcome = outcome.map_err(|e: ApiError| e.with("session", id.to_string()));
         if let Some(waiting) = session.waiting.take() {
@@ -50,8 +58,9 @@ impl Core {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         match report {
             SinkReport::Opened | SinkReport::Verified | SinkReport::Committed => {}
-            SinkReport::InDoubt(reason) | SinkReport::Ended(reason) => {
-                session.set_reason(&reason);
+            SinkReport::InDoubt(reason) => session.set_reason(&reason, None),
+            SinkReport::Ended(reason) => {
+                session.set_reason(&reason, session.lost_cure(&reason));
             }
         }
     }
@@ -91,26 +100,51 @@ impl Core {
 }
 
 impl Session {
-    /// Keeps why a session ended or is in doubt; returns it in words.
-    fn set_reason(&mut self, reason: &EndReason) -> String {
-        let text = match &self.lane_failure {
-            Some(cause) => format!("{reason}: {cause}"),
-            None => reason.to_string(),
+    /// Keeps why a session ended or is in doubt, with the deeper cause if one is known, and what to
+    /// do about it.
+    fn set_reason(&mut self, reason: &EndReason, cure: Option<&'static str>) {
+        let cause = match (reason, &self.lane_failure, &self.link_failure) {
+            (EndReason::LinkLost, _, Some((text, _))) => format!(": {text}"),
+            (EndReason::LaneFailed { .. }, Some(cause), _) => format!(": {cause}"),
+            _ => String::new(),
         };
-        self.record.reason = Some(text.clone());
-        self.record.cure = Some(reason.cure().to_owned());
-        text
+        self.record.reason = Some(format!("{reason}{cause}"));
+        self.record.cure = Some(cure.unwrap_or_else(|| reason.cure()).to_owned());
+    }
+
+    /// What to do when the network took the session, rather than one of the hosts.
+    fn lost_cure(&self, reason: &EndReason) -> Option<&'static str> {
+        let lane_lost = matches!(self.lane_failure, Some(SessionEnd::LinkLost(_)));
+        match reason {
+            EndReason::LinkLost => Some(LINK_LOST_CURE),
+            EndReason::LaneFailed { .. } if lane_lost => Some(LINK_LOST_CURE),
+            _ => None,
+        }
+    }
+
+    /// The answer to a client whose session ended or is in doubt, in the words of its record.
+    fn end_error(&self, code: ApiCode, reason: &EndReason) -> ApiError {
+        let error = ApiError::new(code, self.record.reason.clone().unwrap_or_default())
+            .with("reason", reason.code())
+            .with("reason_cure", self.record.cure.clone());
+        let error = match self.lost_cure(reason) {
+            Some(cure) if code == ApiCode::SessionFailed => error.with("cure", cure),
+            _ => error,
+        };
+        match (reason, &self.link_failure) {
+            (EndReason::LinkLost, Some((_, code))) => error.with("peer_code", *code),
+            _ => error,
+        }
     }
 }
 
-fn end_error(reason: &EndReason, text: String) -> ApiError {
-    let code = match reason {
+fn end_code(reason: &EndReason) -> ApiCode {
+    match reason {
         EndReason::ClientAborted => ApiCode::SessionAborted,
         EndReason::Refused { .. } => ApiCode::PeerRefused,
         EndReason::Journal => ApiCode::JournalFailed,
         _ => ApiCode::SessionFailed,
-    };
-    ApiError::new(code, text).with("reason", reason.code()).with("reason_cure", reason.cure())
+    }
 }
 
 fn round_value(round: Round, session: &Session, now: Nanos) -> Value {

@@ -5,7 +5,7 @@
 use super::core::{Core, Written, unix_ms};
 use super::opening::new_record;
 use crate::api::{Role, Topic};
-use crate::limits::{REDIAL_WAIT_NS, SESSIONS_LIVE_MAX};
+use crate::limits::{REDIAL_WAIT_NS, SESSIONS_LIVE_MAX, UNKNOWN_QUERIES_PER_PEER_MAX};
 use crate::migration::{Machine, Session};
 use crate::peer::PeerError;
 use crate::state::SessionState;
@@ -82,15 +82,27 @@ impl Core {
             Some(record) => record,
             // A name that another peer used, or nothing to settle.
             None if self.history.find(id).is_some() || !asks => return,
+            None if self.unknown_queries(peer) >= UNKNOWN_QUERIES_PER_PEER_MAX => {
+                return self.counters.ignored.add("too_many_unknown_sessions");
+            }
             None => {
                 let mut record = new_record(id, Role::Sink, "", 0);
                 record.peer = peer.to_owned();
                 record.state = SessionState::Failed;
+                record.unknown = true;
                 record
             }
         };
         let machine = SinkSession::restore(id, record.sink_record, self.journal.id());
-        self.sessions.insert(id, Session::new(Machine::Sink(machine), record));
+        let mut session = Session::new(Machine::Sink(machine), record);
+        session.revived = Some(session.record.clone());
+        self.sessions.insert(id, session);
+    }
+
+    /// How many sessions live only because this peer asks about what nobody knows.
+    fn unknown_queries(&self, peer: &str) -> usize {
+        let records = self.sessions.values().map(|session| &session.record);
+        records.filter(|record| record.unknown && record.peer == peer).count()
     }
 
     /// Feeds a source's machine with something that it never refuses.
@@ -238,9 +250,19 @@ impl Core {
         while self.frame_rtt_ended.len() > RTT_READERS_ENDED_MAX {
             self.frame_rtt_ended.pop_front();
         }
-        let record = session.record;
+        let (record, revived) = (session.record, session.revived);
+        if record.unknown && record.sink_record.is_none() {
+            // Nothing was promised about it: it leaves no trace.
+            return;
+        }
+        if record.unknown && record.settled {
+            return self.write(record, vec![id], Written::Note);
+        }
         let forgotten = self.history.push(record.clone());
-        self.write(record, forgotten, Written::Note);
+        // Answering a question again changes nothing, and a peer may ask as often as it likes.
+        if !forgotten.is_empty() || revived.as_ref() != Some(&record) {
+            self.write(record, forgotten, Written::Note);
+        }
     }
 
     fn send_session(&mut self, id: SessionId, message: PeerMessage) {

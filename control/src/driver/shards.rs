@@ -68,9 +68,12 @@ impl Shards {
 
     /// The first shard whose loop ended, told or not.
     pub(crate) fn first_lost(&self) -> Option<usize> {
-        self.shards
-            .iter()
-            .position(|s| s.stopped || (s.port.events.is_closed() && s.port.events.is_empty()))
+        self.shards.iter().position(Shard::is_lost)
+    }
+
+    /// Every shard whose loop ended, by the lane that it serves.
+    pub(crate) fn lost(&self) -> impl Iterator<Item = LaneId> {
+        (0..).zip(&self.shards).filter(|(_, shard)| shard.is_lost()).map(|(lane, _)| LaneId(lane))
     }
 
     /// True when no shard runs any more.
@@ -85,6 +88,10 @@ impl Shards {
 }
 
 impl Shard {
+    fn is_lost(&self) -> bool {
+        self.stopped || (self.port.events.is_closed() && self.port.events.is_empty())
+    }
+
     fn flush(&mut self) {
         while let Some(command) = self.waiting.pop_front() {
             if let Err(full) = self.port.send(command) {

@@ -70,8 +70,11 @@ pub(crate) struct Session {
     pub(crate) plan: Option<Plan>,
     pub(crate) stats: Vec<SessionStatsReader>,
     pub(crate) frame_rtt_ns: Vec<HistogramReader>,
-    /// A bit for each lane whose shard holds memory for it.
-    pub(crate) lanes_open: u64,
+    /// A bit for each lane that was ordered open and has not said yet that it holds nothing of the
+    /// session: its shard may still read or write the region.
+    pub(crate) lanes_held: u64,
+    /// A bit for each lane that said that it is open.
+    pub(crate) lanes_opened: u64,
     /// Lanes that are asked to close, or were.
     pub(crate) closing: bool,
     pub(crate) waiting: Option<Waiting>,
@@ -82,6 +85,10 @@ pub(crate) struct Session {
     pub(crate) verify_ns: u64,
     /// What a lane said when it failed.
     pub(crate) lane_failure: Option<SessionEnd>,
+    /// How the link ended that carried it, in words and as a stable code.
+    pub(crate) link_failure: Option<(String, &'static str)>,
+    /// What the journal held of it when a peer's question made it live again.
+    pub(crate) revived: Option<SessionRecord>,
     pub(crate) memory_bytes: u64,
     pub(crate) progress_at: Nanos,
     pub(crate) progress_bytes: u64,
@@ -100,7 +107,8 @@ impl Session {
             plan: None,
             stats: Vec::new(),
             frame_rtt_ns: Vec::new(),
-            lanes_open: 0,
+            lanes_held: 0,
+            lanes_opened: 0,
             closing: false,
             waiting: None,
             round_stats: RoundStats::default(),
@@ -108,6 +116,8 @@ impl Session {
             last_round_ns: 0,
             verify_ns: 0,
             lane_failure: None,
+            link_failure: None,
+            revived: None,
             memory_bytes: 0,
             progress_at: Nanos(0),
             progress_bytes: 0,
@@ -133,13 +143,13 @@ impl Session {
         }
     }
 
-    /// True when nothing more happens to it here.
+    /// True when nothing more happens to it here and no shard touches its region any more.
     pub(crate) fn is_over(&self) -> bool {
         let over = match &self.machine {
             Machine::Source(machine) => machine.is_over(),
             Machine::Sink(machine) => machine.is_over(),
         };
-        over && self.lanes_open == 0
+        over && self.lanes_held == 0
     }
 
     /// When the machine wants to hear of the time.
@@ -174,6 +184,14 @@ impl Session {
                 .collect();
         }
         record
+    }
+
+    /// Notes that the shard of a lane holds nothing of the session any more; true if it was the
+    /// last one.
+    pub(crate) fn lane_is_free(&mut self, lane: LaneId) -> bool {
+        let before = self.lanes_held;
+        self.lanes_held &= !(1 << lane.0);
+        before != 0 && self.lanes_held == 0
     }
 
     /// Each lane of the session.

@@ -18,6 +18,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -196,16 +197,27 @@ async fn write_until_end(
 }
 
 /// Pings an idle peer and ends the channel of a silent one.
+///
+/// Silence is counted in waits of our own, not by the clock: a daemon that was stopped for a while
+/// itself must not blame its peers for that.
 async fn watch(
     pings: &mpsc::WeakSender<PeerMessage>,
     heard: &Cell<Instant>,
     live: &Cell<LiveSettings>,
 ) -> PeerError {
     let mut stamp = 0;
+    let mut last_heard = heard.get();
+    let mut silent = Duration::ZERO;
     loop {
         let settings = live.get();
-        tokio::time::sleep(settings.peer_ping_every).await;
-        let silent = heard.get().elapsed();
+        let wait = settings.peer_ping_every.min(settings.peer_dead_after);
+        tokio::time::sleep(wait).await;
+        if heard.get() != last_heard {
+            last_heard = heard.get();
+            silent = Duration::ZERO;
+        } else {
+            silent += wait;
+        }
         if silent >= settings.peer_dead_after {
             return PeerError::Silent { seconds: silent.as_secs() };
         }

@@ -104,8 +104,19 @@ pub(crate) enum PeerError {
         cause: dwcp_dataplane::port::StreamEnd,
     },
     /// No room for another link.
-    #[error("this daemon has as many links as it serves")]
-    LinksTooMany,
+    #[error("this daemon has as many links as it serves ({links_max})")]
+    LinksTooMany {
+        /// The limit.
+        links_max: usize,
+    },
+    /// The link wants more streams than its shards have room for.
+    #[error("the link wants {streams} streams, this daemon has room for {streams_max}")]
+    StreamsTooMany {
+        /// How many it wants.
+        streams: u16,
+        /// What there is room for, of this link on its lanes.
+        streams_max: u16,
+    },
     /// Keys can't be derived from the channel.
     #[error(transparent)]
     Keys(#[from] super::exporter::ExporterFailed),
@@ -148,7 +159,8 @@ impl PeerError {
             Self::LinkRefused { .. } => "link_refused",
             Self::DoesNotRead => "peer_does_not_read",
             Self::LaneLost { .. } => "lane_lost",
-            Self::LinksTooMany => "links_too_many",
+            Self::LinksTooMany { .. } => "links_too_many",
+            Self::StreamsTooMany { .. } => "streams_too_many",
             Self::Keys(_) => "keys_failed",
             Self::Stopping => "stopping",
         }
@@ -166,10 +178,14 @@ impl PeerError {
             Self::Refused(Refusal::Version { .. }) => ApiCode::PeerVersion,
             Self::Refused(_) | Self::LinkRefused { .. } => ApiCode::PeerRefused,
             Self::Stopping => ApiCode::Stopping,
-            Self::LinksTooMany => ApiCode::Busy,
+            Self::LinksTooMany { .. } | Self::StreamsTooMany { .. } => ApiCode::Busy,
             _ => ApiCode::LinkLost,
         };
-        ApiError::new(code, self.to_string()).with("peer_code", self.code())
+        let error = ApiError::new(code, self.to_string()).with("peer_code", self.code());
+        match self {
+            Self::LinkRefused { code, .. } => error.with("refused_code", code.as_str()),
+            _ => error,
+        }
     }
 }
 

@@ -103,6 +103,7 @@ pub(crate) struct Link {
     lanes_max: u16,
     streams: Vec<Stream>,
     streams_wanted: u16,
+    streams_max: u16,
     token: LinkToken,
     phase: LinkPhase,
 }
@@ -111,6 +112,7 @@ impl Link {
     /// The dialling end. `lanes` is what this host can serve, `streams` what it wants.
     pub(crate) fn dialling(epoch: LinkEpoch, lanes: u16, streams: u16) -> Self {
         let streams = streams.clamp(1, STREAMS_MAX);
+        let streams_max = streams;
         Self {
             dialled: true,
             epoch,
@@ -118,13 +120,15 @@ impl Link {
             lanes_max: lanes.min(LANES_MAX).min(streams),
             streams: Vec::new(),
             streams_wanted: streams,
+            streams_max,
             token: LinkToken([0; 16]),
             phase: LinkPhase::Dialling,
         }
     }
 
-    /// The listening end, with the token that streams must show. `lanes` is what this host serves.
-    pub(crate) fn accepted(token: LinkToken, lanes: u16) -> Self {
+    /// The listening end, with the token that streams must show. `lanes` and `streams_max` are what
+    /// this host serves.
+    pub(crate) fn accepted(token: LinkToken, lanes: u16, streams_max: u16) -> Self {
         Self {
             dialled: false,
             epoch: LinkEpoch(0),
@@ -132,6 +136,7 @@ impl Link {
             lanes_max: lanes.min(LANES_MAX),
             streams: Vec::new(),
             streams_wanted: 0,
+            streams_max,
             token,
             phase: LinkPhase::Asking,
         }
@@ -160,6 +165,11 @@ impl Link {
     /// The lane that a stream belongs to.
     pub(crate) fn lane_of(&self, stream: StreamId) -> LaneId {
         LaneId(stream.0 % self.lanes.max(1))
+    }
+
+    /// How many streams belong to a lane, once that is agreed.
+    pub(crate) fn streams_of(&self, lane: LaneId) -> usize {
+        self.streams().filter(|(stream, _)| self.lane_of(*stream) == lane).count()
     }
 
     /// Whether a connection that shows this token is ours.
@@ -209,6 +219,11 @@ impl Link {
     fn message(&mut self, message: PeerMessage) -> Result<Vec<LinkOutput>, PeerError> {
         let asking = self.phase == LinkPhase::Asking;
         match message {
+            PeerMessage::LinkOpen { streams, .. }
+                if asking && !self.dialled && streams > self.streams_max =>
+            {
+                Err(PeerError::StreamsTooMany { streams, streams_max: self.streams_max })
+            }
             PeerMessage::LinkOpen { epoch, lanes, streams } if asking && !self.dialled => {
                 self.epoch = epoch;
                 self.lanes = lanes.min(self.lanes_max);
@@ -392,7 +407,7 @@ mod tests {
 
     #[test]
     fn a_copied_preface_gets_no_stream() {
-        let mut link = Link::accepted(TOKEN, 1);
+        let mut link = Link::accepted(TOKEN, 1, 4);
         let open = PeerMessage::LinkOpen { epoch: LinkEpoch(3), lanes: 4, streams: 4 };
         let outputs = link.step(Nanos(0), LinkInput::Message(open)).unwrap();
         let accept = PeerMessage::LinkAccept { token: TOKEN, lanes: 1 };
@@ -407,6 +422,18 @@ mod tests {
         assert_eq!(replayed.code(), "stream_unknown");
         let outside = StreamPreface { stream: StreamId(4), ..preface };
         assert!(link.step(Nanos(0), LinkInput::Arrived(outside)).is_err());
+    }
+
+    #[test]
+    fn more_streams_than_there_is_room_for_are_refused() {
+        let open = |streams| PeerMessage::LinkOpen { epoch: LinkEpoch(3), lanes: 2, streams };
+        let mut link = Link::accepted(TOKEN, 2, 4);
+        let error = link.step(Nanos(0), LinkInput::Message(open(5))).unwrap_err();
+        assert_eq!(error.code(), "streams_too_many");
+        assert!(error.to_string().contains("5 streams"), "{error}");
+        let outputs = link.step(Nanos(0), LinkInput::Message(open(4))).unwrap();
+        assert_eq!(outputs[0], LinkOutput::AddLanes { lanes: 2 });
+        assert_eq!(link.streams_of(LaneId(0)), 2);
     }
 
     #[test]

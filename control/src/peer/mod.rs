@@ -25,3 +25,5 @@ pub(crate) use pki::random;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::{read_message, write_message};

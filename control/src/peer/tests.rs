@@ -1,18 +1,22 @@
 //! Handshakes between two identities over loopback: who is let in, and how a refusal is named.
 
+use super::channel::{ChannelHandle, read_some, write_all};
 use super::handshake::{Established, Identity};
 use super::listener::{Gate, Listener, PeerInput};
 use super::{PeerError, random};
 use crate::api::PeerAddress;
-use crate::config::{PeerSecurity, PeerTimeouts};
+use crate::config::{LiveSettings, PeerSecurity, PeerTimeouts};
 use crate::tally::Tally;
 use dwcp_proto::ids::{Incarnation, LinkEpoch, LinkId, StreamId};
+use dwcp_proto::wire::peer::{PeerCodec, PeerMessage};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
     KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
 };
+use std::cell::Cell;
 use std::path::Path;
-use std::time::Duration;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -247,6 +251,62 @@ fn garbage_on_the_peer_port_is_refused_and_counted() {
             assert!(counted[0].0 == code || counted[0].0.contains("magic"), "{counted:?}");
         });
     }
+}
+
+/// The next message of a peer but its pings, which are answered. One read may bring several, so
+/// that a caller asks for one answer at a time.
+pub(crate) async fn read_message(peer: &Established) -> Result<PeerMessage, PeerError> {
+    let mut bytes = peer.rest.clone();
+    loop {
+        while let Some((message, used)) = PeerCodec::decode(&bytes)? {
+            bytes.drain(..used);
+            let PeerMessage::Ping { stamp } = message else { return Ok(message) };
+            write_message(peer, &PeerMessage::Pong { stamp }).await?;
+        }
+        let mut chunk = [0; 1024];
+        match read_some(&peer.transport, &mut chunk).await? {
+            0 => return Err(PeerError::Closed),
+            read => bytes.extend_from_slice(&chunk[..read]),
+        }
+    }
+}
+
+/// Says something to a daemon.
+pub(crate) async fn write_message(
+    peer: &Established,
+    message: &PeerMessage,
+) -> Result<(), PeerError> {
+    write_all(&peer.transport, &PeerCodec::encode(message)).await
+}
+
+#[test]
+fn an_idle_peer_that_answers_stays_and_one_that_falls_silent_ends_the_channel() {
+    with_listener(plaintext(), |address, _, mut inputs| async move {
+        let stream = TcpStream::connect(&address).await.unwrap();
+        let them = plaintext().connect(stream, None).await.unwrap();
+        let Some(PeerInput::Accepted(us)) = inputs.recv().await else { panic!() };
+        let dead_after = Duration::from_secs(1);
+        let peer_ping_every = Duration::from_millis(20);
+        let live =
+            LiveSettings { peer_ping_every, peer_dead_after: dead_after, ..Default::default() };
+        let (sender, mut news) = mpsc::channel(16);
+        let _channel = ChannelHandle::start(LinkId(0), *us, sender, Rc::new(Cell::new(live)));
+        // It says nothing but its pongs for longer than a silent peer may take.
+        let begun = Instant::now();
+        let answers = async {
+            let _ = read_message(&them).await;
+        };
+        let answered = tokio::time::timeout(dead_after * 3 / 2, answers).await;
+        assert!(answered.is_err(), "the channel stays as long as it answers");
+        assert!(news.try_recv().is_err());
+        let silent_since = Instant::now();
+        let Some(PeerInput::Ended { end, .. }) = news.recv().await else { panic!() };
+        assert_eq!(end.code(), "peer_silent", "{end}");
+        let noticed = silent_since.elapsed();
+        // A wait may have begun while the peer still spoke, so that one ping's period is lost.
+        assert!(noticed + 2 * peer_ping_every >= dead_after, "{noticed:?}");
+        assert!(begun.elapsed() >= dead_after * 2);
+    });
 }
 
 #[test]

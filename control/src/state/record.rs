@@ -104,6 +104,9 @@ pub struct SessionRecord {
     /// Nobody will ask about the commit again: the record may become history.
     #[serde(default)]
     pub settled: bool,
+    /// Sink: made only because a peer asked about a session that nothing was known of.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unknown: bool,
 }
 
 impl SessionRecord {
@@ -212,6 +215,7 @@ pub(crate) fn sample(session: u8, role: Role, state: SessionState) -> SessionRec
         source_record: None,
         sink_record: None,
         settled: false,
+        unknown: false,
     }
 }
 

@@ -1,0 +1,126 @@
+//! The core's account of what the shards have room for: links, and the streams on each lane.
+//!
+//! Part of [`Core`], on the control thread. A shard counts for itself and drops what is too much
+//! without a word, so that the control thread must never order it: a link keeps its room until the
+//! shards have reported the end of its last stream.
+
+use super::core::Core;
+use crate::peer::{ChannelHandle, Established, PeerError};
+use dwcp_proto::ids::{LaneId, LinkId};
+use dwcp_proto::wire::peer::{Code, Message, PeerMessage};
+
+/// Streams of one link that shards hold, by lane. Empty before lanes were ordered.
+#[derive(Debug, Default)]
+pub(super) struct StreamsHeld(Vec<usize>);
+
+impl StreamsHeld {
+    /// None on any of so many lanes.
+    pub(super) fn none_of(lanes: u16) -> Self {
+        Self(vec![0; usize::from(lanes)])
+    }
+
+    /// The lanes that were ordered.
+    pub(super) fn lanes(&self) -> impl Iterator<Item = LaneId> + use<> {
+        (0..u16::try_from(self.0.len()).unwrap_or(u16::MAX)).map(LaneId)
+    }
+
+    /// A stream was handed to the shard of a lane.
+    pub(super) fn add(&mut self, lane: LaneId) {
+        if let Some(count) = self.0.get_mut(usize::from(lane.0)) {
+            *count += 1;
+        }
+    }
+
+    /// The shard of a lane reported a stream's end.
+    pub(super) fn remove(&mut self, lane: LaneId) {
+        if let Some(count) = self.0.get_mut(usize::from(lane.0)) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    fn on_lane(&self, lane: LaneId) -> usize {
+        self.0.get(usize::from(lane.0)).copied().unwrap_or_default()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(|count| *count == 0)
+    }
+}
+
+impl Core {
+    /// Whether the shards have lanes for another link.
+    pub(super) fn check_links(&self) -> Result<(), PeerError> {
+        let links_max = self.config.links_max;
+        if self.links.len() + self.closing_links.len() < links_max {
+            return Ok(());
+        }
+        Err(PeerError::LinksTooMany { links_max })
+    }
+
+    /// Whether the shards have room for the streams of a link whose lanes were just agreed on.
+    pub(super) fn check_streams(&self, link: LinkId, lanes: u16) -> Result<(), PeerError> {
+        let Some(entry) = self.links.get(&link) else { return Ok(()) };
+        let shards = usize::from(self.shards.count()).max(1);
+        let share = (usize::from(self.config.streams_per_link_max) / shards).max(1);
+        let shard_max = self.config.links_max * share;
+        for lane in (0..lanes).map(LaneId) {
+            let others = self.links.iter().filter(|(id, _)| **id != link);
+            let used = others.map(|(_, other)| other.link.streams_of(lane)).sum::<usize>()
+                + self.closing_links.values().map(|held| held.on_lane(lane)).sum::<usize>();
+            let free = shard_max.saturating_sub(used);
+            if entry.link.streams_of(lane) > free {
+                let streams = u16::try_from(entry.link.streams().count()).unwrap_or(u16::MAX);
+                let streams_max = u16::try_from(free * usize::from(lanes)).unwrap_or(u16::MAX);
+                return Err(PeerError::StreamsTooMany { streams, streams_max });
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the room of a dropped link until its last stream has ended.
+    pub(super) fn close_link(&mut self, link: LinkId, held: StreamsHeld) {
+        if !held.is_empty() {
+            self.closing_links.insert(link, held);
+        }
+    }
+
+    /// A stream ended on the shard of `lane`, or all of them with the shard itself.
+    pub(super) fn stream_left(&mut self, link: LinkId, lane: LaneId) {
+        if let Some(entry) = self.links.get_mut(&link) {
+            entry.streams_held.remove(lane);
+        } else if let Some(held) = self.closing_links.get_mut(&link) {
+            held.remove(lane);
+            if held.is_empty() {
+                self.closing_links.remove(&link);
+            }
+        }
+    }
+
+    /// Says no to a peer that dialled while there is no room for its link. Its channel ends as soon
+    /// as that is written.
+    pub(super) fn refuse_link(&mut self, peer: Established, error: &PeerError) {
+        let link = self.next_link;
+        self.next_link = link.next();
+        let address = peer.address;
+        let channel = ChannelHandle::start(link, peer, self.peers.clone(), self.live.clone());
+        // Whether it arrives is the peer's concern: the link ends in any case.
+        let _ = channel.send(refusal(error));
+        self.refuse_peer(address, error);
+    }
+
+    /// Ends a link that can't be served; a peer that dialled it is told why.
+    pub(super) fn end_link(&mut self, link: LinkId, error: &PeerError) {
+        let asked = self.links.get(&link).is_some_and(|entry| !entry.link.is_dialled());
+        if asked && matches!(error, PeerError::StreamsTooMany { .. }) {
+            self.send_peer(link, refusal(error));
+        }
+        self.drop_link(link, error);
+    }
+}
+
+fn refusal(error: &PeerError) -> PeerMessage {
+    PeerMessage::LinkRefuse {
+        code: Code::cut(error.code()),
+        message: Message::cut(&error.to_string()),
+    }
+}

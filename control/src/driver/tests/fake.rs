@@ -1,0 +1,390 @@
+//! What the tests of the driver run on: whole control planes in one process, each with a fake shard
+//! that moves nothing, and clients of their sockets.
+
+use super::super::core::Core;
+use super::super::run::{Inputs, start};
+use crate::config::{
+    ControlConfig, DaemonFacts, LiveSettings, MemoryBudget, PeerSecurity, PeerTimeouts,
+    SettingRefused, SettingView, SettingsPort, SocketConfig,
+};
+use dwcp_dataplane::port::{Command, Event, RoundStats, ShardPort, StreamEnd};
+use dwcp_ffi::counters::{counters, histogram};
+use dwcp_ffi::poll::waker;
+use dwcp_ffi::region::{HugePages, Region};
+use dwcp_ffi::scm::send_with_fds;
+use dwcp_ffi::spsc::{Consumer, Producer, ring};
+use dwcp_proto::ids::{LinkId, SessionKey, StreamId};
+use serde_json::{Value, json};
+use std::cell::{Cell, RefCell};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+
+/// One live setting and one that is fixed.
+#[derive(Debug)]
+struct Settings {
+    zstd_level: i32,
+}
+
+impl Settings {
+    fn view(name: &str, value: &Value, live: bool) -> SettingView {
+        let (unit, from, default) = (String::new(), "default".to_owned(), json!(1));
+        SettingView { name: name.to_owned(), value: value.clone(), unit, default, live, from }
+    }
+}
+
+impl SettingsPort for Settings {
+    fn list(&self) -> Vec<SettingView> {
+        let level = json!(self.zstd_level);
+        vec![Self::view("zstd-level", &level, true), Self::view("listen", &json!(1), false)]
+    }
+
+    fn set(&mut self, name: &str, value: &Value) -> Result<SettingView, SettingRefused> {
+        let name = name.to_owned();
+        match name.as_str() {
+            "zstd-level" => {
+                let level = value.as_i64().filter(|level| (1..=19).contains(level));
+                let Some(level) = level else {
+                    return Err(SettingRefused::Invalid { name, expected: "1 to 19".to_owned() });
+                };
+                self.zstd_level = i32::try_from(level).unwrap();
+                Ok(Self::view(&name, value, true))
+            }
+            "listen" => Err(SettingRefused::Fixed { name }),
+            _ => Err(SettingRefused::Unknown { name }),
+        }
+    }
+
+    fn live(&self) -> LiveSettings {
+        LiveSettings { streams: 2, zstd_level: self.zstd_level, ..LiveSettings::default() }
+    }
+}
+
+/// What a test tells a fake shard to hold back, and what it saw.
+#[derive(Debug, Default)]
+pub(super) struct Script {
+    /// Reports of these kinds wait until this is false again.
+    pub(super) hold_opened: Cell<bool>,
+    pub(super) hold_closed: Cell<bool>,
+    pub(super) hold_rounds: Cell<bool>,
+    /// At a sink: it has not found that all pages match.
+    pub(super) hold_verified: Cell<bool>,
+    /// The zstd level of the newest session, at a source.
+    pub(super) zstd_level: Cell<i32>,
+    /// The loop of the control plane is not polled, as if its process were stopped.
+    pub(super) stopped: Cell<bool>,
+}
+
+/// A shard that moves nothing and says that all went well.
+struct FakeShard {
+    commands: Consumer<Command>,
+    events: Producer<Event>,
+    wake: dwcp_ffi::poll::Waker,
+    script: Rc<Script>,
+    held: Vec<Event>,
+    sinks: Vec<SessionKey>,
+    /// Sockets stay open as long as the shard has them.
+    sockets: Vec<(LinkId, StreamId, OwnedFd)>,
+    /// Sessions that the sources of all daemons have asked to verify.
+    verified: Rc<RefCell<usize>>,
+    verified_seen: usize,
+}
+
+impl FakeShard {
+    fn poll(&mut self) {
+        while let Some(command) = self.commands.pop() {
+            self.obey(command);
+        }
+        let held = self.script.hold_verified.get();
+        if !held && *self.verified.borrow() > self.verified_seen && !self.sinks.is_empty() {
+            self.verified_seen = *self.verified.borrow();
+            self.held.extend(self.sinks.drain(..).map(|session| Event::Verified { session }));
+        }
+        // What is held back holds back what follows it, as a ring does.
+        let script = &self.script;
+        let ready = self.held.iter().position(|event| match event {
+            Event::Opened { .. } => script.hold_opened.get(),
+            Event::Closed { .. } => script.hold_closed.get(),
+            Event::RoundDone { .. } => script.hold_rounds.get(),
+            _ => false,
+        });
+        let ready: Vec<Event> = self.held.drain(..ready.unwrap_or(self.held.len())).collect();
+        if !ready.is_empty() {
+            ready.into_iter().for_each(|event| self.events.push(event).unwrap());
+            self.wake.wake();
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::AddStream(setup) => {
+                let (link, stream) = (setup.link, setup.stream);
+                self.held.push(Event::StreamUp { link, stream });
+                self.sockets.push((link, stream, setup.socket));
+            }
+            Command::OpenSource(setup) => {
+                if let dwcp_dataplane::port::Coding::Full { zstd_level } = setup.coding {
+                    self.script.zstd_level.set(zstd_level);
+                }
+                self.held.push(Event::Opened { session: setup.session });
+            }
+            Command::OpenSink(setup) => {
+                self.sinks.push(setup.session);
+                self.held.push(Event::Opened { session: setup.session });
+            }
+            Command::StartRound { session, round, .. } => {
+                let stats = RoundStats { pages: 4, pages_sent: 3, wire_bytes: 99, nanos: 7 };
+                self.held.push(Event::RoundDone { session, round, stats });
+            }
+            Command::Verify { session } => {
+                *self.verified.borrow_mut() += 1;
+                self.held.push(Event::Verified { session });
+            }
+            Command::CloseSession { session } => {
+                self.sinks.retain(|sink| *sink != session);
+                self.held.push(Event::Closed { session });
+            }
+            Command::DropLink { link } => {
+                let dropped = |(of, _, _): &mut (LinkId, StreamId, OwnedFd)| *of == link;
+                for (link, stream, _) in self.sockets.extract_if(.., dropped) {
+                    let cause = StreamEnd::Dropped;
+                    self.held.push(Event::StreamDown { link, stream, cause });
+                }
+            }
+            Command::Stop => self.held.push(Event::Stopped),
+            Command::AddLane(_) | Command::BreakInvariant => {}
+        }
+    }
+}
+
+/// The configuration of a daemon named `name`.
+pub(super) fn config(directory: &Path, name: &str) -> ControlConfig {
+    ControlConfig {
+        socket: SocketConfig::new(directory.join(name)),
+        listen: Some(([127, 0, 0, 1], 0).into()),
+        security: PeerSecurity::InsecurePlaintext { host_name: name.to_owned() },
+        state_dir: directory.join(format!("{name}.state")),
+        metrics: None,
+        memory: MemoryBudget {
+            sessions_bytes: 1 << 30,
+            source_bytes_per_page: 64,
+            sink_bytes_per_page: 32,
+        },
+        links_max: 8,
+        streams_per_link_max: 16,
+        timeouts: PeerTimeouts::default(),
+        facts: DaemonFacts::default(),
+        break_invariant: false,
+    }
+}
+
+/// A running control plane.
+pub(super) struct Daemon {
+    pub(super) script: Rc<Script>,
+    pub(super) info: Value,
+    pub(super) metrics: String,
+    config: ControlConfig,
+    verified: Rc<RefCell<usize>>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Daemon {
+    /// Starts one with the defaults of [`config`].
+    pub(super) async fn start(directory: &Path, name: &str, verified: &Rc<RefCell<usize>>) -> Self {
+        Self::start_with(config(directory, name), verified).await
+    }
+
+    pub(super) async fn start_with(config: ControlConfig, verified: &Rc<RefCell<usize>>) -> Self {
+        let (wake, receiver) = waker().unwrap();
+        let (commands, shard_commands) = ring(64);
+        let (shard_events, events) = ring(64);
+        let (wake_shard, _) = waker().unwrap();
+        let (stats, encode_ns) = (counters().1, histogram().1);
+        let port = ShardPort { commands, events, wake_shard, stats, encode_ns };
+        let script = Rc::new(Script::default());
+        let mut shard = FakeShard {
+            commands: shard_commands,
+            events: shard_events,
+            wake,
+            script: Rc::clone(&script),
+            held: Vec::new(),
+            sinks: Vec::new(),
+            sockets: Vec::new(),
+            verified: Rc::clone(verified),
+            verified_seen: *verified.borrow(),
+        };
+        let mut inputs = Inputs::open(receiver).unwrap();
+        let settings = Box::new(Settings { zstd_level: 1 });
+        let mut core: Core =
+            start(config.clone(), settings, vec![port], &mut inputs).await.unwrap();
+        let (info, metrics) = (core.daemon_info(), core.metrics());
+        let stopped = Rc::clone(&script);
+        let serve = tokio::task::spawn_local(async move {
+            let mut serve = Box::pin(inputs.serve(&mut core));
+            std::future::poll_fn(|context| {
+                if stopped.stopped.get() {
+                    return std::task::Poll::Pending;
+                }
+                serve.as_mut().poll(context)
+            })
+            .await
+            .unwrap();
+        });
+        let shard = tokio::task::spawn_local(async move {
+            loop {
+                shard.poll();
+                tokio::task::yield_now().await;
+            }
+        });
+        let verified = Rc::clone(verified);
+        Self { script, info, metrics, config, verified, tasks: [serve, shard] }
+    }
+
+    /// Ends it as a kill does: nobody is told, only what the kernel closes is closed.
+    pub(super) async fn kill(self) -> Killed {
+        for task in self.tasks {
+            task.abort();
+            assert!(task.await.unwrap_err().is_cancelled());
+        }
+        // The tasks that hold its sockets end with the core.
+        while self.config.socket.path.exists() {
+            tokio::task::yield_now().await;
+        }
+        let mut config = self.config;
+        config.listen = serde_json::from_value(self.info["listen"].clone()).unwrap();
+        Killed { config, verified: self.verified }
+    }
+}
+
+/// What a killed daemon leaves behind.
+pub(super) struct Killed {
+    config: ControlConfig,
+    verified: Rc<RefCell<usize>>,
+}
+
+impl Killed {
+    /// Starts it again with its state directory and its port.
+    pub(super) async fn restart(self) -> Daemon {
+        while let Err(error) = tokio::net::TcpListener::bind(self.config.listen.unwrap()).await {
+            assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+            tokio::task::yield_now().await;
+        }
+        Daemon::start_with(self.config, &self.verified).await
+    }
+}
+
+/// A client of a daemon's control socket.
+pub(super) struct Client(BufReader<UnixStream>);
+
+impl Client {
+    pub(super) async fn connect(directory: &Path, name: &str) -> Self {
+        Self(BufReader::new(UnixStream::connect(directory.join(name)).await.unwrap()))
+    }
+
+    /// Asks and waits for the answer.
+    pub(super) async fn ask(&mut self, method: &str, params: Value) -> Value {
+        self.send(method, params).await;
+        self.next().await
+    }
+
+    /// Asks; the answer is the next line that is no notification.
+    pub(super) async fn send(&mut self, method: &str, params: Value) {
+        let request = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
+        self.0.write_all(format!("{request}\n").as_bytes()).await.unwrap();
+    }
+
+    /// Registers a region of 16 pages.
+    pub(super) async fn register(&mut self, params: Value) -> Value {
+        let region = Region::create("test", 16 << 12, HugePages::Never).unwrap();
+        let request = json!({
+            "jsonrpc": "2.0", "id": 1, "method": "region.register", "params": params,
+        });
+        let line = format!("{request}\n");
+        send_with_fds(self.0.get_ref().as_fd(), line.as_bytes(), &[region.fd()]).unwrap();
+        self.next().await
+    }
+
+    /// The next line of the daemon.
+    pub(super) async fn next(&mut self) -> Value {
+        let mut line = String::new();
+        self.0.read_line(&mut line).await.unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// Waits until `session.show` tells this state; returns the record.
+    pub(super) async fn wait_for(&mut self, session: &Value, state: &str) -> Value {
+        loop {
+            let shown = self.ask("session.show", json!({ "session": session })).await;
+            if shown["result"]["state"] == state {
+                return shown["result"].clone();
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Waits until there is one session and it is in this state; returns its name.
+    pub(super) async fn wait_state_of_only_session(&mut self, state: &str) -> Value {
+        loop {
+            let list = self.ask("session.list", json!({})).await;
+            if list["result"][0]["state"] == state {
+                return list["result"][0]["session"].clone();
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The code of the error of an answer.
+    pub(super) async fn refusal(&mut self, method: &str, params: Value) -> Value {
+        self.ask(method, params).await["error"]["data"]["code"].clone()
+    }
+}
+
+/// Two daemons, `a` with a source region and `b` with a sink region, both named `r`.
+pub(super) struct Pair {
+    pub(super) directory: tempfile::TempDir,
+    pub(super) a: Daemon,
+    pub(super) b: Daemon,
+    pub(super) at_a: Client,
+    pub(super) at_b: Client,
+}
+
+impl Pair {
+    pub(super) async fn start(directory: tempfile::TempDir) -> Self {
+        let verified = Rc::new(RefCell::new(0));
+        let a = Daemon::start(directory.path(), "a", &verified).await;
+        let b = Daemon::start(directory.path(), "b", &verified).await;
+        let mut at_a = Client::connect(directory.path(), "a").await;
+        let mut at_b = Client::connect(directory.path(), "b").await;
+        let sink = json!({ "name": "r", "role": "sink", "accept_from": ["a"] });
+        assert_eq!(at_b.register(sink).await["result"]["pages"], 16);
+        let source = at_a.register(json!({ "name": "r", "role": "source" })).await;
+        assert_eq!(source["result"]["pages"], 16);
+        Self { directory, a, b, at_a, at_b }
+    }
+
+    /// What opens a session from `a` to `b`.
+    pub(super) fn open_params(&self) -> Value {
+        json!({ "region": "r", "peer": self.b.info["listen"] })
+    }
+
+    /// Opens a session from `a` to `b` and returns its name.
+    pub(super) async fn open(&mut self) -> Value {
+        let params = self.open_params();
+        let opened = self.at_a.ask("session.open", params).await;
+        assert_eq!(opened["result"]["peer_name"], "b", "{opened}");
+        opened["result"]["session"].clone()
+    }
+}
+
+/// Runs a test of the control plane, with a bound.
+pub(super) fn run<F: Future<Output = ()>>(test: impl FnOnce(tempfile::TempDir) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let test = test(tempfile::tempdir().unwrap());
+        tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test hangs");
+    });
+}

@@ -70,8 +70,11 @@ pub(crate) const CHANNEL_QUEUE_MESSAGES: usize = 1024;
 /// Inputs that may wait for the core: every client's and every peer's newest message.
 pub(crate) const INPUT_QUEUE: usize = 1024;
 
-/// Writes that may wait for the journal's thread: each live session has at most one.
+/// Writes that may wait for the journal's thread.
 pub(crate) const JOURNAL_QUEUE: usize = 1024;
+
+/// Of these, notes for the history: the rest is for what commits wait for, one for each session.
+pub(crate) const JOURNAL_NOTES_MAX: usize = JOURNAL_QUEUE - SESSIONS_LIVE_MAX;
 
 /// Commands that may wait for room in one shard's ring.
 pub(crate) const COMMANDS_WAITING_MAX: usize = 4096;

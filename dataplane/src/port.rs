@@ -38,8 +38,6 @@ pub enum Command {
         session: SessionKey,
         /// The round's number.
         round: Round,
-        /// True for the round in the pause, after which nothing changes any more.
-        last: bool,
     },
     /// Source, after the last round: have the sink prove that it holds every page.
     Verify {

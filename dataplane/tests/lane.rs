@@ -17,12 +17,12 @@ fn a_region_moves_in_rounds_and_is_proven() {
     let bitmap = Arc::new(DirtyBitmap::create(PAGES).unwrap());
     fill(&pair.source_region, 1);
     pair.open(DirtyPages::Bitmap(Arc::clone(&bitmap)));
-    let first = pair.round(Round(1), false);
+    let first = pair.round(Round(1));
     assert_eq!(first.pages, PAGES);
     for round in 2..5 {
         let dirty = scribble(&pair.source_region, u64::from(round), 200);
         dirty.iter().for_each(|&page| bitmap.set(page));
-        let stats = pair.round(Round(round), round == 4);
+        let stats = pair.round(Round(round));
         assert_eq!(stats.pages, dirty.len() as u64, "only what the bitmap named is looked at");
     }
     pair.verify();
@@ -44,9 +44,9 @@ fn comparison_finds_changes_without_a_bitmap() {
     let mut pair = Pair::new(1);
     fill(&pair.source_region, 2);
     pair.open(DirtyPages::Compare);
-    pair.round(Round(1), false);
+    pair.round(Round(1));
     let dirty = scribble(&pair.source_region, 3, 50);
-    let second = pair.round(Round(2), true);
+    let second = pair.round(Round(2));
     assert_eq!(second.pages, PAGES, "every page is looked at");
     assert_eq!(second.pages_sent, dirty.len() as u64, "changed pages alone are sent");
     pair.verify();
@@ -59,11 +59,11 @@ fn a_stream_that_dies_in_a_round_costs_nothing_but_its_frames() {
     let mut pair = Pair::new(3);
     fill(&pair.source_region, 4);
     pair.open(DirtyPages::Compare);
-    pair.start_round(Round(1), false);
+    pair.start_round(Round(1));
     pair.cut_stream(1);
     pair.wait_round(Round(1));
     scribble(&pair.source_region, 5, 100);
-    pair.round(Round(2), true);
+    pair.round(Round(2));
     pair.verify();
     pair.assert_same();
     pair.close();
@@ -74,7 +74,7 @@ fn the_last_stream_takes_the_session_with_it_and_the_region_stays() {
     let mut pair = Pair::new(1);
     fill(&pair.source_region, 6);
     pair.open(DirtyPages::Compare);
-    pair.start_round(Round(1), false);
+    pair.start_round(Round(1));
     pair.cut_stream(0);
     let ended = pair.source_event(|event| match event {
         Event::Failed { cause, .. } => Some(cause),
@@ -93,7 +93,7 @@ fn a_stream_with_the_wrong_keys_is_refused_and_counted() {
     assert!(refused(source) || refused(sink), "source: {source}, sink: {sink}");
     fill(&pair.source_region, 1);
     pair.open(DirtyPages::Compare);
-    pair.round(Round(1), true);
+    pair.round(Round(1));
     pair.verify();
     pair.assert_same();
     pair.close();

@@ -21,7 +21,9 @@ pub(crate) enum DaemonError {
     #[error("the limit of descriptors can't be raised ({0}): raise it with 'ulimit -n'")]
     Descriptors(#[source] io::Error),
     /// Core dumps can't be switched off.
-    #[error("the process can't be kept out of core dumps ({0}): allow prctl in its seccomp profile")]
+    #[error(
+        "the process can't be kept out of core dumps ({0}): allow prctl in its seccomp profile"
+    )]
     CoreDumps(#[source] io::Error),
     /// The control thread can't be woken.
     #[error("no descriptor to wake the control thread ({0}): raise the limit with 'ulimit -n'")]

@@ -2,7 +2,7 @@
 //!
 //! The main thread checks everything, starts the shards, and becomes the control thread. Nothing is
 //! started before the whole configuration and the budget are right. Signals are the control
-//! thread's; a panic on any thread ends the process with a diagnosis ([`panic`]).
+//! thread's; a panic on any thread ends the process with a diagnosis ([`mod@panic`]).
 
 mod error;
 mod log;

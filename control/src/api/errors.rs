@@ -77,6 +77,9 @@ codes! {
     /// The descriptor can't be used.
     DescriptorUnusable = 1015, "descriptor_unusable",
         "pass a writable memfd of whole 4 KiB pages that is, or may be, sealed against shrinking";
+    /// A session committed with the region: its memory belongs to the sink now.
+    RegionSpent = 1016, "region_spent",
+        "release the region; register it anew if its memory is free to be used again";
     /// No such session.
     SessionUnknown = 1020, "session_unknown", "session.list shows the sessions";
     /// Not legal now.

@@ -11,7 +11,7 @@ use crate::api::{
     ApiCounters, ApiInput, ClientHandle, ClientId, Subscription, Topic, notification_line,
 };
 use crate::config::{ControlConfig, LiveSettings, SettingsPort};
-use crate::limits::REDIAL_WAIT_NS;
+use crate::limits::{JOURNAL_NOTES_MAX, REDIAL_WAIT_NS};
 use crate::log_limit::LogLimit;
 use crate::migration::{History, Machine, Regions, Session};
 use crate::peer::{Identity, PeerError, PeerInput};
@@ -186,25 +186,23 @@ impl Core {
         }
         let good = done.outcome.is_ok();
         match written {
-            Written::Source(session, record) if good => {
-                self.source_step(session, SourceInput::JournalWritten(record));
-            }
-            Written::Source(session, record) => {
-                self.source_step(session, SourceInput::JournalFailed(record));
-            }
-            Written::Sink(session, record) if good => {
-                self.sink_step(session, SinkInput::JournalWritten(record));
-            }
-            Written::Sink(session, record) => {
-                // What is not surely on disk must not answer a later question. A commit that may be
-                // there is left in doubt.
-                if let (SinkRecord::Aborted, Some(session)) =
-                    (record, self.sessions.get_mut(&session))
-                {
-                    session.record.sink_record = None;
+            // Only what is surely on disk may back an answer: see the rules of `proto::session`.
+            Written::Source(id, record) if good => {
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.record.source_record = Some(record);
                 }
-                self.sink_step(session, SinkInput::JournalFailed(record));
+                self.source_step(id, SourceInput::JournalWritten(record));
             }
+            Written::Source(id, record) => {
+                self.source_step(id, SourceInput::JournalFailed(record));
+            }
+            Written::Sink(id, record) if good => {
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.record.sink_record = Some(record);
+                }
+                self.sink_step(id, SinkInput::JournalWritten(record));
+            }
+            Written::Sink(id, record) => self.sink_step(id, SinkInput::JournalFailed(record)),
             Written::Note => {}
         }
     }
@@ -216,6 +214,11 @@ impl Core {
         forget: Vec<SessionId>,
         written: Written,
     ) {
+        if matches!(written, Written::Note) && self.tickets.len() >= JOURNAL_NOTES_MAX {
+            // The rest of the queue belongs to the records that a commit waits for.
+            self.counters.ignored.add("journal_note");
+            return;
+        }
         self.next_ticket += 1;
         let ticket = Ticket(self.next_ticket);
         self.tickets.insert(ticket, written);

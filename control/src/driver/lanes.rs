@@ -64,13 +64,13 @@ impl Core {
         session.lanes().for_each(|lane| self.shards.send(lane, make(key)));
     }
 
-    pub(super) fn start_round(&mut self, id: SessionId, round: Round, last: bool) {
+    pub(super) fn start_round(&mut self, id: SessionId, round: Round) {
         let now = self.now();
         if let Some(session) = self.sessions.get_mut(&id) {
             session.round_stats = RoundStats::default();
             session.times.round = now;
         }
-        self.order_lanes(id, |session| Command::StartRound { session, round, last });
+        self.order_lanes(id, |session| Command::StartRound { session, round });
     }
 
     pub(super) fn verify(&mut self, id: SessionId) {

@@ -44,6 +44,8 @@ pub(super) struct LinkEntry {
     pub(super) address: Option<SocketAddr>,
     pub(super) channel: Option<ChannelHandle>,
     pub(super) hash_key: HashKey,
+    /// Features that both ends have.
+    pub(super) features: u64,
     pub(super) streams: BTreeMap<StreamId, StreamStatsReader>,
     pub(super) streams_held: StreamsHeld,
     pub(super) waiters: Vec<LinkWaiter>,
@@ -62,6 +64,7 @@ impl LinkEntry {
             address: None,
             channel: None,
             hash_key: HashKey([0; 32]),
+            features: 0,
             streams: BTreeMap::new(),
             streams_held: StreamsHeld::default(),
             waiters: Vec::new(),
@@ -148,6 +151,7 @@ impl Core {
             }
         }
         let version = peer.agreed.version;
+        entry.features = peer.agreed.features;
         tracing::info!(%link, peer = %peer.peer_name, address = %peer.address, version, "peer up");
         let live = self.live.clone();
         entry.channel = Some(ChannelHandle::start(link, peer, self.peers.clone(), live));
@@ -228,6 +232,9 @@ impl Core {
         let share = usize::try_from((window / streams).clamp(256 << 10, 64 << 20)).unwrap_or(0);
         let _ = dwcp_ffi::sys::tcp::set_send_buffer(socket.as_fd(), share);
         let _ = dwcp_ffi::sys::tcp::set_receive_buffer(socket.as_fd(), share);
+        // Without this a stream whose path swallows everything would hold its frames for minutes.
+        let dead_after = self.live.get().peer_dead_after;
+        let _ = dwcp_ffi::sys::tcp::set_tcp_dead_after(socket.as_fd(), dead_after);
         let (stats, reader) = counters();
         entry.streams.insert(stream, reader);
         let socket = OwnedFd::from(socket);
@@ -338,7 +345,7 @@ impl Core {
         }
         self.close_link(link, entry.streams_held);
         for waiter in entry.waiters {
-            self.regions.give_back(&waiter.open.region, waiter.session);
+            self.regions.give_back(&waiter.open.region, waiter.session, false);
             self.answer(waiter.reply, Err(cause.to_api()));
         }
     }

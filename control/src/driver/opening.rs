@@ -15,6 +15,7 @@ use dwcp_proto::ids::{LinkId, SessionId, SessionKey, SessionNumber};
 use dwcp_proto::session::sink::{SinkAction, SinkSession, SinkSpec};
 use dwcp_proto::session::source::{SourceSession, SourceSpec};
 use dwcp_proto::session::timing::SessionTiming;
+use dwcp_proto::wire::hello::{FEATURE_PAGES_DELTA, FEATURE_PAGES_ZSTD};
 use dwcp_proto::wire::peer::{Code, Message, PeerCoding, PeerMessage, RegionName};
 
 impl Core {
@@ -24,7 +25,7 @@ impl Core {
         let now = self.now();
         let live = self.live.get();
         let Some(entry) = self.links.get_mut(&link) else { return };
-        let lanes = entry.link.lanes();
+        let (lanes, features) = (entry.link.lanes(), entry.features);
         let number = entry.next_number;
         entry.next_number = number.next();
         let sink_region = open.sink_region.as_deref().unwrap_or(&open.region);
@@ -48,7 +49,11 @@ impl Core {
         record.peer_address = Some(open.peer.to_string());
         let (machine, actions) = SourceSession::open(spec, SessionTiming::default(), now);
         let mut state = Session::new(Machine::Source(machine), record);
-        let base_pages = live.base_pages_max / u64::from(lanes.max(1));
+        // What the peer can't decode is not sent: deltas need bases, so none are kept.
+        let has = |feature| features & feature != 0;
+        let base_pages = if has(FEATURE_PAGES_DELTA) { live.base_pages_max } else { 0 };
+        let base_pages = base_pages / u64::from(lanes.max(1));
+        let coding = if has(FEATURE_PAGES_ZSTD) { coding } else { Coding::Passthrough };
         state.plan = Some(Plan {
             memory,
             lanes,

@@ -2,12 +2,11 @@
 //!
 //! Part of [`Core`], on the control thread.
 
-use super::core::{Core, Written};
+use super::core::Core;
 use crate::api::{PeerAddress, Role};
 use crate::limits::REDIAL_WAIT_NS;
 use crate::migration::Session;
 use crate::peer::PeerError;
-use crate::state::SessionRecord;
 use dwcp_proto::ids::{LinkId, SessionId};
 use dwcp_proto::session::sink::SinkInput;
 use dwcp_proto::session::source::SourceInput;
@@ -33,20 +32,17 @@ impl Core {
         self.settle_history(link, &peer);
     }
 
-    /// Tells a peer which ended sessions it may forget, in case it did not hear it before.
+    /// Tells a peer which ended sessions it may forget: again with every link, since nobody says
+    /// whether it was heard.
     fn settle_history(&mut self, link: LinkId, peer: &str) {
-        let owed: Vec<SessionRecord> = self
+        let owed: Vec<SessionId> = self
             .history
             .newest_first()
             .filter(|r| r.peer == peer && r.owes_settling())
-            .cloned()
+            .map(|record| record.session)
             .collect();
-        for mut record in owed {
-            self.send_peer(link, PeerMessage::Settled { session: record.session });
-            record.settled = true;
-            self.history.take(record.session);
-            let forgotten = self.history.push(record.clone());
-            self.write(record, forgotten, Written::Note);
+        for session in owed {
+            self.send_peer(link, PeerMessage::Settled { session });
         }
     }
 

@@ -111,7 +111,7 @@ impl Core {
         };
         let (pages, bytes) = (region.page_count(), region.bytes());
         let memory = Memory { region: Arc::new(region), dirty };
-        let entry = RegionEntry { role, memory, accept_from, used_by: None };
+        let entry = RegionEntry { role, memory, accept_from, used_by: None, spent_by: None };
         self.regions.add(name.clone(), entry)?;
         Ok(json!({ "name": name, "role": role, "pages": pages, "bytes": bytes }))
     }
@@ -127,7 +127,7 @@ impl Core {
         let link = match self.link_to(&open.peer) {
             Ok(link) => link,
             Err(error) => {
-                self.regions.give_back(&region, session);
+                self.regions.give_back(&region, session, false);
                 return self.answer(reply, Err(error.to_api()));
             }
         };

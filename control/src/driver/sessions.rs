@@ -149,15 +149,9 @@ impl Core {
         let before = self.sessions.get(&id).map(|session| session.record.state);
         for action in actions {
             match action {
-                SourceAction::Send(message) => {
-                    let settles = matches!(message, PeerMessage::Settled { .. });
-                    if settles && let Some(session) = self.sessions.get_mut(&id) {
-                        session.record.settled = true;
-                    }
-                    self.send_session(id, message);
-                }
+                SourceAction::Send(message) => self.send_session(id, message),
                 SourceAction::OpenLanes => self.open_lanes(id),
-                SourceAction::StartRound { round, last } => self.start_round(id, round, last),
+                SourceAction::StartRound { round, .. } => self.start_round(id, round),
                 SourceAction::Verify => self.verify(id),
                 SourceAction::CloseLanes => self.close_lanes(id),
                 SourceAction::Journal(record) => {
@@ -166,8 +160,9 @@ impl Core {
                     session.verify_ns = now.since(session.times.verify).0;
                     session.times.commit = now;
                     session.update_record();
-                    session.record.source_record = Some(record);
-                    let note = session.record.clone();
+                    // The living record takes it over once it is on disk.
+                    let mut note = session.record.clone();
+                    note.source_record = Some(record);
                     self.write(note, Vec::new(), Written::Source(id, record));
                 }
                 SourceAction::Reconnect => {
@@ -194,8 +189,8 @@ impl Core {
                 SinkAction::Journal(record) => {
                     let Some(session) = self.sessions.get_mut(&id) else { return };
                     session.update_record();
-                    session.record.sink_record = Some(record);
-                    let note = session.record.clone();
+                    let mut note = session.record.clone();
+                    note.sink_record = Some(record);
                     self.write(note, Vec::new(), Written::Sink(id, record));
                 }
                 SinkAction::Report(report) => self.report_sink(id, report),
@@ -240,7 +235,8 @@ impl Core {
         if let Some(key) = session.key {
             self.keys.remove(&key);
         }
-        self.regions.give_back(&session.record.region, id);
+        let committed = session.record.state == SessionState::Committed;
+        self.regions.give_back(&session.record.region, id, committed);
         let first_end = session.record.ended_unix_ms.is_none();
         session.record.ended_unix_ms.get_or_insert_with(unix_ms);
         if first_end {

@@ -25,6 +25,9 @@ pub(crate) struct RegionEntry {
     pub(crate) accept_from: Vec<String>,
     /// The session that uses it.
     pub(crate) used_by: Option<SessionId>,
+    /// The session that committed with it. At the sink its owner runs on that memory, at the source
+    /// the right to it was given up: no other session may have it under this registration.
+    pub(crate) spent_by: Option<SessionId>,
 }
 
 /// All regions.
@@ -65,16 +68,21 @@ impl Regions {
             let message = format!("region {name} is registered as a {}", entry.role.name());
             return Err(ApiError::new(ApiCode::RegionRole, message));
         }
+        if let Some(committed) = entry.spent_by {
+            let message = format!("session {committed} committed with region {name}");
+            return Err(ApiError::new(ApiCode::RegionSpent, message));
+        }
         entry.used_by = Some(session);
         Ok(entry)
     }
 
-    /// Ends a session's use of a region.
-    pub(crate) fn give_back(&mut self, name: &str, session: SessionId) {
+    /// Ends a session's use of a region, for good when the session committed.
+    pub(crate) fn give_back(&mut self, name: &str, session: SessionId, committed: bool) {
         if let Some(entry) = self.0.get_mut(name)
             && entry.used_by == Some(session)
         {
             entry.used_by = None;
+            entry.spent_by = committed.then_some(session);
         }
     }
 

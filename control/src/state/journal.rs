@@ -91,8 +91,8 @@ impl JournalError {
             Self::Directory { .. } => "give a --state directory that the daemon may write to",
             Self::Locked { .. } => "stop the other daemon or give another --state directory",
             Self::Damaged { .. } => {
-                "restore dwcp.redb from a copy, or move it away after checking on both hosts \
-                 that no session is in doubt"
+                "move dwcp.redb away; never put an older copy in its place: it would deny \
+                 commits made since, and two hosts could own one region"
             }
             Self::Format { .. } => "start the newer binary, or give another --state directory",
             Self::Write { .. } => "check the disk and its free space",

@@ -101,7 +101,7 @@ pub struct SessionRecord {
     /// Sink: what the commit protocol wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sink_record: Option<SinkRecord>,
-    /// Nobody will ask about the commit again: the record may become history.
+    /// Sink: nobody will ask about the commit again, so the record may become history.
     #[serde(default)]
     pub settled: bool,
     /// Sink: made only because a peer asked about a session that nothing was known of.
@@ -117,10 +117,9 @@ impl SessionRecord {
         self.state.is_over() && !commit_counts
     }
 
-    /// True at a source that knows the end and has not told the sink that it does.
+    /// True at a source that durably knows the end, which the sink has to hear.
     pub(crate) fn owes_settling(&self) -> bool {
-        let knows = matches!(self.source_record, Some(SourceRecord::Done | SourceRecord::Kept));
-        knows && !self.settled
+        matches!(self.source_record, Some(SourceRecord::Done | SourceRecord::Kept))
     }
 }
 

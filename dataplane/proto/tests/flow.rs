@@ -171,8 +171,7 @@ impl Lane {
 
     fn receive(&mut self, stream: StreamId, refuse: bool) {
         let Some(pipe) = self.pipes.get_mut(&stream) else { return };
-        let Some(InFlight { session, sequence, first_page, bytes, .. }) = pipe.frames.pop_front()
-        else {
+        let Some(InFlight { session, sequence, first_page, .. }) = pipe.frames.pop_front() else {
             return;
         };
         self.sink.accept(stream, session, sequence).unwrap();

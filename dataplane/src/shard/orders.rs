@@ -45,7 +45,7 @@ impl<L: Link> Shard<L> {
             Command::DropLink { link } => self.drop_link(link),
             Command::OpenSource(setup) => self.open_source(*setup),
             Command::OpenSink(setup) => self.open_sink(*setup),
-            Command::StartRound { session, round, .. } => {
+            Command::StartRound { session, round } => {
                 let now = self.desk.now;
                 match self.desk.source(session) {
                     Some(source) if source.is_ready() => source.start_round(round, now),

@@ -195,9 +195,9 @@ impl Pair {
         self.source.event(pick)
     }
 
-    pub(crate) fn start_round(&mut self, round: Round, last: bool) {
+    pub(crate) fn start_round(&mut self, round: Round) {
         let session = self.session;
-        self.source.command(Command::StartRound { session, round, last });
+        self.source.command(Command::StartRound { session, round });
     }
 
     pub(crate) fn wait_round(&mut self, wanted: Round) -> RoundStats {
@@ -208,8 +208,8 @@ impl Pair {
         })
     }
 
-    pub(crate) fn round(&mut self, round: Round, last: bool) -> RoundStats {
-        self.start_round(round, last);
+    pub(crate) fn round(&mut self, round: Round) -> RoundStats {
+        self.start_round(round);
         self.wait_round(round)
     }
 

@@ -29,6 +29,35 @@ fn a_session_goes_from_opening_to_commit_at_both_ends() {
 }
 
 #[test]
+fn no_second_session_writes_to_a_region_that_was_committed() {
+    run(|directory| async move {
+        let mut pair = Pair::start(directory).await;
+        let session = pair.open().await;
+        let named = json!({ "session": session });
+        let finished = pair.at_a.ask("session.finish", named).await;
+        assert_eq!(finished["result"]["state"], "committed", "{finished}");
+        pair.at_b.wait_for(&session, "committed").await;
+        let mut open = pair.open_params();
+        let again = loop {
+            // Its lanes may still be closing.
+            let refused = pair.at_a.refusal("session.open", open.clone()).await;
+            if refused != "region_busy" {
+                break refused;
+            }
+        };
+        assert_eq!(again, "region_spent", "the source gave its right up");
+        // Another region of the source can't be written over the sink's running copy either.
+        pair.at_a.register(json!({ "name": "fresh", "role": "source" })).await;
+        open["region"] = json!("fresh");
+        open["sink_region"] = json!("r");
+        let refused = pair.at_a.ask("session.open", open).await;
+        assert_eq!(refused["error"]["data"]["code"], "peer_refused", "{refused}");
+        let message = refused["error"]["message"].as_str().unwrap();
+        assert!(message.contains("committed with region r"), "{message}");
+    });
+}
+
+#[test]
 fn a_sink_refuses_hosts_that_its_region_does_not_name() {
     run(|directory| async move {
         let mut pair = Pair::start(directory).await;

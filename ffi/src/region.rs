@@ -173,7 +173,7 @@ impl Region {
         // Only now the size is a promise: before the seal it could change between check and use.
         let status = fstat(&file).map_err(kernel("fstat"))?;
         let bytes = u64::try_from(status.st_size).unwrap_or(0);
-        // A preferred block of huge size does not tell: with transparent huge pages any memfd has one.
+        // The block size does not tell: with transparent huge pages any memfd may have a huge one.
         let system = fstatfs(&file).map_err(kernel("fstatfs"))?;
         let huge = system.filesystem_type() == HUGETLBFS_MAGIC;
         let block = u64::try_from(status.st_blksize).unwrap_or(0);

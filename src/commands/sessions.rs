@@ -34,8 +34,8 @@ pub(super) fn render_list(sessions: &Value, none: &str) -> String {
             show::text(session, "state"),
             show::text(session, "round"),
             show::text(session, "pages"),
-            show::text(counters, "pending"),
-            show::bytes(counters, "wire"),
+            show::text(counters, "pending_pages"),
+            show::bytes(counters, "wire_bytes"),
         ]);
         if let Some(reason) = session["reason"].as_str() {
             notes.push_str(&format!("{}: {reason}", show::text(session, "session")));
@@ -57,7 +57,7 @@ mod tests {
     fn a_session_that_needs_attention_says_why_and_what_to_do() {
         let list = json!([{"session": "aa", "role": "source", "peer": "b", "region": "vm",
             "state": "in_doubt", "reason": "the link was cut", "cure": "wait for b", "round": 3,
-            "pages": 10, "counters": {"wire": 2048, "pending": 0}}]);
+            "pages": 10, "counters": {"wire_bytes": 2048, "pending_pages": 0}}]);
         let text = render_list(&list, "none");
         assert!(text.contains("aa: the link was cut; wait for b"), "{text}");
         assert!(text.contains("2.0 KiB"), "{text}");

@@ -77,6 +77,13 @@ fn start_shards(
 ) -> Result<(Vec<ShardPort>, Vec<JoinHandle<()>>), DaemonError> {
     let mut ports = Vec::with_capacity(budget.shards);
     let mut threads = Vec::with_capacity(budget.shards);
+    if config.lock_memory == LockMemory::Try && !budget.lock_memory {
+        tracing::warn!(
+            arena_bytes = budget.arena_bytes,
+            limit_bytes = sys::memlock_limit(),
+            "the limit of locked memory is too low: the arenas are neither locked nor registered"
+        );
+    }
     for index in 0..budget.shards {
         let shard = shard_config(config, budget, index);
         let mut started = shard::spawn(shard, wake_control.clone());

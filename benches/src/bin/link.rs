@@ -1,9 +1,9 @@
 //! Passthrough over loopback beside `iperf3 -P` with the same number of streams, in one run.
 //!
-//! `cargo run --release -p dwcp-benches --bin link -- [STREAMS] [REPEATS]`. Runs the two in turn and
-//! prints each rate and the ratio of the medians. The region's first round is what is measured: all
-//! pages as they are, sealed, hashed and written at the sink; iperf3 moves bytes that nobody looks
-//! at and encrypts nothing, so the ratio says what safety costs, not which is the better tool.
+//! `cargo run --release -p dwcp-benches --bin link -- [STREAMS] [REPEATS]`. Runs the two in turn
+//! and prints each rate and the ratio of the medians. The region's first round is what is measured:
+//! all pages as they are, sealed, hashed and written at the sink; iperf3 moves bytes that nobody
+//! looks at and encrypts nothing, so the ratio says what safety costs.
 #![forbid(unsafe_code)]
 
 use serde_json::Value;

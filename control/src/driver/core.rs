@@ -310,11 +310,6 @@ impl Core {
     pub(crate) fn shards(&self) -> &Shards {
         &self.shards
     }
-
-    /// The shards, for the loop.
-    pub(crate) fn shards_mut(&mut self) -> &mut Shards {
-        &mut self.shards
-    }
 }
 
 /// The wall clock, for people only.

@@ -55,6 +55,9 @@ impl Core {
             ));
         }
         commands.into_iter().for_each(|(lane, command)| self.shards.send(lane, command));
+        if self.config.break_invariant {
+            self.shards.send(LaneId(0), Command::BreakInvariant);
+        }
     }
 
     /// Gives one order to the shard of each lane.

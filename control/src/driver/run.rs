@@ -12,9 +12,8 @@ use crate::limits::{INPUT_QUEUE, METRICS_CLIENTS_MAX, STOP_TIMEOUT, TICK};
 use crate::network::metrics::{MetricsServer, Scrape};
 use crate::peer::{Gate, Identity, Listener, PeerInput, random};
 use crate::state::{Journal, JournalDone};
-use dwcp_dataplane::port::{Command, ShardPort};
+use dwcp_dataplane::port::ShardPort;
 use dwcp_ffi::poll::WakeReceiver;
-use dwcp_proto::ids::LaneId;
 use dwcp_proto::wire::token::JournalId;
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
@@ -106,10 +105,9 @@ pub(super) async fn start(
     }
     tokio::task::spawn_local(api.serve(ends.api.0.clone()));
     let live = Rc::new(Cell::new(settings.live()));
-    let break_invariant = config.break_invariant;
     let peers = ends.peers.0.clone();
     let shards = Shards::new(ports);
-    let mut core = Core::new(CoreParts {
+    let core = Core::new(CoreParts {
         config,
         settings,
         live,
@@ -121,9 +119,6 @@ pub(super) async fn start(
         peers,
         counters,
     });
-    if break_invariant {
-        core.shards_mut().send(LaneId(0), Command::BreakInvariant);
-    }
     Ok(core)
 }
 

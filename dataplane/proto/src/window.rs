@@ -184,7 +184,7 @@ impl Window {
             let rate = delivered * u128::from(Nanos::SECOND.0) / u128::from(span.0);
             self.learn_rate(now, u64::try_from(rate).unwrap_or(u64::MAX), newest.full);
         }
-        self.grow_at_start(now, newest.full);
+        self.grow_at_start(now, rtt, newest.full);
         self.window_bytes = self.target_bytes();
         rtt
     }
@@ -224,11 +224,11 @@ impl Window {
         self.rates[0] = self.rates[0].max(rate);
     }
 
-    fn grow_at_start(&mut self, now: Nanos, full: bool) {
+    fn grow_at_start(&mut self, now: Nanos, rtt: Nanos, full: bool) {
         let rate = self.rate_bytes_per_second();
         let Some(start) = &mut self.start else { return };
-        let round_trip = self.rtt_min.unwrap_or_default();
-        if !full || now.since(start.grown_at) < round_trip {
+        // The round trip with its queue: what the last step did has to show before the next one.
+        if !full || now.since(start.grown_at) < rtt {
             return;
         }
         if rate / 5 * 4 > start.rate {

@@ -11,9 +11,11 @@ pub enum UringError {
     Absent,
     /// This process may not use it.
     #[error(
-        "io_uring is not permitted: kernel.io_uring_disabled is {}; set it to 0, or allow \
-         io_uring in the seccomp profile",
-        disabled.map_or("absent".to_owned(), |value| value.to_string())
+        "io_uring is not permitted: {}",
+        match disabled {
+            Some(0) | None => "allow it in the seccomp profile or security module".to_owned(),
+            Some(value) => format!("kernel.io_uring_disabled is {value}; set it to 0 (sysctl)"),
+        }
     )]
     NotPermitted {
         /// The value of the sysctl `kernel.io_uring_disabled`, when the kernel has it. With 0 it is
@@ -40,10 +42,15 @@ pub enum UringError {
         limit_bytes: u64,
     },
     /// The kernel has no memory for the ring.
-    #[error("the kernel has no memory for a ring of {entries} entries")]
+    #[error(
+        "the kernel has no memory for a ring of {entries} entries, or the limit of locked memory \
+         ({limit_bytes} bytes) forbids it: raise RLIMIT_MEMLOCK ('ulimit -l')"
+    )]
     NoMemory {
         /// Entries asked for.
         entries: u32,
+        /// The limit of all locked memory; `u64::MAX` when there is none.
+        limit_bytes: u64,
     },
     /// The table of sockets is full.
     #[error("all {sockets_max} places for sockets are taken")]
@@ -72,7 +79,7 @@ pub(super) fn setup_error(error: io::Error, entries: u32) -> UringError {
     match error.raw_os_error() {
         Some(libc::ENOSYS) => UringError::Absent,
         Some(libc::EPERM | libc::EACCES) => UringError::NotPermitted { disabled: disabled() },
-        Some(libc::ENOMEM) => UringError::NoMemory { entries },
+        Some(libc::ENOMEM) => UringError::NoMemory { entries, limit_bytes: sys::memlock_limit() },
         Some(libc::EINVAL) => {
             UringError::Missing { feature: "IORING_SETUP_DEFER_TASKRUN", since: "6.1" }
         }

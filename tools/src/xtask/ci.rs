@@ -59,7 +59,8 @@ const STEPS: [Step; 9] = [
     Step {
         name: "doc",
         why: "the documentation builds and its links lead somewhere",
-        repeat: "RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked",
+        repeat: "RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps \
+                 --document-private-items --locked",
         run: doc,
     },
     Step {
@@ -184,7 +185,14 @@ fn clippy(context: &mut Context) -> Result<Outcome, TaskError> {
 }
 
 fn doc(context: &mut Context) -> Result<Outcome, TaskError> {
-    let call = Call::new(&["cargo", "doc", "--workspace", "--no-deps", "--locked"]);
+    let call = Call::new(&[
+        "cargo",
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+        "--locked",
+    ]);
     let call = call.set("RUSTDOCFLAGS", "-D warnings").within(BUILD_SECONDS);
     call.run(&context.root).map(done)
 }

@@ -1,0 +1,244 @@
+//! A daemon as a child process: start, signals, restart, end.
+//!
+//! The child is killed by its own process number when its owner is dropped; a failing test prints
+//! the end of its log.
+
+use super::client::{Answer, Client, Pending};
+use super::metrics::Metrics;
+use super::{SOON, wait_for, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// What a daemon is started with.
+#[derive(Clone, Debug)]
+pub(crate) struct DaemonSpec {
+    /// Its folder: socket, state, log.
+    pub(crate) folder: PathBuf,
+    /// Where its certificates are; plaintext without.
+    pub(crate) pki: Option<PathBuf>,
+    /// Further flags, after the usual ones.
+    pub(crate) flags: Vec<String>,
+}
+
+impl DaemonSpec {
+    /// The usual daemon.
+    pub(crate) fn new(folder: &Path, pki: Option<PathBuf>) -> Self {
+        Self { folder: folder.to_owned(), pki, flags: Vec::new() }
+    }
+
+    /// Adds flags.
+    pub(crate) fn with(mut self, flags: &[&str]) -> Self {
+        self.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
+        self
+    }
+
+    /// The whole command.
+    pub(crate) fn command(&self, metrics: SocketAddr) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dwcp"));
+        command.arg("daemon").arg("--socket").arg(self.socket());
+        command.arg("--state").arg(self.folder.join("state"));
+        command.args(["--listen", "127.0.0.1:0", "--metrics", &metrics.to_string()]);
+        match &self.pki {
+            Some(folder) => command.arg("--pki").arg(folder),
+            None => command.arg("--insecure-plaintext"),
+        };
+        let has = |name: &str| self.flags.iter().any(|flag| flag == name);
+        let usual = [
+            ("--poll", "park"),
+            ("--streams", "2"),
+            ("--window", "8MiB"),
+            ("--memory", "256MiB"),
+            ("--arena", "24MiB"),
+        ];
+        for (name, value) in usual.iter().filter(|(name, _)| !has(name)) {
+            command.args([name, value]);
+        }
+        command.args(&self.flags);
+        command
+    }
+
+    /// Its control socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.join("socket")
+    }
+
+    /// Its log.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    pub(crate) spec: DaemonSpec,
+    child: Child,
+    pub(crate) metrics_address: SocketAddr,
+    pub(crate) listen: SocketAddr,
+}
+
+impl Daemon {
+    /// Starts a daemon and waits until it serves.
+    pub(crate) fn start(spec: DaemonSpec) -> Self {
+        std::fs::create_dir_all(&spec.folder).expect("the daemon's folder");
+        let metrics_address = free_address();
+        let child = spawn(&spec, metrics_address);
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let mut this = Self { spec, child, metrics_address, listen };
+        this.wait_ready();
+        this
+    }
+
+    fn wait_ready(&mut self) {
+        let socket = self.spec.socket();
+        let mut client = wait_for("the daemon's socket", SOON, || {
+            if let Some(status) = self.child.try_wait().expect("a child of ours") {
+                let log = self.log();
+                // Somebody took the port for metrics between our look and the daemon's start.
+                let taken = format!("{} is in use", self.metrics_address);
+                assert!(log.contains(&taken), "the daemon ended ({status}):\n{log}");
+                self.metrics_address = free_address();
+                self.child = spawn(&self.spec, self.metrics_address);
+            }
+            Client::try_connect(&socket).ok()
+        });
+        let info = client.must("daemon.info", json!({}));
+        let listen = info["listen"].as_str().expect("an address");
+        self.listen = listen.parse().expect("an address");
+        assert_eq!(info["pid"], json!(self.child.id()));
+    }
+
+    /// A new connection to it.
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(&self.spec.socket())
+    }
+
+    /// One call on a connection of its own.
+    pub(crate) fn call(&self, method: &str, params: Value) -> Answer {
+        self.client().call(method, params)
+    }
+
+    /// One call that must succeed.
+    pub(crate) fn must(&self, method: &str, params: Value) -> Value {
+        self.client().must(method, params)
+    }
+
+    /// A call that runs in the background.
+    pub(crate) fn pending(&self, method: &'static str, params: Value) -> Pending {
+        Pending::start(&self.spec.socket(), method, params)
+    }
+
+    /// Its metrics now.
+    pub(crate) fn metrics(&self) -> Metrics {
+        Metrics::scrape(self.metrics_address)
+    }
+
+    /// The records of sessions of a region, newest first.
+    pub(crate) fn sessions_of(&self, region: &str) -> Vec<Value> {
+        let list = self.must("session.list", json!({}));
+        let records = list.as_array().expect("a list").iter();
+        records.filter(|record| record["region"] == json!(region)).cloned().collect()
+    }
+
+    /// The record of one session, if the daemon knows it.
+    pub(crate) fn session(&self, id: &str) -> Option<Value> {
+        self.call("session.show", json!({"session": id})).ok()
+    }
+
+    /// The state of one session, or "unknown".
+    pub(crate) fn state_of(&self, id: &str) -> String {
+        let record = self.session(id).unwrap_or(Value::Null);
+        record["state"].as_str().unwrap_or("unknown").to_owned()
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).expect("process numbers are small");
+        kill(Pid::from_raw(pid), signal).expect("our own child takes signals");
+    }
+
+    /// Stops it with SIGSTOP and waits until it is.
+    pub(crate) fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+        let path = format!("/proc/{}/stat", self.child.id());
+        wait_until("the daemon stops", SOON, || {
+            let stat = std::fs::read_to_string(&path).expect("our child is there");
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        });
+    }
+
+    /// Lets a stopped one go on.
+    pub(crate) fn go_on(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// Kills it.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("our own child");
+        self.child.wait().expect("our own child");
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        wait_for("the daemon ends", SOON, || self.child.try_wait().expect("our own child"))
+    }
+
+    /// True while it runs.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("our own child").is_none()
+    }
+
+    /// Starts it again after its end, with the same folder and so the same journal.
+    pub(crate) fn restart(&mut self) {
+        assert!(!self.runs(), "it must have ended before");
+        self.metrics_address = free_address();
+        self.child = spawn(&self.spec, self.metrics_address);
+        self.wait_ready();
+    }
+
+    /// A line of `/proc/PID/status` in bytes.
+    pub(crate) fn memory_bytes(&self, line: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.expect("our child is there");
+        let found = status.lines().find_map(|of| of.strip_prefix(line)?.strip_prefix(':'));
+        let kib = found.and_then(|text| text.trim().strip_suffix(" kB")).expect("a size in kB");
+        kib.trim().parse::<u64>().expect("a number") << 10
+    }
+
+    /// What it has written.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.spec.log()).unwrap_or_default()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(30)..].join("\n");
+            eprintln!("log of {}:\n{tail}", self.spec.folder.display());
+        }
+    }
+}
+
+fn spawn(spec: &DaemonSpec, metrics: SocketAddr) -> Child {
+    let log = File::options().create(true).append(true).open(spec.log()).expect("the log");
+    let mut command = spec.command(metrics);
+    command.stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log);
+    command.spawn().expect("the binary starts")
+}
+
+/// A loopback address that nobody uses now.
+pub(crate) fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("a bound socket has an address")
+}

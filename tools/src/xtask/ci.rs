@@ -59,8 +59,8 @@ const STEPS: [Step; 9] = [
     Step {
         name: "doc",
         why: "the documentation builds and its links lead somewhere",
-        repeat: "RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps \
-                 --document-private-items --locked",
+        repeat: "RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' \
+                 cargo doc --workspace --no-deps --document-private-items --locked",
         run: doc,
     },
     Step {
@@ -193,7 +193,9 @@ fn doc(context: &mut Context) -> Result<Outcome, TaskError> {
         "--document-private-items",
         "--locked",
     ]);
-    let call = call.set("RUSTDOCFLAGS", "-D warnings").within(BUILD_SECONDS);
+    let call = call
+        .set("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links")
+        .within(BUILD_SECONDS);
     call.run(&context.root).map(done)
 }
 

@@ -1,8 +1,8 @@
 //! The core: all state of the control plane, changed by one input at a time.
 //!
-//! Runs on the control thread; the loop in [`mod@super::run`] feeds it. It never waits: what takes time
-//! is started as a task or handed to the journal, and comes back as an input. The parts of its work
-//! are in the modules beside this one, each an `impl` of [`Core`].
+//! Runs on the control thread; the loop in [`mod@super::run`] feeds it. It never waits: what takes
+//! time is started as a task or handed to the journal, and comes back as an input. The parts of its
+//! work are in the modules beside this one, each an `impl` of [`Core`].
 
 use super::links::LinkEntry;
 use super::room::StreamsHeld;

@@ -227,6 +227,12 @@ impl Window {
     fn grow_at_start(&mut self, now: Nanos, rtt: Nanos, full: bool) {
         let rate = self.rate_bytes_per_second();
         let Some(start) = &mut self.start else { return };
+        // A queue of more than a round trip and the backlog allowed: the path is full already.
+        let least = self.rtt_min.unwrap_or(rtt);
+        if rtt > Nanos(least.0.saturating_mul(2)) + self.config.backlog {
+            self.start = None;
+            return;
+        }
         // The round trip with its queue: what the last step did has to show before the next one.
         if !full || now.since(start.grown_at) < rtt {
             return;

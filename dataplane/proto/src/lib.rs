@@ -4,7 +4,7 @@
 //! - [`wire`]: the byte layouts (HELLO, stream preface, record, frame, peer message), their limits,
 //!   and the sealing of records.
 //! - [`negotiate`]: what two HELLOs agree on, or why they don't.
-//! - [`window`], [`source`], [`sink`]: one lane's flow: how much may be in flight, which stream
+//! - [`window`], [`source`], [`sink`], [`flow`]: one lane's flow: how much may be in flight, which stream
 //!   takes the next frame, what an ack, a NACK or a dead stream means.
 //! - [`session`]: the phases of a session at the source and at the sink, and the commit between
 //!   them.
@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod flow;
 pub mod ids;
 pub mod negotiate;
 pub mod session;

@@ -7,6 +7,8 @@
 //! they speak of, each NACK before any ack that covers its frame; one ack stands for all before
 //! it, so the answers are bounded by the tables whatever the peer sends.
 
+use crate::flow::FlowError;
+use crate::flow::roster::Roster;
 use crate::ids::{Incarnation, Sequence, SessionNumber, StreamId};
 use crate::wire::frame::{Frame, NackReason};
 use std::collections::VecDeque;
@@ -20,92 +22,6 @@ pub struct SinkFlowConfig {
     pub sessions_max: usize,
     /// The most NACKs that wait to be sent.
     pub nacks_max: usize,
-}
-
-/// What can't be done, or what the peer may not send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SinkFlowError {
-    /// The stream is not one of this lane's live ones.
-    #[error("stream {stream} is not open on this lane")]
-    UnknownStream {
-        /// The stream.
-        stream: StreamId,
-    },
-    /// The session is not known (any more): the frame is dropped and counted.
-    #[error("session {session} is not open on this lane")]
-    UnknownSession {
-        /// The session.
-        session: SessionNumber,
-    },
-    /// The lane's table of streams is full.
-    #[error("the lane has {streams_max} streams already")]
-    StreamsFull {
-        /// The table's size.
-        streams_max: usize,
-    },
-    /// The lane's table of sessions is full.
-    #[error("the lane has {sessions_max} sessions already")]
-    SessionsFull {
-        /// The table's size.
-        sessions_max: usize,
-    },
-    /// The stream or session is open already.
-    #[error("it is open on this lane already")]
-    AlreadyOpen,
-    /// An incarnation that is not newer than the stream's last one.
-    #[error("incarnation {incarnation} of stream {stream} is not newer than {last}")]
-    StaleIncarnation {
-        /// The stream.
-        stream: StreamId,
-        /// The refused incarnation.
-        incarnation: Incarnation,
-        /// The stream's last one.
-        last: Incarnation,
-    },
-    /// A frame that is not newer than the stream's last one.
-    #[error("frame {sequence} follows frame {last} on one stream")]
-    OutOfOrder {
-        /// The frame.
-        sequence: Sequence,
-        /// The newest one before.
-        last: Sequence,
-    },
-    /// The peer does not read its NACKs.
-    #[error("{nacks_max} NACKs wait for a peer that does not read")]
-    NacksFull {
-        /// The table's size.
-        nacks_max: usize,
-    },
-}
-
-impl SinkFlowError {
-    /// The stable code of this error.
-    #[must_use]
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::UnknownStream { .. } => "sink_unknown_stream",
-            Self::UnknownSession { .. } => "sink_unknown_session",
-            Self::StreamsFull { .. } => "sink_streams_full",
-            Self::SessionsFull { .. } => "sink_sessions_full",
-            Self::AlreadyOpen => "sink_already_open",
-            Self::StaleIncarnation { .. } => "sink_stale_incarnation",
-            Self::OutOfOrder { .. } => "sink_out_of_order",
-            Self::NacksFull { .. } => "sink_nacks_full",
-        }
-    }
-
-    /// True when the peer broke the protocol and its stream must end.
-    #[must_use]
-    pub const fn is_violation(&self) -> bool {
-        matches!(self, Self::OutOfOrder { .. } | Self::NacksFull { .. })
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Stream {
-    id: StreamId,
-    incarnation: Incarnation,
-    live: bool,
 }
 
 /// One session on one stream.
@@ -131,8 +47,7 @@ struct Nack {
 #[derive(Debug)]
 pub struct SinkFlow {
     config: SinkFlowConfig,
-    streams: Vec<Stream>,
-    sessions: Vec<Option<SessionNumber>>,
+    roster: Roster,
     /// `streams_max` rows of `sessions_max` places.
     places: Vec<Place>,
     nacks: VecDeque<Nack>,
@@ -146,11 +61,10 @@ impl SinkFlow {
     #[must_use]
     pub fn new(config: SinkFlowConfig) -> Self {
         let SinkFlowConfig { streams_max, sessions_max, nacks_max } = config;
-        assert!(streams_max > 0 && sessions_max > 0 && nacks_max > 0);
+        assert!(nacks_max > 0);
         Self {
             config,
-            streams: Vec::with_capacity(streams_max),
-            sessions: vec![None; sessions_max],
+            roster: Roster::new(streams_max, sessions_max),
             places: vec![Place::default(); streams_max * sessions_max],
             nacks: VecDeque::with_capacity(nacks_max),
         }
@@ -160,37 +74,17 @@ impl SinkFlow {
     ///
     /// # Errors
     /// The table is full, the stream is alive, or the incarnation is not newer than its last one.
-    pub fn add_stream(
-        &mut self,
-        id: StreamId,
-        incarnation: Incarnation,
-    ) -> Result<(), SinkFlowError> {
-        if let Some(stream) = self.streams.iter_mut().find(|stream| stream.id == id) {
-            if stream.live {
-                return Err(SinkFlowError::AlreadyOpen);
-            }
-            if incarnation <= stream.incarnation {
-                let last = stream.incarnation;
-                return Err(SinkFlowError::StaleIncarnation { stream: id, incarnation, last });
-            }
-            *stream = Stream { id, incarnation, live: true };
-            return Ok(());
-        }
-        let streams_max = self.config.streams_max;
-        if self.streams.len() == streams_max {
-            return Err(SinkFlowError::StreamsFull { streams_max });
-        }
-        self.streams.push(Stream { id, incarnation, live: true });
-        Ok(())
+    pub fn add_stream(&mut self, id: StreamId, incarnation: Incarnation) -> Result<(), FlowError> {
+        self.roster.add_stream(id, incarnation)
     }
 
     /// Takes a dead stream out; its answers have nobody to read them.
     ///
     /// # Errors
     /// The stream is not live.
-    pub fn remove_stream(&mut self, id: StreamId) -> Result<(), SinkFlowError> {
-        let slot = self.stream_slot(id)?;
-        self.streams[slot].live = false;
+    pub fn remove_stream(&mut self, id: StreamId) -> Result<(), FlowError> {
+        let slot = self.roster.stream_slot(id)?;
+        self.roster.end_stream(slot);
         let row = slot * self.config.sessions_max;
         self.places[row..row + self.config.sessions_max].fill(Place::default());
         self.nacks.retain(|nack| nack.stream != id);
@@ -201,25 +95,17 @@ impl SinkFlow {
     ///
     /// # Errors
     /// The table is full or the session is open already.
-    pub fn add_session(&mut self, number: SessionNumber) -> Result<(), SinkFlowError> {
-        if self.session_slot(number).is_ok() {
-            return Err(SinkFlowError::AlreadyOpen);
-        }
-        let sessions_max = self.config.sessions_max;
-        match self.sessions.iter_mut().find(|slot| slot.is_none()) {
-            Some(slot) => *slot = Some(number),
-            None => return Err(SinkFlowError::SessionsFull { sessions_max }),
-        }
-        Ok(())
+    pub fn add_session(&mut self, number: SessionNumber) -> Result<(), FlowError> {
+        self.roster.add_session(number).map(|_| ())
     }
 
-    /// Drops a session with its answers. Later frames of it are [`SinkFlowError::UnknownSession`].
+    /// Drops a session with its answers. Later frames of it are [`FlowError::UnknownSession`].
     ///
     /// # Errors
     /// The session is not open.
-    pub fn forget_session(&mut self, number: SessionNumber) -> Result<(), SinkFlowError> {
-        let slot = self.session_slot(number)?;
-        self.sessions[slot] = None;
+    pub fn forget_session(&mut self, number: SessionNumber) -> Result<(), FlowError> {
+        let slot = self.roster.session_slot(number)?;
+        self.roster.end_session(slot);
         let places = self.places.iter_mut().skip(slot).step_by(self.config.sessions_max);
         places.for_each(|place| *place = Place::default());
         self.nacks.retain(|nack| nack.session != number);
@@ -236,11 +122,11 @@ impl SinkFlow {
         stream: StreamId,
         session: SessionNumber,
         sequence: Sequence,
-    ) -> Result<(), SinkFlowError> {
+    ) -> Result<(), FlowError> {
         let place = self.place(stream, session)?;
         let last = self.places[place].accepted;
         if sequence <= last {
-            return Err(SinkFlowError::OutOfOrder { sequence, last });
+            return Err(FlowError::OutOfOrder { sequence, last });
         }
         self.places[place].accepted = sequence;
         Ok(())
@@ -258,7 +144,7 @@ impl SinkFlow {
         stream: StreamId,
         session: SessionNumber,
         sequence: Sequence,
-    ) -> Result<(), SinkFlowError> {
+    ) -> Result<(), FlowError> {
         let place = self.place(stream, session)?;
         let place = &mut self.places[place];
         assert!(sequence > place.settled && sequence <= place.accepted, "frames settle in order");
@@ -279,10 +165,10 @@ impl SinkFlow {
         session: SessionNumber,
         sequence: Sequence,
         reason: NackReason,
-    ) -> Result<(), SinkFlowError> {
+    ) -> Result<(), FlowError> {
         let nacks_max = self.config.nacks_max;
         if self.nacks.len() == nacks_max {
-            return Err(SinkFlowError::NacksFull { nacks_max });
+            return Err(FlowError::NacksFull { nacks_max });
         }
         self.applied(stream, session, sequence)?;
         self.nacks.push_back(Nack { stream, session, sequence, reason });
@@ -291,14 +177,14 @@ impl SinkFlow {
 
     /// The next answer due on a stream; `None` when all are taken. What was taken must be sent.
     pub fn next_due(&mut self, stream: StreamId) -> Option<Frame<'static>> {
-        let slot = self.stream_slot(stream).ok()?;
+        let slot = self.roster.stream_slot(stream).ok()?;
         if let Some(at) = self.nacks.iter().position(|nack| nack.stream == stream) {
             let Nack { session, sequence, reason, .. } = self.nacks.remove(at)?;
             return Some(Frame::Nack { session, sequence, reason });
         }
         let row = slot * self.config.sessions_max;
         let places = &mut self.places[row..row + self.config.sessions_max];
-        for (place, session) in places.iter_mut().zip(&self.sessions) {
+        for (place, session) in places.iter_mut().zip(self.roster.sessions()) {
             if let (true, Some(session)) = (place.settled > place.acked, *session) {
                 place.acked = place.settled;
                 return Some(Frame::Ack { session, through: place.settled });
@@ -307,18 +193,8 @@ impl SinkFlow {
         None
     }
 
-    fn stream_slot(&self, id: StreamId) -> Result<usize, SinkFlowError> {
-        let live = |stream: &Stream| stream.id == id && stream.live;
-        self.streams.iter().position(live).ok_or(SinkFlowError::UnknownStream { stream: id })
-    }
-
-    fn session_slot(&self, number: SessionNumber) -> Result<usize, SinkFlowError> {
-        let open = |slot: &Option<SessionNumber>| *slot == Some(number);
-        self.sessions.iter().position(open).ok_or(SinkFlowError::UnknownSession { session: number })
-    }
-
-    fn place(&self, stream: StreamId, session: SessionNumber) -> Result<usize, SinkFlowError> {
-        let stream = self.stream_slot(stream)?;
-        Ok(stream * self.config.sessions_max + self.session_slot(session)?)
+    fn place(&self, stream: StreamId, session: SessionNumber) -> Result<usize, FlowError> {
+        let stream = self.roster.stream_slot(stream)?;
+        Ok(stream * self.config.sessions_max + self.roster.session_slot(session)?)
     }
 }

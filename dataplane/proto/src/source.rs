@@ -8,10 +8,8 @@
 //! Frames in flight form one list for each pair of stream and session, in the order of sending,
 //! because that is the order in which a stream's acks arrive.
 
-mod error;
-
-pub use error::FlowError;
-
+use crate::flow::FlowError;
+use crate::flow::roster::Roster;
 use crate::ids::{Incarnation, PageIndex, Sequence, SessionNumber, StreamId};
 use crate::time::Nanos;
 use crate::window::{SendMark, Window, WindowConfig};
@@ -67,18 +65,10 @@ struct Entry {
     next: u32,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Stream {
-    id: StreamId,
-    incarnation: Incarnation,
-    live: bool,
-    in_flight_bytes: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Session {
-    number: SessionNumber,
-    next: Sequence,
+    /// The newest sequence that was given out.
+    newest: Sequence,
     frames: usize,
 }
 
@@ -97,8 +87,10 @@ const EMPTY: List = List { head: NONE, tail: NONE, sent: Sequence(0), acked: Seq
 #[derive(Debug)]
 pub struct SourceFlow {
     config: SourceFlowConfig,
-    streams: Vec<Stream>,
-    sessions: Vec<Option<Session>>,
+    roster: Roster,
+    /// Bytes in flight on each stream.
+    stream_bytes: Vec<u64>,
+    sessions: Vec<Session>,
     /// `streams_max` rows of `sessions_max` lists.
     lists: Vec<List>,
     entries: Vec<Entry>,
@@ -117,12 +109,12 @@ impl SourceFlow {
     #[must_use]
     pub fn new(config: SourceFlowConfig) -> Self {
         let SourceFlowConfig { streams_max, sessions_max, frames_max, window } = config;
-        assert!(streams_max > 0 && sessions_max > 0 && frames_max > 0);
-        assert!(frames_max < NONE as usize);
+        assert!(frames_max > 0 && frames_max < NONE as usize);
         Self {
             config,
-            streams: Vec::with_capacity(streams_max),
-            sessions: vec![None; sessions_max],
+            roster: Roster::new(streams_max, sessions_max),
+            stream_bytes: vec![0; streams_max],
+            sessions: vec![Session::default(); sessions_max],
             lists: vec![EMPTY; streams_max * sessions_max],
             entries: Vec::with_capacity(frames_max),
             free: NONE,
@@ -137,36 +129,19 @@ impl SourceFlow {
     /// # Errors
     /// The table is full, the stream is alive, or the incarnation is not newer than its last one.
     pub fn add_stream(&mut self, id: StreamId, incarnation: Incarnation) -> Result<(), FlowError> {
-        if let Some(stream) = self.streams.iter_mut().find(|stream| stream.id == id) {
-            if stream.live {
-                return Err(FlowError::AlreadyOpen);
-            }
-            if incarnation <= stream.incarnation {
-                let last = stream.incarnation;
-                return Err(FlowError::StaleIncarnation { stream: id, incarnation, last });
-            }
-            stream.incarnation = incarnation;
-            stream.live = true;
-            return Ok(());
-        }
-        let streams_max = self.config.streams_max;
-        if self.streams.len() == streams_max {
-            return Err(FlowError::StreamsFull { streams_max });
-        }
-        self.streams.push(Stream { id, incarnation, live: true, in_flight_bytes: 0 });
-        Ok(())
+        self.roster.add_stream(id, incarnation)
     }
 
     /// The live incarnation of a stream.
     #[must_use]
     pub fn incarnation(&self, id: StreamId) -> Option<Incarnation> {
-        self.streams.iter().find(|s| s.id == id && s.live).map(|s| s.incarnation)
+        self.roster.live_streams().find(|(_, open, _)| *open == id).map(|(.., newest)| newest)
     }
 
     /// How many streams are live.
     #[must_use]
     pub fn live_streams(&self) -> usize {
-        self.streams.iter().filter(|stream| stream.live).count()
+        self.roster.live_streams().count()
     }
 
     /// Takes a session in. Its first sequence is 1.
@@ -174,14 +149,8 @@ impl SourceFlow {
     /// # Errors
     /// The table is full or the session is open already.
     pub fn add_session(&mut self, number: SessionNumber) -> Result<(), FlowError> {
-        if self.session_slot(number).is_ok() {
-            return Err(FlowError::AlreadyOpen);
-        }
-        let sessions_max = self.config.sessions_max;
-        let Some(slot) = self.sessions.iter_mut().find(|slot| slot.is_none()) else {
-            return Err(FlowError::SessionsFull { sessions_max });
-        };
-        *slot = Some(Session { number, next: Sequence(1), frames: 0 });
+        let slot = self.roster.add_session(number)?;
+        self.sessions[slot] = Session::default();
         Ok(())
     }
 
@@ -191,13 +160,13 @@ impl SourceFlow {
     /// # Errors
     /// The session is not open.
     pub fn forget_session(&mut self, number: SessionNumber) -> Result<(), FlowError> {
-        let session = self.session_slot(number)?;
-        for stream in 0..self.streams.len() {
+        let session = self.roster.session_slot(number)?;
+        for stream in 0..self.roster.streams() {
             let list = self.list_slot(stream, session);
             while self.pop(stream, session).is_some() {}
             self.lists[list] = EMPTY;
         }
-        self.sessions[session] = None;
+        self.roster.end_session(session);
         Ok(())
     }
 
@@ -206,15 +175,9 @@ impl SourceFlow {
     /// # Errors
     /// The session is not open.
     pub fn next_sequence(&mut self, number: SessionNumber) -> Result<Sequence, FlowError> {
-        let slot = self.session_slot(number)?;
-        match &mut self.sessions[slot] {
-            Some(session) => {
-                let sequence = session.next;
-                session.next = sequence.next();
-                Ok(sequence)
-            }
-            None => Err(FlowError::UnknownSession { session: number }),
-        }
+        let session = &mut self.sessions[self.roster.session_slot(number)?];
+        session.newest = session.newest.next();
+        Ok(session.newest)
     }
 
     /// The live stream with the least in flight among those that `ready` accepts: `None` while the
@@ -225,8 +188,8 @@ impl SourceFlow {
         if !self.may_send() {
             return None;
         }
-        let live = self.streams.iter().filter(|stream| stream.live && ready(stream.id));
-        live.min_by_key(|stream| stream.in_flight_bytes).map(|stream| stream.id)
+        let open = self.roster.live_streams().filter(|(_, id, _)| ready(*id));
+        open.min_by_key(|(slot, ..)| self.stream_bytes[*slot]).map(|(_, id, _)| id)
     }
 
     /// True while the window is open and there is room for one more frame.
@@ -241,11 +204,11 @@ impl SourceFlow {
     /// When the stream or session is not open, the table is full, or the sequence is not newer than
     /// the stream's last one: bugs of the caller, who asked [`SourceFlow::pick_stream`] before.
     pub fn on_sent(&mut self, stream: StreamId, frame: InFlight) {
-        let stream_slot = match self.stream_slot(stream) {
+        let stream_slot = match self.roster.stream_slot(stream) {
             Ok(slot) => slot,
             Err(error) => panic!("a frame was sent on a stream that is not open: {error}"),
         };
-        let session_slot = match self.session_slot(frame.session) {
+        let session_slot = match self.roster.session_slot(frame.session) {
             Ok(slot) => slot,
             Err(error) => panic!("a frame was sent for a session that is not open: {error}"),
         };
@@ -263,10 +226,8 @@ impl SourceFlow {
         list.tail = entry;
         self.frames += 1;
         self.in_flight_bytes += frame.bytes;
-        self.streams[stream_slot].in_flight_bytes += frame.bytes;
-        if let Some(session) = &mut self.sessions[session_slot] {
-            session.frames += 1;
-        }
+        self.stream_bytes[stream_slot] += frame.bytes;
+        self.sessions[session_slot].frames += 1;
     }
 
     /// Takes an ack that arrived on `stream` and gives each newly acknowledged frame to `each`.
@@ -281,8 +242,8 @@ impl SourceFlow {
         now: Nanos,
         mut each: impl FnMut(InFlight),
     ) -> Result<AckSummary, FlowError> {
-        let stream_slot = self.stream_slot(stream)?;
-        let session_slot = self.session_slot(session)?;
+        let stream_slot = self.roster.stream_slot(stream)?;
+        let session_slot = self.roster.session_slot(session)?;
         let list_slot = self.list_slot(stream_slot, session_slot);
         let List { sent, acked, .. } = self.lists[list_slot];
         if through > sent {
@@ -317,8 +278,8 @@ impl SourceFlow {
         session: SessionNumber,
         sequence: Sequence,
     ) -> Result<InFlight, FlowError> {
-        let stream_slot = self.stream_slot(stream)?;
-        let session_slot = self.session_slot(session)?;
+        let stream_slot = self.roster.stream_slot(stream)?;
+        let session_slot = self.roster.session_slot(session)?;
         let list_slot = self.list_slot(stream_slot, session_slot);
         let mut before = NONE;
         let mut at = self.lists[list_slot].head;
@@ -354,7 +315,7 @@ impl SourceFlow {
         stream: StreamId,
         mut each: impl FnMut(InFlight),
     ) -> Result<(), FlowError> {
-        let stream_slot = self.stream_slot(stream)?;
+        let stream_slot = self.roster.stream_slot(stream)?;
         for session_slot in 0..self.sessions.len() {
             while let Some(entry) = self.pop(stream_slot, session_slot) {
                 each(entry.frame);
@@ -362,9 +323,8 @@ impl SourceFlow {
             let list_slot = self.list_slot(stream_slot, session_slot);
             self.lists[list_slot] = EMPTY;
         }
-        let stream = &mut self.streams[stream_slot];
-        assert!(stream.in_flight_bytes == 0, "a dead stream has nothing in flight");
-        stream.live = false;
+        assert!(self.stream_bytes[stream_slot] == 0, "a dead stream has nothing in flight");
+        self.roster.end_stream(stream_slot);
         Ok(())
     }
 
@@ -377,7 +337,7 @@ impl SourceFlow {
     /// Bytes in flight on one stream; zero for a stream that is not there.
     #[must_use]
     pub fn stream_in_flight_bytes(&self, id: StreamId) -> u64 {
-        self.streams.iter().find(|stream| stream.id == id).map_or(0, |s| s.in_flight_bytes)
+        self.roster.stream_slot(id).map_or(0, |slot| self.stream_bytes[slot])
     }
 
     /// Frames in flight on all streams.
@@ -389,7 +349,7 @@ impl SourceFlow {
     /// True when the session has nothing in flight (or is not open).
     #[must_use]
     pub fn is_idle(&self, number: SessionNumber) -> bool {
-        self.sessions.iter().flatten().all(|s| s.number != number || s.frames == 0)
+        self.roster.session_slot(number).map_or(true, |slot| self.sessions[slot].frames == 0)
     }
 
     /// What is in flight beyond one bandwidth-delay product.
@@ -402,16 +362,6 @@ impl SourceFlow {
     #[must_use]
     pub const fn window(&self) -> &Window {
         &self.window
-    }
-
-    fn stream_slot(&self, id: StreamId) -> Result<usize, FlowError> {
-        let live = |stream: &Stream| stream.id == id && stream.live;
-        self.streams.iter().position(live).ok_or(FlowError::UnknownStream { stream: id })
-    }
-
-    fn session_slot(&self, number: SessionNumber) -> Result<usize, FlowError> {
-        let open = |slot: &Option<Session>| slot.is_some_and(|s| s.number == number);
-        self.sessions.iter().position(open).ok_or(FlowError::UnknownSession { session: number })
     }
 
     const fn list_slot(&self, stream_slot: usize, session_slot: usize) -> usize {
@@ -451,9 +401,7 @@ impl SourceFlow {
         self.free = at;
         self.frames -= 1;
         self.in_flight_bytes -= bytes;
-        self.streams[stream_slot].in_flight_bytes -= bytes;
-        if let Some(session) = &mut self.sessions[session_slot] {
-            session.frames -= 1;
-        }
+        self.stream_bytes[stream_slot] -= bytes;
+        self.sessions[session_slot].frames -= 1;
     }
 }

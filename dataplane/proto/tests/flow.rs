@@ -4,9 +4,10 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use dwcp_proto::flow::FlowError;
 use dwcp_proto::ids::{Incarnation, PageIndex, Sequence, SessionNumber, StreamId};
-use dwcp_proto::sink::{SinkFlow, SinkFlowConfig, SinkFlowError};
-use dwcp_proto::source::{FlowError, InFlight, SourceFlow, SourceFlowConfig};
+use dwcp_proto::sink::{SinkFlow, SinkFlowConfig};
+use dwcp_proto::source::{InFlight, SourceFlow, SourceFlowConfig};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::window::{Window, WindowConfig};
 use dwcp_proto::wire::frame::{Frame, NackReason};
@@ -81,7 +82,7 @@ fn the_sink_refuses_frames_out_of_order_and_bounds_its_nacks() {
     flow.add_session(session).unwrap();
     flow.accept(stream, session, Sequence(5)).unwrap();
     let error = flow.accept(stream, session, Sequence(5)).unwrap_err();
-    assert!(matches!(error, SinkFlowError::OutOfOrder { .. }) && error.is_violation());
+    assert!(matches!(error, FlowError::OutOfOrder { .. }) && error.is_violation());
     flow.refused(stream, session, Sequence(5), NackReason::UnknownBase).unwrap();
     flow.accept(stream, session, Sequence(6)).unwrap();
     flow.refused(stream, session, Sequence(6), NackReason::UnknownBase).unwrap();

@@ -1,17 +1,14 @@
 //! Lines and descriptors out of a client's byte stream.
 //!
-//! `LineBuffer` is pure: bytes and descriptors in, whole lines out. `read_some` is its I/O, on the
-//! control thread.
+//! Pure: bytes and descriptors in, whole lines out. `server` reads them from the socket and calls
+//! this on the control thread; a fuzzer compiles this file alone.
 //!
 //! Descriptors belong to a line by this rule: a kernel read that brings descriptors ends with the
 //! message that carried them, so they belong to the line that the read's last byte is part of.
 
-use crate::limits::{CLIENT_READ_BYTES, REQUEST_DESCRIPTORS_MAX};
+use crate::limits::REQUEST_DESCRIPTORS_MAX;
 use std::collections::VecDeque;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use tokio::io::Interest;
-use tokio::net::UnixStream;
+use std::os::fd::OwnedFd;
 
 /// One line without its newline, and what came with it.
 #[derive(Debug, Default)]
@@ -92,19 +89,6 @@ impl LineBuffer {
         self.partial.bytes.extend_from_slice(bytes);
         Ok(())
     }
-}
-
-/// Reads once; no bytes means that the client closed its side.
-pub(crate) async fn read_some(
-    stream: &UnixStream,
-    buffer: &mut [u8],
-) -> io::Result<(usize, Vec<OwnedFd>)> {
-    debug_assert!(buffer.len() <= CLIENT_READ_BYTES);
-    stream
-        .async_io(Interest::READABLE, || {
-            Ok(dwcp_ffi::scm::recv_with_fds(stream.as_fd(), buffer, REQUEST_DESCRIPTORS_MAX)?)
-        })
-        .await
 }
 
 #[cfg(test)]

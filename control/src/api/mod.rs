@@ -1,7 +1,8 @@
 //! The control socket: JSON-RPC 2.0, one document per line, with descriptors beside the bytes.
 //!
 //! Runs on the control thread. `request` holds all validation and the one table of methods, from
-//! which the dispatcher and the OpenRPC document both come; `framing` and `server` hold the I/O.
+//! which the dispatcher and the OpenRPC document both come; `framing` cuts lines out of bytes, and
+//! `server` does the I/O.
 //! Nothing here knows what a request does: the driver's core does.
 
 mod client;

@@ -5,23 +5,26 @@
 
 use super::client::{ClientHandle, ClientId, ClientQueue, client_queue};
 use super::errors::{ApiCode, ApiError};
-use super::framing::{Line, LineBuffer, read_some};
+use super::framing::{Line, LineBuffer};
 use super::memory::{ClientMemory, PartialShare};
 use super::method::parse_line;
 use super::request::Request;
 use super::response::{Reply, response_line};
 use crate::config::SocketConfig;
 use crate::error::ControlError;
-use crate::limits::{CLIENT_READ_BYTES, CLIENT_REQUESTS_IN_FLIGHT, CLIENT_WRITE_TIMEOUT};
+use crate::limits::{
+    CLIENT_READ_BYTES, CLIENT_REQUESTS_IN_FLIGHT, CLIENT_WRITE_TIMEOUT, REQUEST_DESCRIPTORS_MAX,
+};
 use crate::tally::Tally;
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -348,6 +351,16 @@ async fn write_all(stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Reads once; no bytes means that the client closed its side.
+async fn read_some(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    debug_assert!(buffer.len() <= CLIENT_READ_BYTES);
+    stream
+        .async_io(Interest::READABLE, || {
+            Ok(dwcp_ffi::scm::recv_with_fds(stream.as_fd(), buffer, REQUEST_DESCRIPTORS_MAX)?)
+        })
+        .await
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use dwcp_codec::{ENCODED_BYTES_MAX, Encoder, EncoderConfig};
+use dwcp_fuzz::control::{Read, framing_input};
 use dwcp_fuzz::wire::{INCARNATION, STREAM};
 use dwcp_proto::ids::{LinkEpoch, Round, Sequence, SessionId, SessionNumber};
 use dwcp_proto::wire::frame::{Frame, NackReason};
@@ -37,6 +38,7 @@ fn main() -> std::io::Result<()> {
     for (name, line) in dwcp_fuzz::control::example_lines() {
         save("control_request", &name, &line)?;
     }
+    framing()?;
     payloads()
 }
 
@@ -44,6 +46,22 @@ fn save(target: &str, name: &str, bytes: &[u8]) -> std::io::Result<()> {
     let folder = Path::new("tools/fuzz/seeds").join(target);
     std::fs::create_dir_all(&folder)?;
     std::fs::write(folder.join(name), bytes)
+}
+
+/// Reads of the control socket: lines whole and in pieces, with descriptors, and beyond the bounds.
+fn framing() -> std::io::Result<()> {
+    let read = |bytes, descriptors| Read { bytes, descriptors };
+    let cases: [(&str, u8, &[Read<'_>]); 5] = [
+        ("whole", 40, &[read(b"{\"id\":1}\n", 0), read(b"{\"id\":2}\n\n{\"id\":3}\n", 0)]),
+        ("pieces", 40, &[read(b"{\"id\"", 0), read(b":1}\n{\"i", 0), read(b"d\":2}\n", 0)]),
+        ("descriptors", 40, &[read(b"{\"id\":1}\n{\"id\"", 2), read(b":2}\n", 1)]),
+        ("too-long", 8, &[read(b"{\"id\":1}", 0), read(b"\n", 0)]),
+        ("too-many", 40, &[read(b"{\"id\"", 3), read(b":1}\n", 3)]),
+    ];
+    for (name, bytes_max, reads) in cases {
+        save("control_framing", name, &framing_input(bytes_max, reads))?;
+    }
+    Ok(())
 }
 
 fn frames_and_records() -> std::io::Result<()> {

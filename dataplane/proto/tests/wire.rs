@@ -8,13 +8,13 @@ use dwcp_proto::negotiate::{Refusal, agree};
 use dwcp_proto::wire::frame::{Frame, NackReason, write_pages_header};
 use dwcp_proto::wire::hello::{FEATURE_PAGES_ZSTD, Hello, HostName};
 use dwcp_proto::wire::limits::{
-    HELLO_BYTES_MAX, KEY_RECORDS_MAX, PAGES_FRAME_HEADER_BYTES, PAGES_PAYLOAD_BYTES_MAX,
-    RECORD_BYTES_MAX, RECORD_HEADER_BYTES,
+    HELLO_BYTES_MAX, PAGES_FRAME_HEADER_BYTES, PAGES_PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX,
+    RECORD_HEADER_BYTES,
 };
 use dwcp_proto::wire::peer::{PeerCodec, PeerMessage};
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::reader::{FrameIter, next_record};
-use dwcp_proto::wire::record::{DirectionKey, Opener, RecordError, SealError, Sealer};
+use dwcp_proto::wire::record::{DirectionKey, Opener, RecordError, Sealer};
 use proptest::prelude::*;
 
 const STREAM: StreamId = StreamId(4);
@@ -105,24 +105,6 @@ fn plain_and_sealed_never_mix() {
     let mut plain = plain;
     let opened = plain_opener.open(&mut plain).unwrap();
     assert_eq!(FrameIter::new(opened).unwrap().next(), Some(ping(1)));
-}
-
-#[test]
-fn a_key_ends_at_both_ends() {
-    let mut sealer = Sealer::with_records_max(key(), STREAM, INCARNATION, 2);
-    let mut longer = self::sealer();
-    let mut opener = Opener::with_records_max(key(), STREAM, INCARNATION, 2);
-    for i in 0..2 {
-        opener.open(&mut seal(&mut sealer, ping(i))).unwrap();
-        seal(&mut longer, ping(i));
-    }
-    assert_eq!(sealer.records_left(), 0);
-    let mut buf = [0; 64];
-    ping(0).encode_into(&mut buf[16..]);
-    assert_eq!(sealer.seal(&mut buf, 16), Err(SealError::KeyExhausted { records: 2 }));
-    let error = opener.open(&mut seal(&mut longer, ping(2))).unwrap_err().code();
-    assert_eq!(error, "record_key_exhausted");
-    assert_eq!(self::sealer().records_left(), KEY_RECORDS_MAX);
 }
 
 #[test]

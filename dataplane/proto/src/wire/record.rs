@@ -155,24 +155,7 @@ impl Sealer {
     /// A sealer for one incarnation of a stream. The key's bytes are wiped.
     #[must_use]
     pub fn new(key: DirectionKey, stream: StreamId, incarnation: Incarnation) -> Self {
-        Self::with_records_max(key, stream, incarnation, KEY_RECORDS_MAX)
-    }
-
-    /// Like [`Sealer::new`], with a key that ends after `records_max` records.
-    #[must_use]
-    pub fn with_records_max(
-        key: DirectionKey,
-        stream: StreamId,
-        incarnation: Incarnation,
-        records_max: u32,
-    ) -> Self {
-        Self(Direction::new(&key, stream, incarnation, records_max))
-    }
-
-    /// How many records this key may still seal.
-    #[must_use]
-    pub const fn records_left(&self) -> u32 {
-        self.0.records_max - self.0.next
+        Self(Direction::new(&key, stream, incarnation, KEY_RECORDS_MAX))
     }
 
     /// Bytes that a record adds to its plaintext.
@@ -228,24 +211,7 @@ impl Opener {
     /// An opener for one incarnation of a stream. The key's bytes are wiped.
     #[must_use]
     pub fn new(key: DirectionKey, stream: StreamId, incarnation: Incarnation) -> Self {
-        Self::with_records_max(key, stream, incarnation, KEY_RECORDS_MAX)
-    }
-
-    /// Like [`Opener::new`], with a key that ends after `records_max` records.
-    #[must_use]
-    pub fn with_records_max(
-        key: DirectionKey,
-        stream: StreamId,
-        incarnation: Incarnation,
-        records_max: u32,
-    ) -> Self {
-        Self(Direction::new(&key, stream, incarnation, records_max))
-    }
-
-    /// How many records this key may still open.
-    #[must_use]
-    pub const fn records_left(&self) -> u32 {
-        self.0.records_max - self.0.next
+        Self(Direction::new(&key, stream, incarnation, KEY_RECORDS_MAX))
     }
 
     /// Opens exactly one record and returns its plaintext, which lies in the same bytes.
@@ -303,5 +269,31 @@ impl Opener {
             return Err(RecordError::KeyExhausted { records: expected });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_ends_at_both_ends() {
+        let direction = |records_max| {
+            let key = DirectionKey::from_exported(&[0x42; KEY_BYTES + IV_BYTES]);
+            Direction::new(&key, StreamId(4), Incarnation(1), records_max)
+        };
+        let (mut sealer, mut opener) = (Sealer(direction(2)), Opener(direction(2)));
+        let mut longer = Sealer(direction(3));
+        let mut record = [0; RECORD_HEADER_BYTES + FRAME_HEADER_BYTES + RECORD_TAG_BYTES];
+        for _ in 0..2 {
+            sealer.seal(&mut record, FRAME_HEADER_BYTES).unwrap();
+            opener.open(&mut record).unwrap();
+            longer.seal(&mut record, FRAME_HEADER_BYTES).unwrap();
+        }
+        let used_up = sealer.seal(&mut record, FRAME_HEADER_BYTES);
+        assert_eq!(used_up, Err(SealError::KeyExhausted { records: 2 }));
+        longer.seal(&mut record, FRAME_HEADER_BYTES).unwrap();
+        let refused = opener.open(&mut record);
+        assert_eq!(refused, Err(RecordError::KeyExhausted { records: 2 }));
     }
 }

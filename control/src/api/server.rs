@@ -15,6 +15,7 @@ use crate::error::ControlError;
 use crate::limits::{
     CLIENT_READ_BYTES, CLIENT_REQUESTS_IN_FLIGHT, CLIENT_WRITE_TIMEOUT, REQUEST_DESCRIPTORS_MAX,
 };
+use crate::network::accept::Acceptor;
 use crate::tally::Tally;
 use serde_json::Value;
 use std::collections::VecDeque;
@@ -128,17 +129,10 @@ impl ApiServer {
         let _file = &self.file;
         let memory = ClientMemory::default();
         let mut next_id = 0;
+        let mut acceptor = Acceptor::new("control socket");
         loop {
-            let stream = tokio::select! {
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        tracing::warn!(%error, "the control socket can't accept");
-                        // Out of descriptors: let other tasks close some before trying again.
-                        tokio::time::sleep(crate::limits::TICK).await;
-                        continue;
-                    }
-                },
+            let (stream, _) = tokio::select! {
+                accepted = acceptor.next(|| self.listener.accept()) => accepted,
                 () = inputs.closed() => return,
             };
             next_id += 1;

@@ -1,3 +1,4 @@
-//! What the daemon shows of itself to the network it runs in.
+//! What the daemon shows of itself to the network it runs in, and how it listens there.
 
+pub(crate) mod accept;
 pub(crate) mod metrics;

@@ -10,6 +10,7 @@ use crate::config::PeerTimeouts;
 use crate::error::ControlError;
 use crate::limits::PEERS_PENDING_MAX;
 use crate::log_limit::LogLimit;
+use crate::network::accept::{Acceptor, bind};
 use crate::tally::Tally;
 use dwcp_proto::ids::{Incarnation, LinkId, StreamId};
 use dwcp_proto::time::Nanos;
@@ -91,14 +92,7 @@ pub(crate) struct Gate {
 impl Listener {
     /// Listens on `address`.
     pub(crate) async fn bind(address: SocketAddr) -> Result<Self, ControlError> {
-        let listener = TcpListener::bind(address).await.map_err(|source| {
-            if source.kind() == io::ErrorKind::AddrInUse {
-                ControlError::PortInUse { address }
-            } else {
-                ControlError::Listen { address, source }
-            }
-        })?;
-        Ok(Self { listener })
+        Ok(Self { listener: bind(address).await? })
     }
 
     /// The address, with the port that the kernel chose for port 0.
@@ -111,19 +105,11 @@ impl Listener {
         let places = Arc::new(Semaphore::new(PEERS_PENDING_MAX));
         let log = Rc::new(RefCell::new(LogLimit::default()));
         let start = Instant::now();
+        let mut acceptor = Acceptor::new("peer port");
         loop {
-            let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+            let (stream, address) = tokio::select! {
+                accepted = acceptor.next(|| self.listener.accept()) => accepted,
                 () = gate.inputs.closed() => return,
-            };
-            let (stream, address) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "the peer port can't accept");
-                    // Out of descriptors: let other tasks close some before trying again.
-                    tokio::time::sleep(crate::limits::TICK).await;
-                    continue;
-                }
             };
             let place = Arc::clone(&places).try_acquire_owned();
             let (gate, log) = (gate.clone(), Rc::clone(&log));

@@ -5,6 +5,7 @@
 
 use crate::error::ControlError;
 use crate::limits::{METRICS_CLIENTS_MAX, METRICS_REQUEST_BYTES, METRICS_TIMEOUT};
+use crate::network::accept::{Acceptor, bind};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -26,14 +27,7 @@ pub(crate) struct MetricsServer {
 impl MetricsServer {
     /// Listens on `address`.
     pub(crate) async fn bind(address: SocketAddr) -> Result<Self, ControlError> {
-        let listener = TcpListener::bind(address).await.map_err(|source| {
-            if source.kind() == io::ErrorKind::AddrInUse {
-                ControlError::PortInUse { address }
-            } else {
-                ControlError::Listen { address, source }
-            }
-        })?;
-        Ok(Self { listener })
+        Ok(Self { listener: bind(address).await? })
     }
 
     /// The address, with the port that the kernel chose for port 0.
@@ -45,15 +39,11 @@ impl MetricsServer {
     /// Serves until the core no longer listens.
     pub(crate) async fn serve(self, scrapes: mpsc::Sender<Scrape>) {
         let places = Rc::new(Semaphore::new(METRICS_CLIENTS_MAX));
+        let mut acceptor = Acceptor::new("metrics port");
         loop {
-            let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+            let (stream, _) = tokio::select! {
+                accepted = acceptor.next(|| self.listener.accept()) => accepted,
                 () = scrapes.closed() => return,
-            };
-            let Ok((stream, _)) = accepted else {
-                // Out of descriptors: let other tasks close some before trying again.
-                tokio::time::sleep(crate::limits::TICK).await;
-                continue;
             };
             let (places, scrapes) = (Rc::clone(&places), scrapes.clone());
             tokio::task::spawn_local(async move {

@@ -13,6 +13,7 @@ use crate::api::{
 use crate::config::SettingRefused;
 use crate::migration::{Machine, Memory, RegionEntry, Waiting, WaitingFor};
 use crate::peer::{LinkPhase, random};
+use crate::state::SessionState;
 use dwcp_dataplane::port::DirtyPages;
 use dwcp_ffi::dirty::DirtyBitmap;
 use dwcp_ffi::region::{Region, RegionError};
@@ -23,6 +24,14 @@ use dwcp_proto::session::source::SourceInput;
 use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+
+/// What a client may do about a source in doubt that it wants to end. A sink's doubt has causes of
+/// its own, and its record tells what to do.
+const IN_DOUBT_CURE: &str = "change neither copy, and mend the link between the hosts: the daemons \
+    settle the session as soon as they can talk; dwcp status shows when";
+
+/// What a client may do about a session that it wants to end in the middle of its commit.
+const COMMITTING_CURE: &str = "wait for its end, which is near; dwcp status shows it";
 
 impl Core {
     /// A client's request.
@@ -184,9 +193,27 @@ impl Core {
         } else {
             self.sink_request(id, SinkInput::Abort)
         };
-        outcome.map_err(step_error)?;
+        outcome.map_err(|refused| self.abort_refused(id, refused))?;
         let state = self.record_of(id).map(|record| record.state);
         Ok(json!({ "session": id, "state": state }))
+    }
+
+    /// Why a session can't be ended, and what there is to do instead.
+    fn abort_refused(&self, id: SessionId, refused: StepError) -> ApiError {
+        let record = self.record_of(id);
+        let error = step_error(refused);
+        let Some(record) = record else { return error };
+        let error = error.with("state", record.state.name());
+        match (record.state, refused) {
+            (SessionState::InDoubt, _) => {
+                let own = record.cure.filter(|_| record.role == Role::Sink);
+                let cure = own.unwrap_or_else(|| IN_DOUBT_CURE.to_owned());
+                let message = format!("session {id} is in doubt and can't be ended by hand");
+                ApiError { message, ..error.with("cure", cure) }
+            }
+            (_, StepError::TooLate) => error.with("cure", COMMITTING_CURE),
+            _ => error,
+        }
     }
 
     fn session_show(&self, id: SessionId) -> Result<Value, ApiError> {

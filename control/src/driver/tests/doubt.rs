@@ -19,6 +19,11 @@ fn a_sink_that_died_before_its_commit_leaves_the_region_to_the_source() {
         let message = doubt["error"]["message"].as_str().unwrap();
         assert!(message.contains("link to the peer was lost: "), "{doubt}");
         assert!(doubt["error"]["data"]["reason_cure"].as_str().unwrap().contains("neither copy"));
+        let abort = pair.at_a.ask("session.abort", json!({ "session": session })).await;
+        assert_eq!(abort["error"]["data"]["code"], "session_state", "{abort}");
+        assert_eq!(abort["error"]["data"]["state"], "in_doubt", "{abort}");
+        let cure = abort["error"]["data"]["cure"].as_str().unwrap();
+        assert!(cure.contains("mend the link") && cure.contains("dwcp status"), "{cure}");
         // Both restart; the source's journal alone knows that it yielded.
         let a = pair.a.kill().await.restart().await;
         let mut at_a = Client::connect(pair.directory.path(), "a").await;

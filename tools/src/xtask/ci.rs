@@ -117,7 +117,7 @@ pub(crate) fn run(context: &mut Context, options: &CiOptions) -> Result<(), Task
         let step_started = Instant::now();
         let (state, next) = match (step.run)(context) {
             Ok(Outcome::Done) => ("ok".to_owned(), Ok(())),
-            Ok(Outcome::Skipped(reason)) => (format!("skipped: {reason}"), Ok(())),
+            Ok(Outcome::Skipped(reason)) => (format!("SKIPPED because {reason}"), Ok(())),
             Err(error) => {
                 println!("\n{error}");
                 let repeat = step.repeat.to_owned();
@@ -223,14 +223,28 @@ fn tests(context: &mut Context) -> Result<Outcome, TaskError> {
 
 fn check_metrics(context: &mut Context) -> Result<Outcome, TaskError> {
     let Some(promtool) = &context.promtool else {
-        return Ok(Outcome::Skipped("no promtool; it is in Debian's package prometheus".into()));
+        return lacking(context, "promtool", "prometheus");
     };
     metrics::run(context, &promtool.to_string_lossy()).map(done)
 }
 
+/// A step without its tool: a gap that nobody sees would be as good as no step. Root could have
+/// installed it; anybody else is told.
+fn lacking(
+    context: &Context,
+    tool: &'static str,
+    package: &'static str,
+) -> Result<Outcome, TaskError> {
+    if context.is_root {
+        return Err(TaskError::NotInstalled { tool, package });
+    }
+    let reason = format!("{tool} is missing and only root may install it (Debian's {package})");
+    Ok(Outcome::Skipped(reason))
+}
+
 fn counts(context: &mut Context) -> Result<Outcome, TaskError> {
     if !context.has_valgrind {
-        return Ok(Outcome::Skipped("no valgrind".to_owned()));
+        return lacking(context, "valgrind", "valgrind");
     }
     let words = ["cargo", "run", "--release", "--locked", "-p", "dwcp-benches", "--bin", "counts"];
     let call = Call::new(&words).with(["--", "check"]).within(BUILD_SECONDS);
@@ -240,6 +254,17 @@ fn counts(context: &mut Context) -> Result<Outcome, TaskError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_without_its_tool_fails_for_root_and_is_skipped_visibly_for_others() {
+        let mut context = Context::find().unwrap();
+        for step in [check_metrics, counts] {
+            context.is_root = true;
+            assert!(matches!(step(&mut context), Err(TaskError::NotInstalled { .. })));
+            context.is_root = false;
+            assert!(matches!(step(&mut context), Ok(Outcome::Skipped(why)) if !why.is_empty()));
+        }
+    }
 
     #[test]
     fn names_of_steps_are_unique_and_checked() {

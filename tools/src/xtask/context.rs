@@ -17,6 +17,8 @@ pub(crate) struct Context {
     pub(crate) promtool: Option<PathBuf>,
     /// True if instructions can be counted.
     pub(crate) has_valgrind: bool,
+    /// True if what is missing could have been installed: then its lack is a failure.
+    pub(crate) is_root: bool,
     /// Tests that ran so far.
     pub(crate) tally: Tally,
 }
@@ -34,6 +36,7 @@ impl Context {
             fuzz_seconds: 0,
             promtool: None,
             has_valgrind: false,
+            is_root: false,
             tally: Tally::default(),
         })
     }

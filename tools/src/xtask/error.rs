@@ -25,6 +25,11 @@ pub(crate) enum TaskError {
     #[error("missing: {what}. {cure}")]
     Missing { what: String, cure: String },
     #[error(
+        "{tool} could not be installed (see the set-up above), and this step does not pass without \
+         it when it runs as root: install Debian's package {package}"
+    )]
+    NotInstalled { tool: &'static str, package: &'static str },
+    #[error(
         "the toolchain is `{found}`, but rust-toolchain.toml pins {pinned}: run with rustup, or \
          with a toolchain of that version"
     )]

@@ -1,7 +1,7 @@
 //! What the tests need beside a Rust toolchain: found, or installed, and said.
 //!
 //! Runs first in `cargo xtask ci`. As root on a system with apt it installs what is missing; for
-//! anybody else it says what to install. No service is ever started: promtool is unpacked from its
+//! anybody else it says what to install, and steps that can't run without it are skipped. No service is ever started: promtool is unpacked from its
 //! package into the target folder and not installed.
 
 use crate::call::Call;
@@ -21,7 +21,8 @@ struct Tool {
     program: &'static str,
     package: &'static str,
     why: &'static str,
-    /// Without it the run fails; otherwise the steps that need it are skipped.
+    /// Without it the run fails; otherwise the steps that need it fail, or are skipped for
+    /// somebody who may not install it.
     is_required: bool,
 }
 
@@ -51,6 +52,7 @@ const TOOLS: [Tool; 4] = [
 pub(crate) fn run(context: &mut Context) -> Result<(), TaskError> {
     check_toolchain(&context.root)?;
     let is_root = is_root();
+    context.is_root = is_root;
     let missing: Vec<&Tool> = TOOLS.iter().filter(|tool| find(tool.program).is_none()).collect();
     let promtool = context.root.join(PROMETHEUS_FOLDER).join("usr/bin/promtool");
     context.promtool =

@@ -22,7 +22,12 @@ pub enum Command {
     /// Make the shard's part of a link. Streams follow.
     AddLane(Box<LaneSetup>),
     /// Take over a connected socket as a stream of a lane.
-    AddStream(Box<StreamSetup>),
+    AddStream {
+        /// What the transport takes over.
+        setup: Box<StreamSetup>,
+        /// Round trips of the frames on it, in nanoseconds, which the shard measures.
+        frame_rtt_ns: HistogramWriter,
+    },
     /// Close all streams of the link and fail its sessions.
     DropLink {
         /// The link to drop.

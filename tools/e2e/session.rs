@@ -198,6 +198,12 @@ fn metrics_scraped_in_mid_run_are_well_formed_and_tell_of_the_session() {
     }
     lab.proxy.release_all();
     round.finish().expect("a round");
+    let metrics = lab.source.metrics();
+    check_shape(&metrics);
+    let on_streams = metrics.sum("dwcp_stream_frame_rtt_seconds_count", &["peer=\"", "stream=\""]);
+    assert!(on_streams > 0.0, "every frame's round trip is one of its stream");
+    let on_all = metrics.sum("dwcp_frame_rtt_seconds_count", &[]);
+    assert!((on_streams - on_all).abs() < 0.5, "{on_streams} on streams, {on_all} in all");
     session.finish_committed();
     // A session is over when its lanes are closed, a moment after its commit is told.
     wait_until("its end is counted", SOON, || {

@@ -4,15 +4,18 @@
 //! every counter ends in `_total`, as Prometheus wants it.
 
 use super::core::Core;
+use super::links::StreamReaders;
 use crate::migration::Session;
 use crate::network::metrics::{Kind, TextBuilder, summary_of};
 use crate::tally::Tally;
 use dwcp_dataplane::stats::{CounterInfo, SESSION_COUNTERS, SHARD_COUNTERS, STREAM_COUNTERS};
 use dwcp_ffi::counters::HistogramReader;
 
+type Labels = Vec<(&'static str, String)>;
+
 /// One source of values for a table of counters, with its labels.
 struct Row {
-    labels: Vec<(&'static str, String)>,
+    labels: Labels,
     values: Vec<u64>,
 }
 
@@ -43,6 +46,7 @@ impl Core {
         let help = "Round trip of a frame, from posting it to its acknowledgement.";
         text.family("dwcp_frame_rtt_seconds", Kind::Summary, help);
         summary_of(cells).write(&mut text, "dwcp_frame_rtt_seconds", &[]);
+        self.stream_rtt_family(&mut text);
         text.finish()
     }
 
@@ -130,20 +134,36 @@ impl Core {
     }
 
     fn stream_rows(&self) -> Vec<Row> {
-        let mut rows = Vec::new();
-        for (link, entry) in &self.links {
-            for (stream, stats) in &entry.streams {
-                rows.push(Row {
-                    labels: vec![
-                        ("link", link.to_string()),
-                        ("peer", entry.peer_name.clone()),
-                        ("stream", stream.to_string()),
-                    ],
-                    values: stats.snapshot().to_vec(),
-                });
-            }
+        let row = |(labels, readers): (Labels, &StreamReaders)| Row {
+            labels,
+            values: readers.stats.snapshot().to_vec(),
+        };
+        self.streams().map(row).collect()
+    }
+
+    /// One summary for each stream of a link that is up; their number is bounded as the streams are.
+    fn stream_rtt_family(&self, text: &mut TextBuilder) {
+        const NAME: &str = "dwcp_stream_frame_rtt_seconds";
+        let help = "Round trip of a frame on one stream, since the stream was last opened.";
+        text.family(NAME, Kind::Summary, help);
+        for (labels, readers) in self.streams() {
+            let labels: Vec<_> = labels.iter().map(|(n, v)| (*n, v.as_str())).collect();
+            summary_of(readers.frame_rtt_ns.cells()).write(text, NAME, &labels);
         }
-        rows
+    }
+
+    /// All streams with the labels that name them.
+    fn streams(&self) -> impl Iterator<Item = (Labels, &StreamReaders)> {
+        self.links.iter().flat_map(|(link, entry)| {
+            entry.streams.iter().map(move |(stream, readers)| {
+                let labels = vec![
+                    ("link", link.to_string()),
+                    ("peer", entry.peer_name.clone()),
+                    ("stream", stream.to_string()),
+                ];
+                (labels, readers)
+            })
+        })
     }
 }
 

@@ -13,7 +13,7 @@ use crate::peer::{
 };
 use dwcp_dataplane::port::{Command, HashKey, LaneSetup, StreamEnd, StreamSetup};
 use dwcp_dataplane::stats::StreamStatsReader;
-use dwcp_ffi::counters::counters;
+use dwcp_ffi::counters::{HistogramReader, counters, histogram};
 use dwcp_proto::ids::{Incarnation, LaneId, LinkEpoch, LinkId, SessionId, SessionNumber, StreamId};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::peer::{Message, PeerMessage};
@@ -34,6 +34,13 @@ pub(super) struct LinkWaiter {
     pub(super) reply: Reply,
 }
 
+/// What is known of one stream: what its shard counts and measures, from its newest opening on.
+#[derive(Debug)]
+pub(super) struct StreamReaders {
+    pub(super) stats: StreamStatsReader,
+    pub(super) frame_rtt_ns: HistogramReader,
+}
+
 /// One link and what belongs to it here.
 #[derive(Debug)]
 pub(super) struct LinkEntry {
@@ -46,7 +53,7 @@ pub(super) struct LinkEntry {
     pub(super) hash_key: HashKey,
     /// Features that both ends have.
     pub(super) features: u64,
-    pub(super) streams: BTreeMap<StreamId, StreamStatsReader>,
+    pub(super) streams: BTreeMap<StreamId, StreamReaders>,
     pub(super) streams_held: StreamsHeld,
     pub(super) waiters: Vec<LinkWaiter>,
     pub(super) next_number: SessionNumber,
@@ -203,11 +210,11 @@ impl Core {
         socket: TcpStream,
     ) {
         match self.stream_setup(link, stream, incarnation, socket) {
-            Ok((lane, setup)) => {
+            Ok((lane, command)) => {
                 if let Some(entry) = self.links.get_mut(&link) {
                     entry.streams_held.add(lane);
                 }
-                self.shards.send(lane, Command::AddStream(Box::new(setup)));
+                self.shards.send(lane, command);
             }
             Err(error) => self.drop_link(link, &error),
         }
@@ -219,7 +226,7 @@ impl Core {
         stream: StreamId,
         incarnation: Incarnation,
         socket: TcpStream,
-    ) -> Result<(LaneId, StreamSetup), PeerError> {
+    ) -> Result<(LaneId, Command), PeerError> {
         let window = self.live.get().window_bytes_max;
         let entry = self.links.get_mut(&link).ok_or(PeerError::StreamUnknown)?;
         let channel = entry.channel.as_ref().ok_or(PeerError::StreamUnknown)?;
@@ -236,10 +243,13 @@ impl Core {
         let dead_after = self.live.get().peer_dead_after;
         let _ = dwcp_ffi::sys::tcp::set_tcp_dead_after(socket.as_fd(), dead_after);
         let (stats, reader) = counters();
-        entry.streams.insert(stream, reader);
-        let socket = OwnedFd::from(socket);
+        let (frame_rtt_ns, rtt_reader) = histogram();
+        let readers = StreamReaders { stats: reader, frame_rtt_ns: rtt_reader };
+        entry.streams.insert(stream, readers);
         let lane = entry.link.lane_of(stream);
-        Ok((lane, StreamSetup { link, stream, incarnation, socket, keys, stats }))
+        let socket = OwnedFd::from(socket);
+        let setup = Box::new(StreamSetup { link, stream, incarnation, socket, keys, stats });
+        Ok((lane, Command::AddStream { setup, frame_rtt_ns }))
     }
 
     pub(super) fn on_stream_up(&mut self, link: LinkId, stream: StreamId) {

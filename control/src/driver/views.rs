@@ -96,7 +96,7 @@ fn link_view(id: LinkId, entry: &LinkEntry) -> Value {
         .streams()
         .map(|(stream, up)| {
             let count = |counter: StreamCounter| {
-                entry.streams.get(&stream).map_or(0, |stats| stats.get(counter.index()))
+                entry.streams.get(&stream).map_or(0, |readers| readers.stats.get(counter.index()))
             };
             let copied = count(StreamCounter::CopiedSends);
             let zero_copy = match (count(StreamCounter::ZeroCopySends), copied) {

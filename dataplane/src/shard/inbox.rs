@@ -130,6 +130,7 @@ impl Desk {
                     source.frame_rtt_ns.record(rtt.0);
                     if let Some(stream) = &mut self.streams[at.slot.index()] {
                         stream.rtt = rtt;
+                        stream.frame_rtt_ns.record(rtt.0);
                     }
                 }
             }

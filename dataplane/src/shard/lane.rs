@@ -7,6 +7,7 @@ use super::outbox::Outbox;
 use crate::attach::region::CodedExtent;
 use crate::link::StreamSlot;
 use crate::port::LaneSetup;
+use dwcp_ffi::counters::HistogramWriter;
 use dwcp_proto::ids::{Incarnation, LinkId, SessionNumber, StreamId};
 use dwcp_proto::sink::{SinkFlow, SinkFlowConfig};
 use dwcp_proto::source::{InFlight, SourceFlow, SourceFlowConfig};
@@ -34,11 +35,22 @@ pub(super) struct Stream {
     pub(super) broken: Option<&'static str>,
     /// Newest round trip.
     pub(super) rtt: Nanos,
+    /// All round trips of the frames on it.
+    pub(super) frame_rtt_ns: HistogramWriter,
 }
 
 impl Stream {
-    pub(super) fn new(link: LinkId, id: StreamId) -> Self {
-        Self { link, id, outbox: Outbox::new(), due: false, up: false, broken: None, rtt: Nanos(0) }
+    pub(super) fn new(link: LinkId, id: StreamId, frame_rtt_ns: HistogramWriter) -> Self {
+        Self {
+            link,
+            id,
+            outbox: Outbox::new(),
+            due: false,
+            up: false,
+            broken: None,
+            rtt: Nanos(0),
+            frame_rtt_ns,
+        }
     }
 }
 

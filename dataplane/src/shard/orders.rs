@@ -9,6 +9,7 @@ use crate::attach::region::{RegionSink, RegionSource};
 use crate::link::Link;
 use crate::port::{Command, Event, SessionEnd, SinkSetup, SourceSetup, StreamEnd, StreamSetup};
 use crate::stats::ShardCounter;
+use dwcp_ffi::counters::HistogramWriter;
 use dwcp_proto::ids::{LinkId, SessionKey};
 use dwcp_proto::wire::frame::Frame;
 
@@ -41,7 +42,7 @@ impl<L: Link> Shard<L> {
                     self.desk.lanes.push(Lane::new(&setup, streams, sessions));
                 }
             }
-            Command::AddStream(setup) => self.add_stream(*setup),
+            Command::AddStream { setup, frame_rtt_ns } => self.add_stream(*setup, frame_rtt_ns),
             Command::DropLink { link } => self.drop_link(link),
             Command::OpenSource(setup) => self.open_source(*setup),
             Command::OpenSink(setup) => self.open_sink(*setup),
@@ -103,7 +104,7 @@ impl<L: Link> Shard<L> {
         self.desk.lane_of(session)
     }
 
-    fn add_stream(&mut self, setup: StreamSetup) {
+    fn add_stream(&mut self, setup: StreamSetup, frame_rtt_ns: HistogramWriter) {
         let (link, id, incarnation) = (setup.link, setup.stream, setup.incarnation);
         let Some(lane) = self.desk.lanes.iter().position(|lane| lane.link == link) else {
             self.desk.refuse();
@@ -119,7 +120,7 @@ impl<L: Link> Shard<L> {
                     self.desk.report(Event::StreamDown { link, stream: id, cause });
                     return;
                 }
-                self.desk.streams[slot.index()] = Some(Stream::new(link, id));
+                self.desk.streams[slot.index()] = Some(Stream::new(link, id, frame_rtt_ns));
                 // The first record of each side proves that it has the keys.
                 self.desk.queue(slot, Frame::Ping { stamp: self.desk.now.0 });
             }

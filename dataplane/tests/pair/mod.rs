@@ -129,14 +129,15 @@ impl Pair {
         for (side, socket, send, receive) in
             [(&mut self.source, near, 2, 3), (&mut self.sink, far, 3, sink_key)]
         {
-            side.command(Command::AddStream(Box::new(StreamSetup {
+            let setup = Box::new(StreamSetup {
                 link: self.session.link,
                 stream,
                 incarnation: Incarnation(1),
                 socket: socket.into(),
                 keys: StreamKeys { send: key(send), receive: key(receive) },
                 stats: counters().0,
-            })));
+            });
+            side.command(Command::AddStream { setup, frame_rtt_ns: histogram().0 });
         }
         if sink_key == 2 {
             for side in [&mut self.source, &mut self.sink] {

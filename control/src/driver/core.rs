@@ -57,6 +57,8 @@ pub(crate) struct Counters {
     pub(crate) links_ended: Tally,
     /// Streams that ended, by reason.
     pub(crate) streams_ended: Tally,
+    /// Streams whose socket did not take an option as asked, by which.
+    pub(crate) stream_options: Tally,
     /// Sessions that ended, by state.
     pub(crate) sessions_ended: Tally,
     /// Peer messages that came too late or named nothing known.
@@ -88,6 +90,7 @@ pub(crate) struct Core {
     /// Frame round trips of sessions that are gone stay in the daemon's totals through these.
     pub(super) frame_rtt_ended: VecDeque<HistogramReader>,
     pub(super) peer_log: LogLimit,
+    pub(super) option_log: LogLimit,
     pub(super) started: Instant,
     pub(super) stopping: bool,
 }
@@ -131,6 +134,7 @@ impl Core {
             counters: parts.counters,
             frame_rtt_ended: VecDeque::new(),
             peer_log: LogLimit::default(),
+            option_log: LogLimit::default(),
             started: Instant::now(),
             stopping: false,
         };

@@ -71,7 +71,7 @@ impl Core {
 
     fn tally_families(&self, text: &mut TextBuilder) {
         let counters = &self.counters;
-        let tallies: [(&str, &str, &str, &[&Tally]); 8] = [
+        let tallies: [(&str, &str, &str, &[&Tally]); 9] = [
             (
                 "dwcp_api_requests_total",
                 "Valid requests by method.",
@@ -107,6 +107,12 @@ impl Core {
                 "Streams that ended, by reason.",
                 "reason",
                 &[&counters.streams_ended],
+            ),
+            (
+                "dwcp_stream_options_refused_total",
+                "Socket options that a stream goes without, or has less of than it wants.",
+                "option",
+                &[&counters.stream_options],
             ),
             (
                 "dwcp_sessions_ended_total",

@@ -5,6 +5,7 @@
 
 use super::core::{Core, unix_ms};
 use super::room::StreamsHeld;
+use super::stream_options::{OptionFault, set_options};
 use crate::api::{ApiError, PeerAddress, Reply, SessionOpen};
 use crate::migration::Memory;
 use crate::peer::{
@@ -237,19 +238,25 @@ impl Core {
         // Autotuning stops at about 3 MB in flight; a stream may need its share of the window.
         let streams = u64::try_from(entry.link.streams().count().max(1)).unwrap_or(1);
         let share = usize::try_from((window / streams).clamp(256 << 10, 64 << 20)).unwrap_or(0);
-        let _ = dwcp_ffi::sys::tcp::set_send_buffer(socket.as_fd(), share);
-        let _ = dwcp_ffi::sys::tcp::set_receive_buffer(socket.as_fd(), share);
-        // Without this a stream whose path swallows everything would hold its frames for minutes.
-        let dead_after = self.live.get().peer_dead_after;
-        let _ = dwcp_ffi::sys::tcp::set_tcp_dead_after(socket.as_fd(), dead_after);
+        let faults = set_options(socket.as_fd(), share, self.live.get().peer_dead_after);
         let (stats, reader) = counters();
         let (frame_rtt_ns, rtt_reader) = histogram();
         let readers = StreamReaders { stats: reader, frame_rtt_ns: rtt_reader };
         entry.streams.insert(stream, readers);
         let lane = entry.link.lane_of(stream);
+        faults.iter().for_each(|fault| self.note_option(link, stream, fault));
         let socket = OwnedFd::from(socket);
         let setup = Box::new(StreamSetup { link, stream, incarnation, socket, keys, stats });
         Ok((lane, Command::AddStream { setup, frame_rtt_ns }))
+    }
+
+    /// A stream works without its option, but worse than it could.
+    fn note_option(&mut self, link: LinkId, stream: StreamId, fault: &OptionFault) {
+        self.counters.stream_options.add(fault.code());
+        if let Some(suppressed) = self.option_log.allow(self.now()) {
+            let (code, cure) = (fault.code(), fault.cure());
+            tracing::warn!(%link, %stream, code, %fault, cure, suppressed, "a socket option");
+        }
     }
 
     pub(super) fn on_stream_up(&mut self, link: LinkId, stream: StreamId) {

@@ -15,6 +15,7 @@ mod room;
 mod run;
 mod sessions;
 mod shards;
+mod stream_options;
 #[cfg(test)]
 mod tests;
 mod views;

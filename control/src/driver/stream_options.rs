@@ -1,0 +1,121 @@
+//! The options of a stream's socket: set before a shard owns it, and told when one does not hold.
+//!
+//! On the control thread, called by the links of the core. A stream works without any of them, only
+//! slower, or its death is noticed later; so nothing here ends one.
+
+use dwcp_ffi::sys::tcp::{set_receive_buffer, set_send_buffer, set_tcp_dead_after};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+/// An option that does not hold as asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OptionFault {
+    /// The kernel caps the send buffer.
+    #[error("the send buffer has {bytes} of {wanted_bytes} bytes")]
+    SendCapped {
+        /// What it has.
+        bytes: usize,
+        /// What it should have.
+        wanted_bytes: usize,
+    },
+    /// The kernel caps the receive buffer.
+    #[error("the receive buffer has {bytes} of {wanted_bytes} bytes")]
+    ReceiveCapped {
+        /// What it has.
+        bytes: usize,
+        /// What it should have.
+        wanted_bytes: usize,
+    },
+    /// The send buffer can't be set.
+    #[error("the send buffer can't be set: {0}")]
+    Send(io::Error),
+    /// The receive buffer can't be set.
+    #[error("the receive buffer can't be set: {0}")]
+    Receive(io::Error),
+    /// The time after which a silent peer is dead can't be set.
+    #[error("the time after which a silent peer is dead can't be set: {0}")]
+    DeadAfter(io::Error),
+}
+
+impl OptionFault {
+    /// The word under which it is counted.
+    pub(super) const fn code(&self) -> &'static str {
+        match self {
+            Self::SendCapped { .. } => "send_buffer_capped",
+            Self::ReceiveCapped { .. } => "receive_buffer_capped",
+            Self::Send(_) => "send_buffer",
+            Self::Receive(_) => "receive_buffer",
+            Self::DeadAfter(_) => "dead_after",
+        }
+    }
+
+    /// What to do about it, where something can be done.
+    pub(super) const fn cure(&self) -> Option<&'static str> {
+        match self {
+            Self::SendCapped { .. } => {
+                Some("raise net.core.wmem_max for fast links of long distance; see dwcp doctor")
+            }
+            Self::ReceiveCapped { .. } => {
+                Some("raise net.core.rmem_max for fast links of long distance; see dwcp doctor")
+            }
+            Self::Send(_) | Self::Receive(_) | Self::DeadAfter(_) => None,
+        }
+    }
+}
+
+/// Gives a stream's socket its share of the window as buffers, and an end when its peer is silent.
+pub(super) fn set_options(
+    socket: BorrowedFd<'_>,
+    wanted_bytes: usize,
+    dead_after: Duration,
+) -> Vec<OptionFault> {
+    let mut faults = Vec::new();
+    // The kernel doubles what it is asked for, and tells the doubled number.
+    match set_send_buffer(socket, wanted_bytes).map(|held| held / 2) {
+        Ok(bytes) if bytes >= wanted_bytes => {}
+        Ok(bytes) => faults.push(OptionFault::SendCapped { bytes, wanted_bytes }),
+        Err(error) => faults.push(OptionFault::Send(error)),
+    }
+    match set_receive_buffer(socket, wanted_bytes).map(|held| held / 2) {
+        Ok(bytes) if bytes >= wanted_bytes => {}
+        Ok(bytes) => faults.push(OptionFault::ReceiveCapped { bytes, wanted_bytes }),
+        Err(error) => faults.push(OptionFault::Receive(error)),
+    }
+    // Without this a stream whose path swallows everything would hold its frames for minutes.
+    if let Err(error) = set_tcp_dead_after(socket, dead_after) {
+        faults.push(OptionFault::DeadAfter(error));
+    }
+    faults
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    const DEAD_AFTER: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_connection_takes_what_is_small_and_tells_what_it_can_not_hold() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(set_options(socket.as_fd(), 64 << 10, DEAD_AFTER).is_empty());
+        // More than any kernel gives: it counts buffers in 31 bits.
+        let codes: Vec<_> = set_options(socket.as_fd(), (1 << 31) - 1, DEAD_AFTER);
+        let codes: Vec<_> = codes.iter().map(|fault| (fault.code(), fault.cure())).collect();
+        assert!(matches!(
+            codes[..],
+            [("send_buffer_capped", Some(_)), ("receive_buffer_capped", Some(_))]
+        ));
+    }
+
+    #[test]
+    fn what_is_no_tcp_socket_is_told_and_is_no_panic() {
+        let (socket, _other) = UnixStream::pair().unwrap();
+        let faults = set_options(socket.as_fd(), 64 << 10, DEAD_AFTER);
+        assert!(faults.iter().any(|fault| fault.code() == "dead_after"), "{faults:?}");
+    }
+}

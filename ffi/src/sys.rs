@@ -1,4 +1,5 @@
-//! What the machine is and allows: limits, memory, kernel version, the monotonic clock.
+//! What the machine is and allows: limits, memory, kernel version, the monotonic clock; and what
+//! the kernel shall do for a process: no core dumps, no child that outlives its parent.
 //!
 //! Read at start, by the checks of the configuration and by the doctor; the clock is read by the
 //! drivers, never by pure code. Options of TCP sockets are in [`tcp`].
@@ -7,8 +8,12 @@ pub mod tcp;
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
 use nix::sys::sysinfo::sysinfo;
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{getpid, getppid};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::{fs, io};
 
 /// The most memory that this process may lock, in bytes; `u64::MAX` when there is no limit. A
@@ -87,6 +92,21 @@ fn parse_release(release: &str) -> Option<KernelVersion> {
 /// The kernel refused.
 pub fn forbid_core_dumps() -> io::Result<()> {
     Ok(nix::sys::prctl::set_dumpable(false)?)
+}
+
+/// Has the kernel kill the process that `command` starts as soon as the thread that starts it ends,
+/// however that comes: a parent that is killed itself can't do it. To be called in the process that
+/// starts it, before that.
+pub fn end_with_parent(command: &mut Command) {
+    let parent = getpid();
+    let in_child = move || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        // Of a parent that ended before this call the kernel says nothing any more.
+        if getppid() == parent { Ok(()) } else { Err(io::Error::from(Errno::ESRCH)) }
+    };
+    // SAFETY: between fork and exec this makes two system calls and compares two numbers; it takes
+    // no lock and no memory, so the state of the parent's other threads does not matter.
+    unsafe { command.pre_exec(in_child) };
 }
 
 /// Nanoseconds of the monotonic clock: comparable between threads and processes of one boot.

@@ -1,4 +1,5 @@
 //! The demo's two daemons: child processes of the same binary, killed and reaped with their value.
+//! A demo that is killed itself can't do that; then the kernel ends them.
 //!
 //! Lives on the main thread, inside its small runtime, so that a wait here never keeps Ctrl-C
 //! waiting. Only processes started here are ever signalled.
@@ -207,6 +208,7 @@ fn spawn(
         command.arg("--cores").arg(cores.join(","));
     }
     command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
+    dwcp_ffi::sys::end_with_parent(&mut command);
     command.spawn().map_err(failed)
 }
 

@@ -147,7 +147,7 @@ impl Core {
         self.streams().map(row).collect()
     }
 
-    /// One summary for each stream of a link that is up; their number is bounded as the streams are.
+    /// One summary for each stream of the links; their number is bounded as the streams are.
     fn stream_rtt_family(&self, text: &mut TextBuilder) {
         const NAME: &str = "dwcp_stream_frame_rtt_seconds";
         let help = "Round trip of a frame on one stream, since the stream was last opened.";

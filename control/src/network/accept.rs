@@ -2,8 +2,8 @@
 //! through errors.
 //!
 //! On the control thread, used by the tasks that serve the control socket, the peer port and the
-//! metrics port. An error of accept never ends a listener: it is logged at a bounded rate and waited
-//! out.
+//! metrics port. An error of accept never ends a listener: it is logged at a bounded rate and
+//! waited out.
 
 use crate::error::ControlError;
 use crate::limits::TICK;

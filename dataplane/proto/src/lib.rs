@@ -4,8 +4,8 @@
 //! - [`wire`]: the byte layouts (HELLO, stream preface, record, frame, peer message), their limits,
 //!   and the sealing of records.
 //! - [`negotiate`]: what two HELLOs agree on, or why they don't.
-//! - [`window`], [`source`], [`sink`], [`flow`]: one lane's flow: how much may be in flight, which stream
-//!   takes the next frame, what an ack, a NACK or a dead stream means.
+//! - [`window`], [`source`], [`sink`], [`flow`]: one lane's flow: how much may be in flight, which
+//!   stream takes the next frame, what an ack, a NACK or a dead stream means.
 //! - [`session`]: the phases of a session at the source and at the sink, and the commit between
 //!   them.
 //! - [`ids`] and [`time`]: the values that all of these speak in.

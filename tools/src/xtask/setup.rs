@@ -1,8 +1,9 @@
 //! What the tests need beside a Rust toolchain: found, or installed, and said.
 //!
 //! Runs first in `cargo xtask ci`. As root on a system with apt it installs what is missing; for
-//! anybody else it says what to install, and steps that can't run without it are skipped. No service is ever started: promtool is unpacked from its
-//! package into the target folder and not installed.
+//! anybody else it says what to install, and steps that can't run without it are skipped. No
+//! service is ever started: promtool is unpacked from its package into the target folder and not
+//! installed.
 
 use crate::call::Call;
 use crate::context::Context;

@@ -4,14 +4,14 @@
 //! else until the commit. Memory is read back and hashed in the background while the shard has
 //! nothing better to do, and completely before the sink says that it holds every page.
 
-use super::source::{page, page_of, slots};
+use super::source::{bits, page, page_of};
 use crate::port::SinkSetup;
 use crate::stats::{SessionCounter, SessionStats};
 use crate::stripe::Stripe;
 use crate::table::SinkPages;
 use dwcp_codec::{
-    Bases, Class, DecodeError, Decoder, DigestBuilder, DigestKind, PAGE_BYTES, Page, PageHash,
-    PageHasher,
+    Bases, Class, DecodeError, DecodedExtent, Decoder, DigestBuilder, DigestKind, EXTENT_PAGES,
+    PAGE_BYTES, Page, PageHash, PageHasher,
 };
 use dwcp_ffi::region::Region;
 use dwcp_proto::ids::{Sequence, SessionKey};
@@ -141,18 +141,27 @@ impl RegionSink {
             Err(error) => return Err(SinkError::Decode(error)),
         };
         let local = self.stripe.local(extent.first_page).ok_or(SinkError::ForeignExtent)?;
-        let each = extent.pages.chunks(PAGE_BYTES).zip(extent.hashes).zip(extent.classes);
-        for (slot, ((bytes, hash), class)) in slots(local, extent.mask).zip(each) {
+        let (mut first_time, mut again) = (0, 0);
+        let each = bits(extent.mask).zip(extent.hashes).zip(extent.classes);
+        for ((bit, hash), class) in each {
+            let slot = local * EXTENT_PAGES + bit as usize;
             if !self.pages.is_newer(slot, sequence) {
                 self.stats.add(SessionCounter::LatePages.index(), 1);
                 continue;
             }
-            self.region.write_pages(page_of(&self.stripe, slot), bytes);
+            let held = self.pages.hash(slot).is_some();
+            *(if held { &mut again } else { &mut first_time }) |= 1 << bit;
             if !self.pages.needs_read_back(slot) {
                 self.unread += 1;
             }
             self.pages.applied(slot, sequence, *hash);
             self.stats.add(counter(*class).index(), 1);
+        }
+        for (page, bytes) in runs(&extent, first_time) {
+            self.region.write_new_pages(page, bytes);
+        }
+        for (page, bytes) in runs(&extent, again) {
+            self.region.write_pages(page, bytes);
         }
         self.stats.add(SessionCounter::Frames.index(), 1);
         self.stats.add(SessionCounter::WireBytes.index(), payload.len() as u64);
@@ -263,6 +272,24 @@ impl RegionSink {
         self.phase = Phase::Proven { expected, tell: false };
         Check::Matches { first_time: true }
     }
+}
+
+/// The pages of `chosen`, which are some of the extent's, as runs of neighbours: the first page of
+/// each run and the bytes of all of it.
+fn runs<'a>(
+    extent: &'a DecodedExtent<'_>,
+    chosen: u64,
+) -> impl Iterator<Item = (u64, &'a [u8])> + use<'a> {
+    let (first_page, mask, pages) = (extent.first_page, extent.mask, extent.pages);
+    let mut left = chosen;
+    std::iter::from_fn(move || {
+        let bit = (left != 0).then(|| left.trailing_zeros())?;
+        let count = (left >> bit).trailing_ones();
+        left &= u64::MAX.unbounded_shl(bit + count);
+        // Neighbours among the chosen pages lie joined, since the extent has them all.
+        let at = (mask & ((1 << bit) - 1)).count_ones() as usize * PAGE_BYTES;
+        Some((first_page + u64::from(bit), &pages[at..at + count as usize * PAGE_BYTES]))
+    })
 }
 
 const fn counter(class: Class) -> SessionCounter {
@@ -377,6 +404,33 @@ mod tests {
             }
             assert_eq!(finish(&mut sink), Check::Differs(63));
         }
+    }
+
+    #[test]
+    fn runs_are_the_chosen_pages_joined_with_their_neighbours() {
+        let pages: Vec<u8> = (0..64).flat_map(|page| [page; PAGE_BYTES]).collect();
+        let hashes = [PageHash([0; 16]); EXTENT_PAGES];
+        let classes = [Class::Raw; EXTENT_PAGES];
+        let of = |mask: u64, chosen| {
+            let count = mask.count_ones() as usize;
+            let extent = DecodedExtent {
+                first_page: 128,
+                mask,
+                pages: &pages[..count * PAGE_BYTES],
+                hashes: &hashes[..count],
+                classes: &classes[..count],
+            };
+            let seen = |(page, bytes): (u64, &[u8])| (page, bytes[0], bytes.len() / PAGE_BYTES);
+            runs(&extent, chosen).map(seen).collect::<Vec<_>>()
+        };
+        assert_eq!(of(u64::MAX, 0), []);
+        assert_eq!(of(u64::MAX, u64::MAX), [(128, 0, 64)]);
+        assert_eq!(of(u64::MAX, 1 << 63 | 0b110), [(129, 1, 2), (191, 63, 1)]);
+        // Pages 1, 2, 4 and 63 of the extent lie joined.
+        assert_eq!(
+            of(1 << 63 | 0b10110, 1 << 63 | 0b10100),
+            [(130, 1, 1), (132, 2, 1), (191, 3, 1)]
+        );
     }
 
     #[test]

@@ -24,6 +24,10 @@ const READ_BACK_PAGES_PER_STEP: usize = 64;
 /// Table slots that one step of the comparison looks at: at most about 2 ms.
 const VERIFY_PAGES_PER_STEP: usize = 1024;
 
+/// Pages that may wait to be read back while the shard has other work: 64 MiB are about 40 ms of
+/// hashing. More would be paid in the pause of the guest, by a sink that is never idle before.
+const UNREAD_PAGES_MAX: u64 = 16 * 1024;
+
 /// What became of a frame with pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Applied {
@@ -198,12 +202,12 @@ impl RegionSink {
         !matches!(std::mem::replace(&mut self.phase, Phase::Failed), Phase::Failed)
     }
 
-    /// One bounded piece of checking. Reading back ahead of time is for turns without other work;
-    /// a source in its pause waits for the rest.
+    /// One bounded piece of checking. Reading back ahead of time is for turns without other work,
+    /// as long as little waits for it; a source in its pause waits for the rest.
     pub(crate) fn check(&mut self, idle: bool) -> Check {
         match &mut self.phase {
-            Phase::Receiving if !idle => Check::Idle,
-            Phase::Receiving => self.read_back_some(),
+            Phase::Receiving if idle => self.read_back_some(READ_BACK_PAGES_PER_STEP, 0),
+            Phase::Receiving => self.read_back_some(VERIFY_PAGES_PER_STEP, UNREAD_PAGES_MAX),
             Phase::Verifying { .. } => self.verify_some(),
             Phase::Proven { tell, .. } => {
                 if std::mem::take(tell) {
@@ -216,12 +220,16 @@ impl RegionSink {
         }
     }
 
-    fn read_back_some(&mut self) -> Check {
-        if self.unread == 0 {
+    /// Looks at a bounded number of table slots, while more than `unread_max` pages wait.
+    fn read_back_some(&mut self, steps_max: usize, unread_max: u64) -> Check {
+        if self.unread <= unread_max {
             return Check::Idle;
         }
         let slots = self.stripe.slots();
-        for _ in 0..READ_BACK_PAGES_PER_STEP.min(slots) {
+        for _ in 0..steps_max.min(slots) {
+            if self.unread <= unread_max {
+                break;
+            }
             let slot = self.cursor;
             self.cursor = (self.cursor + 1) % slots;
             if !self.read_back(slot) {
@@ -341,9 +349,13 @@ mod tests {
     const KEY: HashKey = HashKey([3; 32]);
 
     fn sink() -> RegionSink {
+        sink_of(PAGES)
+    }
+
+    fn sink_of(pages: u64) -> RegionSink {
         RegionSink::new(SinkSetup {
             session: SessionKey { link: LinkId(1), number: SessionNumber(1) },
-            region: Arc::new(Region::create("sink", PAGES * 4096, HugePages::Never).unwrap()),
+            region: Arc::new(Region::create("sink", pages * 4096, HugePages::Never).unwrap()),
             lane: LaneId(0),
             lane_count: 1,
             hash_key: KEY,
@@ -353,12 +365,16 @@ mod tests {
 
     /// A payload of all pages filled with `fill`, and the digest that the source would send.
     fn payload(fill: u8) -> (Vec<u8>, [u8; 16]) {
+        extent_payload(0, fill)
+    }
+
+    fn extent_payload(first_page: u64, fill: u8) -> (Vec<u8>, [u8; 16]) {
         let hasher = PageHasher::new(&KEY);
         let pages = vec![fill; PAGES as usize * PAGE_BYTES];
         let hashes = vec![hasher.hash(&[fill; PAGE_BYTES]); PAGES as usize];
         let mut out = vec![0; dwcp_codec::ENCODED_BYTES_MAX];
         let input = ExtentInput {
-            first_page: 0,
+            first_page,
             mask: u64::MAX,
             pages: &pages,
             hashes: &hashes,
@@ -369,7 +385,7 @@ mod tests {
         let bytes = encoder.encode(&hasher, &input, &mut out).bytes;
         out.truncate(bytes);
         let mut digest = DigestBuilder::new(&hasher, DigestKind::Region);
-        (0..PAGES).zip(&hashes).for_each(|(page, &hash)| digest.add(page, hash));
+        (first_page..).zip(&hashes).for_each(|(page, &hash)| digest.add(page, hash));
         (out, digest.finish().0)
     }
 
@@ -447,6 +463,20 @@ mod tests {
         let empty = DigestBuilder::new(&PageHasher::new(&KEY), DigestKind::Region).finish();
         sink.start_verify(empty.0, 0).unwrap();
         assert_eq!(finish(&mut sink), Check::Differs(u64::MAX));
+    }
+
+    #[test]
+    fn what_waits_to_be_read_back_is_bounded_even_on_a_busy_shard() {
+        let pages = UNREAD_PAGES_MAX + 4 * EXTENT_PAGES as u64;
+        let (mut sink, mut decoder) = (sink_of(pages), Decoder::new());
+        for extent in 0..pages / EXTENT_PAGES as u64 {
+            let coded = extent_payload(extent * EXTENT_PAGES as u64, 0).0;
+            sink.apply(&mut decoder, Sequence(extent + 1), &coded).unwrap();
+            let before = sink.unread;
+            while sink.check(false) == Check::Worked {}
+            assert_eq!(sink.unread, before.min(UNREAD_PAGES_MAX));
+        }
+        assert_eq!(sink.unread, UNREAD_PAGES_MAX);
     }
 
     #[test]

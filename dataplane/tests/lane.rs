@@ -4,7 +4,7 @@
 
 mod pair;
 
-use dwcp_dataplane::port::{DirtyPages, Event, SessionEnd, StreamEnd};
+use dwcp_dataplane::port::{Coding, DirtyPages, Event, SessionEnd, StreamEnd};
 use dwcp_dataplane::stats::SessionCounter;
 use dwcp_ffi::dirty::DirtyBitmap;
 use dwcp_proto::ids::Round;
@@ -51,6 +51,22 @@ fn comparison_finds_changes_without_a_bitmap() {
     assert_eq!(second.pages_sent, dirty.len() as u64, "changed pages alone are sent");
     pair.verify();
     pair.assert_same();
+    pair.close();
+}
+
+#[test]
+fn passthrough_sends_every_changed_page_as_it_is_and_keeps_no_base() {
+    let mut pair = Pair::new(2);
+    fill(&pair.source_region, 7);
+    pair.open_with(DirtyPages::Compare, Coding::Passthrough);
+    pair.round(Round(1));
+    let dirty = scribble(&pair.source_region, 8, 50).len() as u64;
+    assert_eq!(pair.round(Round(2)).pages_sent, dirty);
+    pair.verify();
+    pair.assert_same();
+    let counted = pair.source_counters();
+    assert_eq!(counted[SessionCounter::PagesRaw.index()], PAGES + dirty);
+    assert_eq!(counted[SessionCounter::BasePages.index()], 0);
     pair.close();
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A region is a sealed memfd mapped into this process. Guests, VMMs and other threads may write it
 //! at any moment, so nobody ever gets a plain slice of it: every access is a relaxed atomic load or
-//! store of eight bytes, which is sound whatever runs beside it and may only tear between words.
+//! store of eight bytes, which is sound whatever runs beside it and may only tear between words, or
+//! a write to the file, which is the kernel's access and not this program's.
 //! Callers that need a page as it was at one instant hash it after copying, or pause the writer.
 //!
 //! Used by shards (reading, writing pages) and by the control thread (making and taking regions).
@@ -17,8 +18,10 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::MmapAdvise;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
+use nix::sys::uio::pwrite;
 use nix::unistd::ftruncate;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -105,6 +108,8 @@ pub struct Region {
     file: OwnedFd,
     writable: bool,
     huge: bool,
+    /// Pages may be written through the file.
+    by_file: bool,
 }
 
 impl Region {
@@ -150,7 +155,8 @@ impl Region {
         // A mapping of huge pages reserves them all, so that a lack shows here, not as a SIGBUS.
         let mapping = Mapping::shared(file.as_fd(), length, true).map_err(refused("mmap"))?;
         mapping.advise(MmapAdvise::MADV_DONTDUMP).map_err(kernel("madvise"))?;
-        Ok(Self { mapping: Arc::new(mapping), file, writable: true, huge })
+        let by_file = !huge && may_write_file(bytes);
+        Ok(Self { mapping: Arc::new(mapping), file, writable: true, huge, by_file })
     }
 
     /// Takes a region that another process made. The descriptor must be a memfd that is sealed
@@ -185,7 +191,10 @@ impl Region {
         let writable = read_write && !seals.intersects(no_write);
         let mapping = Mapping::shared(file.as_fd(), length, writable).map_err(kernel("mmap"))?;
         mapping.advise(MmapAdvise::MADV_DONTDUMP).map_err(kernel("madvise"))?;
-        Ok(Self { mapping: Arc::new(mapping), file, writable, huge })
+        // Its owner may set the descriptor to append at any time; the seal makes that an error.
+        let by_file =
+            writable && !huge && seals.contains(SealFlag::F_SEAL_GROW) && may_write_file(bytes);
+        Ok(Self { mapping: Arc::new(mapping), file, writable, huge, by_file })
     }
 
     /// The memory's file, to be given to another process.
@@ -237,11 +246,32 @@ impl Region {
     /// writable.
     pub fn write_pages(&self, first: u64, data: &[u8]) {
         assert!(self.writable, "a store to a region that its owner made read-only");
+        store(self.page_words(first, data.len()), data);
+    }
+
+    /// Copies whole pages in, from page `first` on, into memory that was probably never touched:
+    /// through the file where that is possible, since the kernel then neither zeroes a page before
+    /// it is overwritten nor takes a fault for each. The same as [`write_pages`](Self::write_pages)
+    /// in all else, to which it also falls back.
+    ///
+    /// # Panics
+    /// As `write_pages`.
+    pub fn write_new_pages(&self, first: u64, data: &[u8]) {
+        assert!(self.writable, "a store to a region that its owner made read-only");
         let words = self.page_words(first, data.len());
-        let (chunks, _) = data.as_chunks::<8>();
-        for (chunk, word) in chunks.iter().zip(words) {
-            word.store(u64::from_ne_bytes(*chunk), Ordering::Relaxed);
+        let mut written = 0;
+        while self.by_file && written < data.len() {
+            let at = first * PAGE_BYTES as u64 + written as u64;
+            match i64::try_from(at).map(|at| pwrite(&self.file, &data[written..], at)) {
+                Ok(Ok(bytes @ 1..)) => written += bytes,
+                Ok(Err(Errno::EINTR)) => {}
+                // Whatever the file refuses, the mapping may take; if not, the page's hash tells.
+                _ => break,
+            }
         }
+        // Whole words again: a write may end inside one.
+        let done = written / 8;
+        store(&words[done..], &data[done * 8..]);
     }
 
     /// True when the page holds only zeroes.
@@ -306,6 +336,19 @@ impl Region {
         let start = first as usize * PAGE_WORDS;
         &self.words()[start..start + bytes / 8]
     }
+}
+
+/// Stores bytes as words.
+fn store(words: &[AtomicU64], data: &[u8]) {
+    for (chunk, word) in data.as_chunks::<8>().0.iter().zip(words) {
+        word.store(u64::from_ne_bytes(*chunk), Ordering::Relaxed);
+    }
+}
+
+/// True when the limit of file sizes lets this process write so far into a file: beyond it the
+/// kernel would send a signal that ends the process.
+fn may_write_file(bytes: u64) -> bool {
+    getrlimit(Resource::RLIMIT_FSIZE).is_ok_and(|(limit, _)| limit >= bytes)
 }
 
 /// The size as a length that can be mapped.

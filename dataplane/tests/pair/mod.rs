@@ -162,6 +162,10 @@ impl Pair {
     }
 
     pub(crate) fn open(&mut self, dirty: DirtyPages) {
+        self.open_with(dirty, Coding::Full { zstd_level: 1 });
+    }
+
+    pub(crate) fn open_with(&mut self, dirty: DirtyPages, coding: Coding) {
         let (stats, source_stats) = counters();
         self.source.command(Command::OpenSource(Box::new(SourceSetup {
             session: self.session,
@@ -171,7 +175,7 @@ impl Pair {
             lane_count: 1,
             base_pages_max: 1000,
             hash_key: HashKey([5; 32]),
-            coding: Coding::Full { zstd_level: 1 },
+            coding,
             measure_baseline: true,
             stats,
             frame_rtt_ns: histogram().0,

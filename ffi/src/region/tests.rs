@@ -30,6 +30,34 @@ fn pages_come_back_as_written() {
 }
 
 #[test]
+fn new_pages_come_back_as_written_whichever_way_they_took() {
+    let region = Region::create("test", 80 * PAGE_BYTES as u64, HugePages::Never).unwrap();
+    assert!(region.by_file);
+    region.write_pages(4, &[1; PAGE_BYTES]);
+    let data: Vec<u8> = (0..66 * PAGE_BYTES).map(|i| (i % 251) as u8).collect();
+    region.write_new_pages(3, &data);
+    let mut out = vec![0; data.len()];
+    region.read_pages(3, &mut out);
+    assert!(out == data, "touched and new pages alike");
+    assert!(region.is_zero_page(2) && region.is_zero_page(69));
+    // A descriptor that appends: the file refuses, so the mapping takes the pages.
+    fcntl(region.fd(), FcntlArg::F_SETFL(OFlag::O_APPEND)).unwrap();
+    region.write_new_pages(70, &data[..2 * PAGE_BYTES]);
+    region.read_pages(70, &mut out[..2 * PAGE_BYTES]);
+    assert!(out[..2 * PAGE_BYTES] == data[..2 * PAGE_BYTES]);
+    assert_eq!(fstat(region.fd()).unwrap().st_size, 80 * PAGE_BYTES as i64);
+}
+
+#[test]
+fn a_file_that_could_grow_is_written_through_the_mapping_alone() {
+    let file = memfd(MFdFlags::MFD_ALLOW_SEALING, 4 * PAGE_BYTES as i64);
+    let region = Region::from_fd(file).unwrap();
+    assert!(!region.by_file);
+    region.write_new_pages(1, &[5; 2 * PAGE_BYTES]);
+    assert_eq!(region.load_u64(2 * PAGE_BYTES as u64), u64::from_ne_bytes([5; 8]));
+}
+
+#[test]
 fn another_mapping_of_the_same_file_shares_the_memory() {
     let here = Region::create("test", 1 << 20, HugePages::Never).unwrap();
     let there = Region::from_fd(here.fd().try_clone_to_owned().unwrap()).unwrap();

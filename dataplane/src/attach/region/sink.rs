@@ -4,14 +4,14 @@
 //! else until the commit. Memory is read back and hashed in the background while the shard has
 //! nothing better to do, and completely before the sink says that it holds every page.
 
-use super::source::{page, page_of, slots};
+use super::source::{bits, page, page_of};
 use crate::port::SinkSetup;
 use crate::stats::{SessionCounter, SessionStats};
 use crate::stripe::Stripe;
 use crate::table::SinkPages;
 use dwcp_codec::{
-    Bases, Class, DecodeError, Decoder, DigestBuilder, DigestKind, PAGE_BYTES, Page, PageHash,
-    PageHasher,
+    Bases, Class, DecodeError, DecodedExtent, Decoder, DigestBuilder, DigestKind, EXTENT_PAGES,
+    PAGE_BYTES, Page, PageHash, PageHasher,
 };
 use dwcp_ffi::region::Region;
 use dwcp_proto::ids::{Sequence, SessionKey};
@@ -23,6 +23,10 @@ const READ_BACK_PAGES_PER_STEP: usize = 64;
 
 /// Table slots that one step of the comparison looks at: at most about 2 ms.
 const VERIFY_PAGES_PER_STEP: usize = 1024;
+
+/// Pages that may wait to be read back while the shard has other work: 64 MiB are about 40 ms of
+/// hashing. More would be paid in the pause of the guest, by a sink that is never idle before.
+const UNREAD_PAGES_MAX: u64 = 16 * 1024;
 
 /// What became of a frame with pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,18 +145,27 @@ impl RegionSink {
             Err(error) => return Err(SinkError::Decode(error)),
         };
         let local = self.stripe.local(extent.first_page).ok_or(SinkError::ForeignExtent)?;
-        let each = extent.pages.chunks(PAGE_BYTES).zip(extent.hashes).zip(extent.classes);
-        for (slot, ((bytes, hash), class)) in slots(local, extent.mask).zip(each) {
+        let (mut first_time, mut again) = (0, 0);
+        let each = bits(extent.mask).zip(extent.hashes).zip(extent.classes);
+        for ((bit, hash), class) in each {
+            let slot = local * EXTENT_PAGES + bit as usize;
             if !self.pages.is_newer(slot, sequence) {
                 self.stats.add(SessionCounter::LatePages.index(), 1);
                 continue;
             }
-            self.region.write_pages(page_of(&self.stripe, slot), bytes);
+            let held = self.pages.hash(slot).is_some();
+            *(if held { &mut again } else { &mut first_time }) |= 1 << bit;
             if !self.pages.needs_read_back(slot) {
                 self.unread += 1;
             }
             self.pages.applied(slot, sequence, *hash);
             self.stats.add(counter(*class).index(), 1);
+        }
+        for (page, bytes) in runs(&extent, first_time) {
+            self.region.write_new_pages(page, bytes);
+        }
+        for (page, bytes) in runs(&extent, again) {
+            self.region.write_pages(page, bytes);
         }
         self.stats.add(SessionCounter::Frames.index(), 1);
         self.stats.add(SessionCounter::WireBytes.index(), payload.len() as u64);
@@ -189,12 +202,12 @@ impl RegionSink {
         !matches!(std::mem::replace(&mut self.phase, Phase::Failed), Phase::Failed)
     }
 
-    /// One bounded piece of checking. Reading back ahead of time is for turns without other work;
-    /// a source in its pause waits for the rest.
+    /// One bounded piece of checking. Reading back ahead of time is for turns without other work,
+    /// as long as little waits for it; a source in its pause waits for the rest.
     pub(crate) fn check(&mut self, idle: bool) -> Check {
         match &mut self.phase {
-            Phase::Receiving if !idle => Check::Idle,
-            Phase::Receiving => self.read_back_some(),
+            Phase::Receiving if idle => self.read_back_some(READ_BACK_PAGES_PER_STEP, 0),
+            Phase::Receiving => self.read_back_some(VERIFY_PAGES_PER_STEP, UNREAD_PAGES_MAX),
             Phase::Verifying { .. } => self.verify_some(),
             Phase::Proven { tell, .. } => {
                 if std::mem::take(tell) {
@@ -207,12 +220,16 @@ impl RegionSink {
         }
     }
 
-    fn read_back_some(&mut self) -> Check {
-        if self.unread == 0 {
+    /// Looks at a bounded number of table slots, while more than `unread_max` pages wait.
+    fn read_back_some(&mut self, steps_max: usize, unread_max: u64) -> Check {
+        if self.unread <= unread_max {
             return Check::Idle;
         }
         let slots = self.stripe.slots();
-        for _ in 0..READ_BACK_PAGES_PER_STEP.min(slots) {
+        for _ in 0..steps_max.min(slots) {
+            if self.unread <= unread_max {
+                break;
+            }
             let slot = self.cursor;
             self.cursor = (self.cursor + 1) % slots;
             if !self.read_back(slot) {
@@ -265,6 +282,24 @@ impl RegionSink {
     }
 }
 
+/// The pages of `chosen`, which are some of the extent's, as runs of neighbours: the first page of
+/// each run and the bytes of all of it.
+fn runs<'a>(
+    extent: &'a DecodedExtent<'_>,
+    chosen: u64,
+) -> impl Iterator<Item = (u64, &'a [u8])> + use<'a> {
+    let (first_page, mask, pages) = (extent.first_page, extent.mask, extent.pages);
+    let mut left = chosen;
+    std::iter::from_fn(move || {
+        let bit = (left != 0).then(|| left.trailing_zeros())?;
+        let count = (left >> bit).trailing_ones();
+        left &= u64::MAX.unbounded_shl(bit + count);
+        // Neighbours among the chosen pages lie joined, since the extent has them all.
+        let at = (mask & ((1 << bit) - 1)).count_ones() as usize * PAGE_BYTES;
+        Some((first_page + u64::from(bit), &pages[at..at + count as usize * PAGE_BYTES]))
+    })
+}
+
 const fn counter(class: Class) -> SessionCounter {
     match class {
         Class::Zero => SessionCounter::PagesZero,
@@ -314,9 +349,13 @@ mod tests {
     const KEY: HashKey = HashKey([3; 32]);
 
     fn sink() -> RegionSink {
+        sink_of(PAGES)
+    }
+
+    fn sink_of(pages: u64) -> RegionSink {
         RegionSink::new(SinkSetup {
             session: SessionKey { link: LinkId(1), number: SessionNumber(1) },
-            region: Arc::new(Region::create("sink", PAGES * 4096, HugePages::Never).unwrap()),
+            region: Arc::new(Region::create("sink", pages * 4096, HugePages::Never).unwrap()),
             lane: LaneId(0),
             lane_count: 1,
             hash_key: KEY,
@@ -326,12 +365,16 @@ mod tests {
 
     /// A payload of all pages filled with `fill`, and the digest that the source would send.
     fn payload(fill: u8) -> (Vec<u8>, [u8; 16]) {
+        extent_payload(0, fill)
+    }
+
+    fn extent_payload(first_page: u64, fill: u8) -> (Vec<u8>, [u8; 16]) {
         let hasher = PageHasher::new(&KEY);
         let pages = vec![fill; PAGES as usize * PAGE_BYTES];
         let hashes = vec![hasher.hash(&[fill; PAGE_BYTES]); PAGES as usize];
         let mut out = vec![0; dwcp_codec::ENCODED_BYTES_MAX];
         let input = ExtentInput {
-            first_page: 0,
+            first_page,
             mask: u64::MAX,
             pages: &pages,
             hashes: &hashes,
@@ -342,7 +385,7 @@ mod tests {
         let bytes = encoder.encode(&hasher, &input, &mut out).bytes;
         out.truncate(bytes);
         let mut digest = DigestBuilder::new(&hasher, DigestKind::Region);
-        (0..PAGES).zip(&hashes).for_each(|(page, &hash)| digest.add(page, hash));
+        (first_page..).zip(&hashes).for_each(|(page, &hash)| digest.add(page, hash));
         (out, digest.finish().0)
     }
 
@@ -380,6 +423,33 @@ mod tests {
     }
 
     #[test]
+    fn runs_are_the_chosen_pages_joined_with_their_neighbours() {
+        let pages: Vec<u8> = (0..64).flat_map(|page| [page; PAGE_BYTES]).collect();
+        let hashes = [PageHash([0; 16]); EXTENT_PAGES];
+        let classes = [Class::Raw; EXTENT_PAGES];
+        let of = |mask: u64, chosen| {
+            let count = mask.count_ones() as usize;
+            let extent = DecodedExtent {
+                first_page: 128,
+                mask,
+                pages: &pages[..count * PAGE_BYTES],
+                hashes: &hashes[..count],
+                classes: &classes[..count],
+            };
+            let seen = |(page, bytes): (u64, &[u8])| (page, bytes[0], bytes.len() / PAGE_BYTES);
+            runs(&extent, chosen).map(seen).collect::<Vec<_>>()
+        };
+        assert_eq!(of(u64::MAX, 0), []);
+        assert_eq!(of(u64::MAX, u64::MAX), [(128, 0, 64)]);
+        assert_eq!(of(u64::MAX, 1 << 63 | 0b110), [(129, 1, 2), (191, 63, 1)]);
+        // Pages 1, 2, 4 and 63 of the extent lie joined.
+        assert_eq!(
+            of(1 << 63 | 0b10110, 1 << 63 | 0b10100),
+            [(130, 1, 1), (132, 2, 1), (191, 3, 1)]
+        );
+    }
+
+    #[test]
     fn a_page_that_never_came_is_found() {
         let mut sink = sink();
         let (_, digest) = payload(7);
@@ -393,6 +463,20 @@ mod tests {
         let empty = DigestBuilder::new(&PageHasher::new(&KEY), DigestKind::Region).finish();
         sink.start_verify(empty.0, 0).unwrap();
         assert_eq!(finish(&mut sink), Check::Differs(u64::MAX));
+    }
+
+    #[test]
+    fn what_waits_to_be_read_back_is_bounded_even_on_a_busy_shard() {
+        let pages = UNREAD_PAGES_MAX + 4 * EXTENT_PAGES as u64;
+        let (mut sink, mut decoder) = (sink_of(pages), Decoder::new());
+        for extent in 0..pages / EXTENT_PAGES as u64 {
+            let coded = extent_payload(extent * EXTENT_PAGES as u64, 0).0;
+            sink.apply(&mut decoder, Sequence(extent + 1), &coded).unwrap();
+            let before = sink.unread;
+            while sink.check(false) == Check::Worked {}
+            assert_eq!(sink.unread, before.min(UNREAD_PAGES_MAX));
+        }
+        assert_eq!(sink.unread, UNREAD_PAGES_MAX);
     }
 
     #[test]

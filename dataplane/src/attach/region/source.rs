@@ -123,13 +123,18 @@ pub(crate) struct RegionSource {
 impl RegionSource {
     pub(crate) fn new(setup: SourceSetup) -> Result<Self, ArenaError> {
         let stripe = Stripe::new(setup.lane.0, setup.lane_count, setup.region.page_count());
+        // Pages that are passed as they are never need a base, so none is copied or paid for.
+        let bases_max = match setup.coding {
+            Coding::Full { .. } => setup.base_pages_max,
+            Coding::Passthrough => 0,
+        };
         Ok(Self {
             session: setup.session,
             stats: setup.stats,
             frame_rtt_ns: setup.frame_rtt_ns,
             region: setup.region,
             dirty: setup.dirty,
-            pages: SourcePages::new(stripe.slots(), setup.base_pages_max)?,
+            pages: SourcePages::new(stripe.slots(), bases_max)?,
             pending: Pending::new(stripe.extents()),
             hasher: PageHasher::new(&setup.hash_key),
             coding: setup.coding,

@@ -192,3 +192,6 @@ impl Link for TcpLink {
         self.arena.scrub();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,10 +22,10 @@ use std::ops::Range;
 const QUEUE_RECORDS_MAX: usize = 2;
 
 /// Below this a zero-copy send costs more than the copy.
-const ZERO_COPY_BYTES_MIN: usize = 16 * 1024;
+pub(super) const ZERO_COPY_BYTES_MIN: usize = 16 * 1024;
 
 /// After this many reports of "copied" in a row the stream stops asking for zero copy.
-const COPIED_IN_A_ROW_MAX: u32 = 4;
+pub(super) const COPIED_IN_A_ROW_MAX: u32 = 4;
 
 /// Above this the rest of a record is received exactly, so that no bytes have to be moved to the
 /// buffer's start; below it one receive may bring many small records.

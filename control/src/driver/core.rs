@@ -250,6 +250,7 @@ impl Core {
                 self.on_lane_round(session, lane, round, stats);
             }
             Event::Verified { session } => self.on_lane_verified(session, lane),
+            Event::Stream { .. } | Event::ChannelEnded { .. } | Event::StreamDigest { .. } => {}
             Event::Failed { session, cause } => self.on_lane_failed(session, lane, cause),
             Event::Closed { session } => self.on_lane_closed(session, lane),
             Event::Stopped => self.on_shard_stopped(lane),

@@ -45,6 +45,13 @@ impl<L: Link> Shard<L> {
             Command::DropLink { link } => self.drop_link(link),
             Command::OpenSource(setup) => self.open_source(*setup),
             Command::OpenSink(setup) => self.open_sink(*setup),
+            Command::OpenStreamSource(setup) => {
+                self.desk.refuse_session(setup.session, SessionEnd::TableFull);
+            }
+            Command::OpenStreamSink(setup) => {
+                self.desk.refuse_session(setup.session, SessionEnd::TableFull);
+            }
+            Command::AddChannel(_) => self.desk.refuse(),
             Command::StartRound { session, round } => {
                 let now = self.desk.now;
                 match self.desk.source(session) {

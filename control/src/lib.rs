@@ -21,6 +21,7 @@ mod network;
 mod peer;
 mod state;
 mod tally;
+mod vm;
 
 pub use config::{
     BudgetFact, ControlConfig, DaemonFacts, KernelFact, LiveSettings, MemoryBudget, PeerSecurity,

@@ -42,6 +42,24 @@ pub(crate) const VALUE_BYTES_MAX: usize = 4096;
 /// Hosts that one region may accept data from.
 pub(crate) const ACCEPT_FROM_MAX: usize = 64;
 
+/// Bytes of a Unix socket's path: what the kernel's `sun_path` holds besides the final zero.
+pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Words of a command line that starts a QEMU: the longest seen in the field have some hundred.
+pub(crate) const SPAWN_ARGUMENTS_MAX: usize = 1024;
+
+/// Bytes of such a command line.
+pub(crate) const SPAWN_BYTES_MAX: usize = 64 << 10;
+
+/// The longest downtime limit that QEMU takes: 2000 seconds.
+pub(crate) const DOWNTIME_LIMIT_MS_MAX: u64 = 2_000_000;
+
+/// The shortest and the longest time that a migration may be given: one second, one week.
+pub(crate) const MIGRATE_TIMEOUT_MS: (u64, u64) = (1_000, 7 * 24 * 3_600_000);
+
+/// Virtual machines attached at a time.
+pub(crate) const VMS_MAX: usize = 256;
+
 /// Sessions that are not over yet, in both roles together.
 pub(crate) const SESSIONS_LIVE_MAX: usize = 256;
 

@@ -11,6 +11,7 @@ mod api {
     mod notification;
     mod request;
     mod schema;
+    mod vm;
 }
 
 use api::method::{methods, parse_line};

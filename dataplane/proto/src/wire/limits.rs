@@ -59,8 +59,7 @@ pub const HELLO_BYTES_MAX: usize = 1024;
 
 /// Bytes in front of a peer message: its length as a big-endian `u32`.
 pub const PEER_LENGTH_BYTES: usize = 4;
-/// The longest peer message. The longest real one (open of a session) is below 1 KiB; the rest is
-/// room for later versions.
+/// The longest peer message. The longest real one opens a virtual machine's session.
 pub const PEER_MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// The longest name of a region.
 pub const REGION_NAME_BYTES_MAX: usize = 128;
@@ -68,6 +67,16 @@ pub const REGION_NAME_BYTES_MAX: usize = 128;
 pub const CODE_BYTES_MAX: usize = 64;
 /// The longest text for people in a peer message.
 pub const MESSAGE_BYTES_MAX: usize = 512;
+/// The longest facts about a virtual machine: some hundred devices of a hundred bytes each.
+pub const FACTS_BYTES_MAX: usize = 24 * 1024;
+/// The most findings in a refusal: more than a person mends at once.
+pub const FINDINGS_MAX: usize = 16;
+/// The longest zstd window of a stream session, as a binary logarithm: 128 MiB at both ends.
+pub const STREAM_WINDOW_LOG_MAX: u8 = 27;
+/// The most bytes that a stream session may have sent and not delivered: 100 Gbit/s for 340 ms.
+pub const UNDELIVERED_BYTES_MAX: u64 = 1 << 32;
+/// The most channels of a migration stream: its first connection and as many as fill the link.
+pub const CHANNELS_MAX: u16 = 32;
 /// The most pages of a region: 2^36 pages are 256 TiB, the reach of 48-bit addresses.
 pub const REGION_PAGES_MAX: u64 = 1 << 36;
 
@@ -104,6 +113,12 @@ const _: () = {
     assert!(HELLO_FIXED_BYTES + HOST_NAME_BYTES_MAX <= HELLO_BYTES_MAX);
     assert!(
         6 * (MESSAGE_BYTES_MAX + CODE_BYTES_MAX + REGION_NAME_BYTES_MAX) < PEER_MESSAGE_BYTES_MAX
+    );
+    // A text has no control characters, so that JSON's escapes at most double it.
+    assert!(2 * FACTS_BYTES_MAX + 4096 < PEER_MESSAGE_BYTES_MAX);
+    assert!(
+        (FINDINGS_MAX + 1) * (2 * (2 * MESSAGE_BYTES_MAX + CODE_BYTES_MAX) + 64)
+            < PEER_MESSAGE_BYTES_MAX
     );
     assert!(WINDOW_BYTES_FLOOR >= RECORD_BYTES_MAX as u64);
     assert!(WINDOW_BYTES_FLOOR <= WINDOW_BYTES_START);

@@ -30,4 +30,4 @@ pub use config::{
 pub use driver::run;
 pub use error::{ControlError, ExitClass};
 pub use peer::PkiError;
-pub use state::{JournalError, SessionRecord, SessionState};
+pub use state::{JournalError, SessionRecord, SessionState, VmRecord};

@@ -21,7 +21,8 @@ use serde_json::json;
 const RTT_READERS_ENDED_MAX: usize = 1024;
 
 impl Core {
-    pub(super) fn add_session(&mut self, session: Session) {
+    pub(super) fn add_session(&mut self, mut session: Session) {
+        session.opened_at = self.now();
         let id = session.id();
         if let Some(key) = session.key {
             self.keys.insert(key, id);
@@ -39,6 +40,9 @@ impl Core {
         let role = if entry.link.is_dialled() { Role::Source } else { Role::Sink };
         if role == Role::Sink && matches!(message, PeerMessage::SessionOpen { .. }) {
             return self.on_session_open(link, &peer, &message);
+        }
+        if role == Role::Sink && matches!(message, PeerMessage::VmOpen { .. }) {
+            return self.on_vm_open(link, &peer, &message);
         }
         if role == Role::Sink && !self.sessions.contains_key(&id) {
             self.revive_sink(id, &peer, &message);
@@ -63,6 +67,9 @@ impl Core {
                 return self.on_session_message(link, message);
             }
         }
+        if self.on_vm_message(id, &message) {
+            return;
+        }
         match role {
             Role::Source => self.source_step(id, SourceInput::Peer(message)),
             Role::Sink => self.sink_step(id, SinkInput::Peer(message)),
@@ -71,7 +78,10 @@ impl Core {
 
     /// A source asks about, or settles, a session that has ended here or is not known at all.
     fn revive_sink(&mut self, id: SessionId, peer: &str, message: &PeerMessage) {
-        let asks = matches!(message, PeerMessage::Query { .. } | PeerMessage::Yield { .. });
+        let asks = matches!(
+            message,
+            PeerMessage::Query { .. } | PeerMessage::Yield { .. } | PeerMessage::Resolved { .. }
+        );
         let settles = matches!(message, PeerMessage::Settled { .. });
         if !(asks || settles) || self.sessions.len() >= SESSIONS_LIVE_MAX {
             return;
@@ -220,9 +230,15 @@ impl Core {
         let record = &session.record;
         let (role, state) = (record.role.name(), record.state.name());
         tracing::info!(session = %id, role, state, peer = %record.peer, "session");
-        let params = json!({
+        let mut params = json!({
             "session": id, "role": role, "state": state, "reason": record.reason,
         });
+        if let Some(vm) = &record.vm {
+            params["vm"] = json!(vm.name);
+        }
+        if let Some(conflict) = record.conflict {
+            params["conflict"] = json!(conflict);
+        }
         self.notify(Topic::SessionState, id, &params);
     }
 
@@ -237,6 +253,10 @@ impl Core {
         }
         let committed = session.record.state == SessionState::Committed;
         self.regions.give_back(&session.record.region, id, committed);
+        if let Some(vm) = &session.record.vm {
+            let (name, end) = (vm.name.clone(), (session.role(), session.record.state));
+            self.give_back_vm(&name, id, Some(end));
+        }
         let first_end = session.record.ended_unix_ms.is_none();
         session.record.ended_unix_ms.get_or_insert_with(unix_ms);
         if first_end {
@@ -261,7 +281,7 @@ impl Core {
         }
     }
 
-    fn send_session(&mut self, id: SessionId, message: PeerMessage) {
+    pub(super) fn send_session(&mut self, id: SessionId, message: PeerMessage) {
         if let Some(link) = self.sessions.get(&id).and_then(|session| session.link) {
             self.send_peer(link, message);
         }

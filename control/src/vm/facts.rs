@@ -25,7 +25,7 @@ impl fmt::Display for QemuVersion {
 /// One device that a guest sees.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct DeviceFact {
-    /// Its user-given id, or else its place such as `pci.0/02.0`.
+    /// Its user-given id, or else its place such as `pci/02.0`.
     pub(crate) place: String,
     /// Its type, such as `virtio-net-pci` or a PCI vendor and device number.
     pub(crate) kind: String,
@@ -42,6 +42,34 @@ pub(crate) struct BlockFact {
     pub(crate) file: String,
     /// The guest can't write to it.
     pub(crate) read_only: bool,
+    /// The size that the guest sees.
+    pub(crate) size_bytes: u64,
+    /// Where the image is.
+    pub(crate) storage: Storage,
+}
+
+/// Where an image is, as far as its host can tell.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Storage {
+    /// QEMU itself reaches it over the network, such as rbd or nbd.
+    Network,
+    /// A file on a file system that several hosts mount, such as NFS.
+    SharedFile {
+        /// The file's number there.
+        inode: u64,
+    },
+    /// A file on this host alone.
+    LocalFile {
+        /// This start of this host.
+        boot: String,
+        /// The file system's device.
+        device: u64,
+        /// The file's number there.
+        inode: u64,
+    },
+    /// A block device, or something that this daemon can't see.
+    Unknown,
 }
 
 /// What one end knows of its virtual machine and its host.
@@ -69,9 +97,13 @@ pub(crate) struct VmFacts {
     pub(crate) capabilities: Vec<String>,
     /// TLS credentials are set for migrations.
     pub(crate) migration_tls: bool,
+    /// How many connections QEMU's multifd would make beside the first, if it is on.
+    pub(crate) multifd_channels: Option<u16>,
+    /// How multifd would compress.
+    pub(crate) multifd_compression: Option<String>,
     /// Memory that the host could give to a process now.
     pub(crate) host_free_bytes: u64,
-    /// How much of the guest's memory is resident in QEMU already, if that can be told.
+    /// How much memory this QEMU has already, if that can be told.
     pub(crate) resident_bytes: Option<u64>,
     /// The lists above were cut so that the facts stay small.
     pub(crate) truncated: bool,

@@ -9,20 +9,32 @@
 //! while a task lives, since QEMU serves one client at a time. The tasks never touch the journal
 //! nor the link.
 
+mod ending;
 mod error;
 mod facts;
+mod forecast;
 mod gather;
+mod host;
 mod preflight;
+mod private;
+mod qmp;
 mod saved;
+mod settings;
 mod sink;
 mod source;
+mod spawn;
 mod task;
+#[cfg(test)]
+mod tests;
+mod words;
 
 pub(crate) use error::{QmpError, VmError};
-pub(crate) use facts::{BlockFact, DeviceFact, QemuVersion, VmFacts};
+pub(crate) use facts::{BlockFact, DeviceFact, QemuVersion, Storage, VmFacts};
 pub(crate) use preflight::{Finding, Severity, preflight};
 pub(crate) use saved::SavedSettings;
+pub(crate) use spawn::check_command;
 pub(crate) use task::{
     GuestState, MigrateOptions, MigrationProgress, OnTimeout, Stage, Verdict, VmNews, VmOrder,
     VmReport, VmTarget, VmTask, probe, spawn_sink, spawn_source,
 };
+pub(crate) use words::shell_words;

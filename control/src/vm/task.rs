@@ -84,7 +84,8 @@ pub(crate) enum VmOrder {
     /// Source: cancel the migration and see the guest running; then the task ends.
     Cancel,
     /// Source: the session failed before the yield. The guest is made to run here; then the task
-    /// ends. Also without [`VmOrder::Begin`], for a guest of a daemon that died.
+    /// ends. Also without [`VmOrder::Begin`], for a guest of a daemon that died: that task needs
+    /// the saved settings, or else it takes the guest for untouched and leaves it.
     Keep,
     /// Source: committed at the sink. QEMU is left as it is; the task ends.
     Release,
@@ -140,6 +141,27 @@ pub(crate) enum Verdict {
     },
 }
 
+impl Verdict {
+    /// Why a migration won't end and what would help, for people.
+    pub(crate) fn because(&self) -> Option<String> {
+        let Self::WillNotConverge {
+            dirty_bytes_per_second,
+            carried_bytes_per_second,
+            downtime_needed_ms,
+        } = self
+        else {
+            return None;
+        };
+        Some(format!(
+            "the guest writes {} MB/s and the link carries {} MB/s of it; \
+             --downtime-limit {downtime_needed_ms}ms would end it now, \
+             --on-timeout throttle slows the guest down",
+            dirty_bytes_per_second / 1_000_000,
+            carried_bytes_per_second / 1_000_000,
+        ))
+    }
+}
+
 /// How far a migration is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MigrationProgress {
@@ -190,7 +212,8 @@ pub(crate) enum GuestState {
 pub(crate) enum VmNews {
     /// What is known of this end. First news of every task that reaches its QEMU.
     Facts(Box<VmFacts>),
-    /// Source: the user's settings before ours, to be kept in the journal.
+    /// The user's settings before ours, to be kept in the journal. From here on the task may
+    /// change QEMU; a later task that is given them may end what this one began.
     Saved(SavedSettings),
     /// A connection to QEMU's migration, to be handed to the shard.
     Channel {
@@ -337,14 +360,16 @@ pub(crate) fn spawn_source(
 /// [`VmNews::Facts`] (or [`VmNews::Failed`]) and waits for orders.
 ///
 /// A session that may still need the QEMU at `target` must be over before: an old QEMU that dwcp
-/// started and that holds no running guest is ended to make room.
+/// started and that holds no guest is ended to make room. `saved` are the settings out of the
+/// journal when a daemon that died had prepared this QEMU: it is ended by [`VmOrder::Discard`].
 pub(crate) fn spawn_sink(
     session: SessionId,
     target: VmTarget,
+    saved: Option<SavedSettings>,
     reports: mpsc::Sender<VmReport>,
 ) -> VmTask {
     let (task, side) = pair(session, reports);
-    tokio::task::spawn_local(super::sink::run(side, target));
+    tokio::task::spawn_local(super::sink::run(side, target, saved));
     task
 }
 

@@ -155,7 +155,7 @@ impl Core {
             started: Instant::now(),
             stopping: false,
         };
-        parts.stored.sessions.into_iter().for_each(|record| core.recover(record));
+        core.recover_all(parts.stored.sessions);
         core
     }
 

@@ -11,6 +11,8 @@ use crate::peer::PeerError;
 use crate::state::SessionState;
 use dwcp_proto::ids::{LinkId, SessionId};
 use dwcp_proto::session::reason::StepError;
+use dwcp_proto::session::record::SinkRecord;
+use dwcp_proto::session::resolve::RunAt;
 use dwcp_proto::session::sink::{SinkAction, SinkInput, SinkSession};
 use dwcp_proto::session::source::{SourceAction, SourceInput};
 use dwcp_proto::time::Nanos;
@@ -52,7 +54,9 @@ impl Core {
             .get_mut(&id)
             .filter(|session| session.record.peer == peer && session.role() == role);
         let Some(session) = known else {
-            self.counters.ignored.add(message.name());
+            if !(role == Role::Source && self.hear_late(id, &peer, &message)) {
+                self.counters.ignored.add(message.name());
+            }
             return;
         };
         if session.link != Some(link) {
@@ -82,7 +86,15 @@ impl Core {
             message,
             PeerMessage::Query { .. } | PeerMessage::Yield { .. } | PeerMessage::Resolved { .. }
         );
-        let settles = matches!(message, PeerMessage::Settled { .. });
+        // A source that never yielded must hear that an operator let this end run.
+        let let_run = Some(SinkRecord::Resolved { run: RunAt::Sink });
+        let settles = match message {
+            PeerMessage::Settled { .. } => true,
+            PeerMessage::Abort { .. } => {
+                self.history.find(id).is_some_and(|record| record.sink_record == let_run)
+            }
+            _ => false,
+        };
         if !(asks || settles) || self.sessions.len() >= SESSIONS_LIVE_MAX {
             return;
         }
@@ -222,7 +234,24 @@ impl Core {
         if before != Some(session.record.state) {
             self.tell_state(id);
         }
+        self.release_use(id);
         self.retire_if_over(id);
+    }
+
+    /// Gives back what an ended session used; it may still owe its peer a word.
+    pub(super) fn release_use(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        let (role, state) = (session.role(), session.state());
+        let driven = session.vm.as_ref().is_some_and(|part| part.task.is_some());
+        if !state.is_over() || session.lanes_held != 0 || driven {
+            return;
+        }
+        let region = session.record.region.clone();
+        let vm = session.record.vm.as_ref().map(|vm| vm.name.clone());
+        self.regions.give_back(&region, id, state == SessionState::Committed);
+        if let Some(name) = vm {
+            self.give_back_vm(&name, id, Some((role, state)));
+        }
     }
 
     pub(super) fn tell_state(&self, id: SessionId) {
@@ -247,15 +276,10 @@ impl Core {
         if !self.sessions.get(&id).is_some_and(Session::is_over) {
             return;
         }
+        self.release_use(id);
         let Some(mut session) = self.sessions.remove(&id) else { return };
         if let Some(key) = session.key {
             self.keys.remove(&key);
-        }
-        let committed = session.record.state == SessionState::Committed;
-        self.regions.give_back(&session.record.region, id, committed);
-        if let Some(vm) = &session.record.vm {
-            let (name, end) = (vm.name.clone(), (session.role(), session.record.state));
-            self.give_back_vm(&name, id, Some(end));
         }
         let first_end = session.record.ended_unix_ms.is_none();
         session.record.ended_unix_ms.get_or_insert_with(unix_ms);

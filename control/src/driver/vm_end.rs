@@ -18,6 +18,7 @@ use dwcp_proto::session::resolve::{Conflict, RunAt};
 use dwcp_proto::session::sink::{SinkInput, SinkReport};
 use dwcp_proto::session::source::{SourceInput, SourceReport};
 use dwcp_proto::time::Nanos;
+use dwcp_proto::wire::peer::{Outcome, PeerMessage};
 use serde_json::{Value, json};
 
 impl Core {
@@ -89,6 +90,7 @@ impl Core {
     /// Tells the task how to end and answers who waits for a decision; the client of a migration is
     /// answered when the guest is where it belongs.
     fn end_vm(&mut self, id: SessionId, order: VmOrder, by: Nanos, outcome: Result<(), ApiError>) {
+        self.drive_again(id);
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let migrate = session.waiting.as_ref().is_some_and(|w| w.what == WaitingFor::Migrate);
         match &mut session.vm {
@@ -155,6 +157,7 @@ impl Core {
             self.vm_failed(id, "vm_task_ended", "nobody drives this QEMU any more");
         }
         self.finish_vm(id);
+        self.release_use(id);
         self.retire_if_over(id);
     }
 
@@ -241,6 +244,26 @@ impl Core {
             session.record.conflict = Some(conflict);
         }
         self.tell_state(id);
+    }
+
+    /// A sink says of an ended session that it runs what this end kept; true if that is news.
+    pub(super) fn hear_late(&mut self, id: SessionId, peer: &str, message: &PeerMessage) -> bool {
+        let runs = matches!(
+            message,
+            PeerMessage::Committed { .. }
+                | PeerMessage::Outcome { outcome: Outcome::Committed, .. }
+        );
+        let kept = self.history.find(id).is_some_and(|record| {
+            let ours = record.peer == peer && record.role == Role::Source;
+            ours && record.state != SessionState::Committed && record.conflict.is_none()
+        });
+        if runs && kept {
+            let conflict = Conflict::BothRun;
+            self.counters.conflicts.add(conflict.name());
+            tracing::error!(session = %id, "the peer runs what was kept here");
+            self.change_history(id, |record| record.conflict = Some(conflict));
+        }
+        runs && kept
     }
 }
 

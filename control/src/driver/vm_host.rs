@@ -19,7 +19,7 @@ pub(crate) trait VmHost {
     fn source(&self, session: SessionId, target: VmTarget, saved: Option<SavedSettings>) -> VmTask;
 
     /// Starts the task of a sink.
-    fn sink(&self, session: SessionId, target: VmTarget) -> VmTask;
+    fn sink(&self, session: SessionId, target: VmTarget, saved: Option<SavedSettings>) -> VmTask;
 
     /// Asks a QEMU what it is.
     fn probe(&self, qmp: PathBuf) -> Probe;
@@ -34,8 +34,8 @@ impl VmHost for QemuHost {
         spawn_source(session, target, saved, self.0.clone())
     }
 
-    fn sink(&self, session: SessionId, target: VmTarget) -> VmTask {
-        spawn_sink(session, target, self.0.clone())
+    fn sink(&self, session: SessionId, target: VmTarget, saved: Option<SavedSettings>) -> VmTask {
+        spawn_sink(session, target, saved, self.0.clone())
     }
 
     fn probe(&self, qmp: PathBuf) -> Probe {

@@ -11,7 +11,7 @@ use crate::api::{ApiCode, ApiError, CodingName, OnTimeoutName, Reply, Role, Topi
 use crate::limits::{STREAM_PAGES_EXTRA, STREAM_WINDOW_LOG, VM_FACTS_TIMEOUT_NS};
 use crate::migration::{Machine, Session, VmMemory, VmPart, Waiting, WaitingFor};
 use crate::peer::{LinkPhase, random};
-use crate::state::VmRecord;
+use crate::state::{SessionRecord, VmRecord};
 use crate::vm::{MigrateOptions, OnTimeout, VmFacts, VmNews, VmOrder, VmTarget, VmTask};
 use dwcp_dataplane::port::{Coding, StreamCoding};
 use dwcp_proto::ids::{LaneId, LinkId, SessionId, SessionKey, SessionNumber};
@@ -38,6 +38,7 @@ pub(super) struct VmSource {
     pub(super) memory_bytes: u64,
     /// For the facts.
     deadline: Nanos,
+    started_unix_ms: u64,
 }
 
 /// All sources that wait.
@@ -71,7 +72,16 @@ impl Core {
         let task = self.vm_host.source(session, target, None);
         let deadline = self.now() + Nanos(VM_FACTS_TIMEOUT_NS);
         let name = migrate.name.clone();
-        let source = VmSource { migrate, qmp, task, reply, offer: None, memory_bytes: 0, deadline };
+        let source = VmSource {
+            migrate,
+            qmp,
+            task,
+            reply,
+            offer: None,
+            memory_bytes: 0,
+            deadline,
+            started_unix_ms: unix_ms(),
+        };
         self.vm_sources.insert(session, source);
         tracing::info!(%session, vm = %name, "migration asked for");
         let params = json!({
@@ -184,6 +194,7 @@ impl Core {
         let mut record = new_record(id, Role::Source, "", pages);
         record.peer.clone_from(&entry.peer_name);
         record.peer_address = Some(source.migrate.peer.to_string());
+        record.started_unix_ms = source.started_unix_ms;
         record.vm = Some(VmRecord {
             name: source.migrate.name.clone(),
             qmp: source.qmp,
@@ -207,8 +218,20 @@ impl Core {
         session.key = Some(SessionKey { link, number });
         session.memory_bytes = source.memory_bytes;
         session.waiting = Some(Waiting { what: WaitingFor::Migrate, reply: source.reply });
+        self.outdate_history(&source.migrate.name);
         self.add_session(session);
         self.source_actions(id, actions);
+    }
+
+    /// The record of a session that has no machine yet.
+    pub(super) fn vm_source_record(&self, id: SessionId) -> Option<SessionRecord> {
+        let source = self.vm_sources.get(&id)?;
+        let mut record = new_record(id, Role::Source, "", 0);
+        record.peer_address = Some(source.migrate.peer.to_string());
+        record.started_unix_ms = source.started_unix_ms;
+        let (name, qmp) = (source.migrate.name.clone(), source.qmp.clone());
+        record.vm = Some(VmRecord { name, qmp, ..VmRecord::default() });
+        Some(record)
     }
 
     /// Ends a session that has no machine yet; the guest was not touched.

@@ -20,7 +20,7 @@ use dwcp_proto::session::source::SourceSession;
 use dwcp_proto::session::timing::SessionTiming;
 use dwcp_proto::time::Nanos;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A task that brings the guest of an ended session to where it belongs.
 #[derive(Debug)]
@@ -37,8 +37,47 @@ pub(super) struct Settling {
 pub(super) type VmSettling = BTreeMap<SessionId, Settling>;
 
 impl Core {
+    /// Settles what the journal left open, the oldest record first. Of one virtual machine only the
+    /// newest record says where its guest belongs.
+    pub(super) fn recover_all(&mut self, mut records: Vec<SessionRecord>) {
+        let mut seen = BTreeSet::new();
+        for record in records.iter_mut().rev() {
+            if let Some(vm) = &mut record.vm
+                && !seen.insert(vm.name.clone())
+            {
+                vm.settled = true;
+            }
+        }
+        records.into_iter().for_each(|record| self.recover(record));
+    }
+
+    /// A new session of a virtual machine: what older ones left to be done is not to be done.
+    pub(super) fn outdate_history(&mut self, name: &str) {
+        let of_vm = |record: &&SessionRecord| {
+            record.vm.as_ref().is_some_and(|vm| vm.name == name && !vm.settled)
+        };
+        let open: Vec<SessionId> =
+            self.history.newest_first().filter(of_vm).map(|record| record.session).collect();
+        for id in open {
+            self.change_history(id, |record| {
+                if let Some(vm) = &mut record.vm {
+                    vm.settled = true;
+                }
+            });
+        }
+    }
+
+    fn is_newest_of_vm(&self, id: SessionId) -> bool {
+        let name = |record: &SessionRecord| record.vm.as_ref().map(|vm| vm.name.clone());
+        let Some(wanted) = self.history.find(id).and_then(name) else { return false };
+        let live = self.sessions.values().any(|s| name(&s.record).as_ref() == Some(&wanted));
+        let of_vm = self.history.newest_first().filter(|r| name(r).as_ref() == Some(&wanted));
+        let newest = of_vm.max_by_key(|record| (record.started_unix_ms, record.session));
+        !live && newest.is_some_and(|record| record.session == id)
+    }
+
     /// Makes of a journal's record what it means now.
-    pub(super) fn recover(&mut self, mut record: SessionRecord) {
+    fn recover(&mut self, mut record: SessionRecord) {
         let changed = recover(&mut record, unix_ms());
         if changed {
             let state = record.state.name();
@@ -83,7 +122,7 @@ impl Core {
             let target = VmTarget::Monitor { qmp: vm.qmp.clone() };
             let task = match role {
                 Role::Source => self.vm_host.source(id, target, vm.saved.clone()),
-                Role::Sink => self.vm_host.sink(id, target),
+                Role::Sink => self.vm_host.sink(id, target, vm.saved.clone()),
             };
             self.vms.retake(&vm.name, id);
             let mut part = VmPart::new(task, LaneId(0));
@@ -98,15 +137,33 @@ impl Core {
         self.sessions.insert(id, session);
     }
 
-    /// Brings the guest of an ended session to where the journal says that it belongs.
+    /// Starts a task anew for a session whose QEMU nobody drives and whose guest has to move.
+    pub(super) fn drive_again(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        let (Some(part), Some(vm)) = (&session.vm, &session.record.vm) else { return };
+        if part.task.is_some() || part.ending || vm.settled {
+            return;
+        }
+        let (role, target) = (session.role(), VmTarget::Monitor { qmp: vm.qmp.clone() });
+        let task = match role {
+            Role::Source => self.vm_host.source(id, target, vm.saved.clone()),
+            Role::Sink => self.vm_host.sink(id, target, vm.saved.clone()),
+        };
+        if let Some(part) = self.sessions.get_mut(&id).and_then(|s| s.vm.as_mut()) {
+            part.task = Some(task);
+        }
+    }
+
+    /// Brings the guest of an ended session to where the journal says that it belongs, unless a
+    /// newer session of that machine has moved it since.
     fn settle_recovered(&mut self, record: &SessionRecord) {
-        let Some(vm) = record.vm.as_ref().filter(|vm| !vm.settled) else { return };
+        let Some(vm) = record.vm.as_ref().filter(|_| record.guest_waits()) else { return };
         let (id, target) = (record.session, VmTarget::Monitor { qmp: vm.qmp.clone() });
         let (task, order) = match (record.role, record.state) {
             (Role::Source, SessionState::Committed) => return,
             (Role::Source, _) => (self.vm_host.source(id, target, vm.saved.clone()), VmOrder::Keep),
             (Role::Sink, SessionState::Committed) => {
-                (self.vm_host.sink(id, target), VmOrder::Resume)
+                (self.vm_host.sink(id, target, vm.saved.clone()), VmOrder::Resume)
             }
             (Role::Sink, _) => return,
         };
@@ -162,7 +219,11 @@ impl Core {
         }
     }
 
-    fn change_history(&mut self, id: SessionId, change: impl FnOnce(&mut SessionRecord)) {
+    pub(super) fn change_history(
+        &mut self,
+        id: SessionId,
+        change: impl FnOnce(&mut SessionRecord),
+    ) {
         let Some(record) = self.history.find_mut(id) else { return };
         change(record);
         let record = Box::new(record.clone());
@@ -218,10 +279,9 @@ impl Core {
     /// An operator decides about a session that is not live: a committed guest may be started again.
     pub(super) fn resolve_ended(&mut self, id: SessionId, run: RunAt, reply: Reply) {
         let waits = self.history.find(id).is_some_and(|record| {
-            let unsettled = record.vm.as_ref().is_some_and(|vm| !vm.settled);
-            let committed = record.state == SessionState::Committed;
-            record.role == Role::Sink && committed && unsettled && run == RunAt::Sink
+            record.role == Role::Sink && record.guest_waits() && run == RunAt::Sink
         });
+        let waits = waits && self.is_newest_of_vm(id);
         if !waits || self.vm_settling.contains_key(&id) {
             let error = match self.vm_settling.contains_key(&id) {
                 true => ApiError::new(ApiCode::VmBusy, "its guest is being settled already"),

@@ -63,7 +63,7 @@ impl Core {
             number: key.number,
             offer: Box::new(offer.clone()),
             qmp,
-            task: self.vm_host.sink(id, target),
+            task: self.vm_host.sink(id, target, None),
             deadline: self.now() + Nanos(VM_FACTS_TIMEOUT_NS),
         };
         self.vm_sinks.insert(id, sink);
@@ -155,6 +155,7 @@ impl Core {
         session.link = Some(link);
         session.key = Some(SessionKey { link, number });
         session.memory_bytes = memory.total();
+        self.outdate_history(offer.name.as_str());
         self.add_session(session);
         Ok(actions)
     }

@@ -129,8 +129,14 @@ impl SessionRecord {
     #[must_use]
     pub fn may_be_forgotten(&self) -> bool {
         let commit_counts = self.sink_record.is_some_and(SinkRecord::owns) && !self.settled;
-        let guest_waits = self.vm.as_ref().is_some_and(|vm| !vm.settled);
-        self.state.is_over() && !commit_counts && !guest_waits
+        self.state.is_over() && !commit_counts && !self.guest_waits()
+    }
+
+    /// True when the session has ended and its guest is not yet known to be where that puts it.
+    pub(crate) fn guest_waits(&self) -> bool {
+        let committed = self.state == SessionState::Committed;
+        let here = committed == (self.role == Role::Sink);
+        self.state.is_over() && here && self.vm.as_ref().is_some_and(|vm| !vm.settled)
     }
 
     /// True at a source that durably knows the end, which the sink has to hear.

@@ -7,8 +7,10 @@
 
 use dwcp_codec::{ENCODED_BYTES_MAX, Encoder, EncoderConfig};
 use dwcp_fuzz::wire::{INCARNATION, STREAM};
-use dwcp_proto::ids::{LinkEpoch, Round, Sequence, SessionId, SessionNumber};
-use dwcp_proto::wire::frame::{Frame, NackReason};
+use dwcp_proto::ids::{
+    ChannelId, LinkEpoch, Position, Round, Sequence, SessionId, SessionNumber,
+};
+use dwcp_proto::wire::frame::{Frame, NackReason, StreamKind, StreamPart};
 use dwcp_proto::wire::hello::{Hello, HostName};
 use dwcp_proto::wire::keys::DirectionKey;
 use dwcp_proto::wire::limits::RECORD_HEADER_BYTES;
@@ -49,6 +51,8 @@ fn save(target: &str, name: &str, bytes: &[u8]) -> std::io::Result<()> {
 fn frames_and_records() -> std::io::Result<()> {
     let session = SessionNumber(5);
     let sequence = Sequence(9);
+    let (channel, position) = (ChannelId(1), Position(4));
+    let part = |kind| StreamPart { session, channel, kind, sequence, position };
     let kinds = [
         Frame::Pages { session, sequence, round: Round(1), payload: b"coded pages" },
         Frame::Ack { session, through: sequence },
@@ -59,6 +63,11 @@ fn frames_and_records() -> std::io::Result<()> {
         Frame::Abort { session, code: 2 },
         Frame::Ping { stamp: 1 },
         Frame::Pong { stamp: 1 },
+        Frame::Stream { part: part(StreamKind::Opaque), payload: b"as it is" },
+        Frame::Stream { part: part(StreamKind::End), payload: b"" },
+        Frame::Delivered { session, channel, position },
+        Frame::Reply { session, channel, offset: 16, payload: b"answer" },
+        Frame::ReplyAck { session, channel, offset: 16 },
     ];
     let mut sealer = Sealer::new(DirectionKey::Plain, STREAM, INCARNATION);
     let mut stream = Vec::new();

@@ -1,7 +1,7 @@
 //! Parser and emitter together, over generated streams in any pieces.
 
 use super::stream_for_tests::{BLOCKS, Part, begun, page, whole, written};
-use super::{Emitter, Item, Parser, RECORD_BYTES_MAX, Trouble};
+use super::{BLOCKS_MAX, Emitter, Item, Parser, RECORD_BYTES_MAX, Trouble};
 use crate::port::StreamNote;
 use dwcp_codec::PAGE_BYTES;
 use proptest::prelude::*;
@@ -139,8 +139,87 @@ fn pieces() -> impl Strategy<Value = Vec<usize>> {
     prop::collection::vec(prop_oneof![1_usize..40, 1_usize..9000], 1..6)
 }
 
+/// The first bytes of a stream of QEMU 10.0 with machine type pc and a memory back end m0 of
+/// 128 MiB, up to the first page's content.
+const REAL_HEAD: &[u8] = b"QEVM\0\0\0\x03\x07\0\0\0\x0epc-i440fx-10.0\
+    \x01\0\0\0\x01\x03ram\0\0\0\0\0\0\0\x04\0\0\0\0\x08\x08\x20\x04\
+    \x02m0\0\0\0\0\x08\0\0\0\x14/rom@etc/acpi/tables\0\0\0\0\0\x02\0\0\
+    \x07pc.bios\0\0\0\0\0\x04\0\0\x06pc.rom\0\0\0\0\0\x02\0\0\
+    \x15/rom@etc/table-loader\0\0\0\0\0\0\x10\0\x12/rom@etc/acpi/rsdp\0\0\0\0\0\0\x10\0\
+    \0\0\0\0\0\0\0\x10~\0\0\0\x01\x02\0\0\0\x01\0\0\0\0\0\0\0\x08\x02m0";
+
+#[test]
+fn the_head_of_a_real_stream_is_read() {
+    let stream = [REAL_HEAD, &[0x53; PAGE_BYTES]].concat();
+    let seen = parsed(&stream, &[stream.len()]);
+    let blocks: Vec<_> = seen.iter().filter(|it| matches!(it, Seen::Block { .. })).collect();
+    let block = |number: u16, idstr: &str, pages: u64| Seen::Block {
+        number,
+        idstr: idstr.as_bytes().to_vec(),
+        bytes: pages * PAGE_BYTES as u64,
+    };
+    let expected = [
+        block(0, "m0", 32_768),
+        block(1, "/rom@etc/acpi/tables", 32),
+        block(2, "pc.bios", 64),
+        block(3, "pc.rom", 32),
+        block(4, "/rom@etc/table-loader", 1),
+        block(5, "/rom@etc/acpi/rsdp", 1),
+    ];
+    assert_eq!(blocks, expected.iter().collect::<Vec<_>>());
+    assert_eq!(notes(&seen), [StreamNote::RamBytes(134_750_208)]);
+    assert_eq!(pages(&seen), [(0, vec![0x53; PAGE_BYTES])]);
+    assert_eq!(emitted(&seen), stream);
+}
+
+#[test]
+fn configurations_that_change_the_format_make_the_stream_opaque() {
+    let head = written(&[Part::Head, Part::Configuration(0)]);
+    for (name, fields) in [
+        ("configuration/capabilities", &b"\0\0\0\x01\x0fx-ignore-shared"[..]),
+        ("configuration/target-page-bits", &[0, 0, 0, 13]),
+        ("configuration/other", &[]),
+    ] {
+        let part = [b"\x05", &[name.len() as u8], name.as_bytes(), &[0, 0, 0, 1], fields].concat();
+        let stream = [&head[..], &part].concat();
+        let seen = parsed(&stream, &[7]);
+        assert_eq!(
+            seen,
+            [
+                Seen::Opaque(head.clone()),
+                Seen::Note(StreamNote::Opaque(Trouble::Configuration.code())),
+                Seen::Opaque(part),
+            ],
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn block_lists_that_can_not_be_make_the_stream_opaque() {
+    let word = |word: u64| word.to_be_bytes();
+    let begun = written(&[Part::Head, Part::Section(1)]);
+    let entry = |name: &[u8], bytes: u64| [&[name.len() as u8], name, &word(bytes)].concat();
+    for (why, list) in [
+        ("nothing listed", word(4).to_vec()),
+        ("no name", [&word(0x1004)[..], &entry(b"", 0x1000)].concat()),
+        ("more than in all", [&word(0x1004)[..], &entry(b"a", 0x2000)].concat()),
+        ("part of a page", [&word(0x2004)[..], &entry(b"a", 0x1001)].concat()),
+        ("a name twice", [&word(0x2004)[..], &entry(b"a", 0x1000).repeat(2)].concat()),
+        ("nothing in entries without end", {
+            let empty = (0..=BLOCKS_MAX).map(|number| entry(number.to_string().as_bytes(), 0));
+            [word(0x1004).to_vec(), empty.collect::<Vec<_>>().concat()].concat()
+        }),
+    ] {
+        let stream = [&begun[..], &list].concat();
+        let seen = parsed(&stream, &[100]);
+        assert_eq!(notes(&seen), [StreamNote::Opaque(Trouble::BlockList.code())], "{why}");
+        assert_eq!(emitted(&seen), stream, "{why}");
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
     fn a_valid_stream_is_found_page_by_page_however_it_is_cut(

@@ -39,6 +39,7 @@ fn main() -> std::io::Result<()> {
     for (name, line) in dwcp_fuzz::control::example_lines() {
         save("control_request", &name, &line)?;
     }
+    qemu_streams()?;
     payloads()
 }
 
@@ -122,6 +123,30 @@ fn peer_messages() -> Vec<PeerMessage> {
         PeerMessage::Pong { stamp: 1 },
         PeerMessage::Goodbye { reason: message },
     ]
+}
+
+/// Short migration streams of a guest with two blocks. The byte before each chooses the pieces.
+fn qemu_streams() -> std::io::Result<()> {
+    let name = |name: &[u8]| [&[name.len() as u8], name].concat();
+    let head = b"QEVM\0\0\0\x03\x07\0\0\0\x02pc".to_vec();
+    let subsection = [b"\x05", &name(b"configuration/uuid")[..], &[0, 0, 0, 1], &[7; 16]].concat();
+    let commands = b"\x08\0\x01\0\0\x08\0\x02\0\x04\0\0\0\0".to_vec();
+    let start = [b"\x01\0\0\0\x02", &name(b"ram")[..], &[0, 0, 0, 0, 0, 0, 0, 4]].concat();
+    let word = |word: u64| word.to_be_bytes().to_vec();
+    let blocks =
+        [word(0x4_0004), name(b"pc.ram"), word(0x3_0000), name(b"pc.bios"), word(0x1_0000)];
+    let end = [word(0x10), b"\x7e\0\0\0\x02".to_vec()].concat();
+    let begun = [head.clone(), commands, start, blocks.concat(), end.clone()].concat();
+    let part = |kind: u8, body: &[u8]| [&[kind, 0, 0, 0, 2], body, &end].concat();
+    let zero = [word(0x1002), name(b"pc.bios"), vec![0], word(0x2022), vec![0]].concat();
+    let page = [word(0x8), name(b"pc.ram"), vec![9; 4096], word(0x1028), vec![8; 4096]].concat();
+    let whole = [begun.clone(), part(2, &zero), part(3, &page), b"\x04devices".to_vec()].concat();
+    let xbzrle = part(2, &[word(0x60), vec![1, 0, 2, 5, 0]].concat());
+    save("qemu_stream", "head", &[&[0][..], &head, &subsection].concat())?;
+    save("qemu_stream", "blocks", &[&[1][..], &begun].concat())?;
+    save("qemu_stream", "zeros", &[&[2][..], &begun, &part(2, &zero), &part(3, &zero)].concat())?;
+    save("qemu_stream", "xbzrle", &[&[3][..], &begun, &part(2, &zero), &xbzrle].concat())?;
+    save("qemu_stream", "pages", &[&[200][..], &whole].concat())
 }
 
 /// Descriptions of extents for the round trip, and what they are coded to for the decoder.

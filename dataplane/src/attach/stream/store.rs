@@ -80,7 +80,7 @@ struct Words(Option<Region>);
 
 impl Words {
     fn new(name: &str, count: u64) -> Result<Self, RegionError> {
-        let bytes = count.checked_mul(WORD_BYTES).unwrap_or(u64::MAX);
+        let bytes = count.saturating_mul(WORD_BYTES);
         let bytes = bytes.checked_next_multiple_of(PAGE_BYTES as u64).unwrap_or(u64::MAX);
         Ok(Self(create(name, bytes)?))
     }
@@ -129,8 +129,8 @@ impl PageStore {
     pub fn new(pages_max: u64, capacity_pages: u64) -> Result<Self, RegionError> {
         // A slot beyond one per page would never be used.
         let capacity_pages = capacity_pages.min(pages_max);
-        let entry_words = pages_max.checked_mul(ENTRY_WORDS).unwrap_or(u64::MAX);
-        let slot_bytes = capacity_pages.checked_mul(PAGE_BYTES as u64).unwrap_or(u64::MAX);
+        let entry_words = pages_max.saturating_mul(ENTRY_WORDS);
+        let slot_bytes = capacity_pages.saturating_mul(PAGE_BYTES as u64);
         Ok(Self {
             pages_max,
             capacity_pages,

@@ -166,5 +166,33 @@ fn payloads() -> std::io::Result<()> {
         let bytes = dwcp_fuzz::codec::encode(&mut encoder, mask, edits, &mut payload);
         save("codec_decode", name, &payload[..bytes])?;
     }
+    streams()
+}
+
+/// Descriptions of streams of batches over one long window, and what they are coded to.
+fn streams() -> std::io::Result<()> {
+    // Pieces of 40 bytes: a mask, then edits.
+    let piece = |mask: u64, edits: &[u8]| {
+        let mut piece = mask.to_le_bytes().to_vec();
+        piece.extend_from_slice(edits);
+        piece.resize(40, 0);
+        piece
+    };
+    let text = piece(0b1000_1000, &[0, 3, 9, 40, 1, 3, 5, 30]);
+    let mixed = piece(0b1_1111_0111, &[0, 0, 0, 0, 1, 1, 5, 5, 2, 2, 3, 3, 3, 3, 7, 40]);
+    let cases: [(&str, Vec<u8>); 3] = [
+        ("one", text.clone()),
+        ("repeated", [text.clone(), text.clone(), text.clone()].concat()),
+        ("mixed", [mixed.clone(), text, mixed].concat()),
+    ];
+    for (name, pieces) in cases {
+        let mut stream = Vec::new();
+        for (_, _, payload) in dwcp_fuzz::codec::encode_stream(&pieces) {
+            stream.extend_from_slice(&(payload.len() as u16).to_le_bytes());
+            stream.extend_from_slice(&payload);
+        }
+        save("codec_stream_round_trip", name, &pieces)?;
+        save("codec_stream_decode", name, &stream)?;
+    }
     Ok(())
 }

@@ -15,6 +15,7 @@ mod reply;
 mod retain;
 mod sink;
 mod source;
+pub mod store;
 
 pub use budget::{stream_sink_bytes, stream_source_bytes};
 pub(crate) use pipe::Pipes;

@@ -11,6 +11,7 @@ use dwcp_ffi::dirty::DirtyBitmap;
 use dwcp_ffi::poll::Waker;
 use dwcp_ffi::region::Region;
 use dwcp_ffi::spsc::{Consumer, Full, Producer};
+pub use dwcp_proto::ids::ChannelId;
 use dwcp_proto::ids::{Incarnation, LaneId, LinkId, Round, Sequence, SessionKey, StreamId};
 use dwcp_proto::wire::record::StreamKeys;
 use std::os::fd::OwnedFd;
@@ -203,10 +204,6 @@ pub struct StreamSinkSetup {
     /// Where the shard counts.
     pub stats: SessionStats,
 }
-
-/// A connection of the VMM: 0 is the first one, more follow when the VMM opens several.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ChannelId(pub u16);
 
 /// A connected local socket that becomes a channel.
 #[derive(Debug)]

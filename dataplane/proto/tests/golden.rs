@@ -4,9 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use dwcp_proto::ids::{
-    Incarnation, LinkEpoch, Round, Sequence, SessionId, SessionNumber, StreamId,
+    ChannelId, Incarnation, LinkEpoch, Position, Round, Sequence, SessionId, SessionNumber,
+    StreamId,
 };
-use dwcp_proto::wire::frame::{Frame, NackReason};
+use dwcp_proto::wire::frame::{Frame, NackReason, StreamKind, StreamPart};
 use dwcp_proto::wire::hello::{Hello, HostName};
 use dwcp_proto::wire::keys::{Direction, key_context, nonce};
 use dwcp_proto::wire::peer::{
@@ -46,7 +47,23 @@ fn frames() -> Vec<(&'static str, Frame<'static>)> {
         ("abort", Frame::Abort { session, code: 0x0102 }),
         ("ping", Frame::Ping { stamp: 0x1122_3344_5566_7788 }),
         ("pong", Frame::Pong { stamp: 0x1122_3344_5566_7788 }),
+        ("stream_opaque", stream(StreamKind::Opaque, b"payload")),
+        ("stream_pages", stream(StreamKind::Pages, b"payload")),
+        ("stream_block", stream(StreamKind::Block, b"payload")),
+        ("stream_end", stream(StreamKind::End, b"")),
+        ("delivered", Frame::Delivered { session, channel: CHANNEL, position: POSITION }),
+        ("reply", Frame::Reply { session, channel: CHANNEL, offset: 16, payload: b"payload" }),
+        ("reply_ack", Frame::ReplyAck { session, channel: CHANNEL, offset: 16 }),
     ]
+}
+
+const CHANNEL: ChannelId = ChannelId(0x0011);
+const POSITION: Position = Position(0x0807_0605_0403_0201);
+
+fn stream(kind: StreamKind, payload: &'static [u8]) -> Frame<'static> {
+    let sequence = Sequence(0x0102_0304_0506_0708);
+    let part = StreamPart { session: NUMBER, channel: CHANNEL, kind, sequence, position: POSITION };
+    Frame::Stream { part, payload }
 }
 
 fn messages() -> Vec<PeerMessage> {

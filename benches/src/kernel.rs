@@ -9,8 +9,9 @@ use dwcp_codec::policy::RUNS_PAGE_BYTES_MAX;
 use dwcp_codec::runs::encode_runs;
 use dwcp_codec::sample::looks_random;
 use dwcp_codec::{
-    BaseIn, Baseline, Bases, Coding, Decoder, ENCODED_BYTES_MAX, EXTENT_PAGES, Encoder,
-    EncoderConfig, ExtentInput, HashKey, PAGE_BYTES, Page, PageHash, PageHasher,
+    BaseIn, Baseline, Bases, BatchInput, Coding, Decoder, ENCODED_BYTES_MAX, EXTENT_PAGES, Encoder,
+    EncoderConfig, ExtentInput, HashKey, LongWindowDecoder, LongWindowEncoder, PAGE_BYTES, Page,
+    PageHash, PageHasher,
 };
 use std::hint::black_box;
 
@@ -19,6 +20,8 @@ pub const PAGES_PER_RUN: u64 = EXTENT_PAGES as u64;
 
 const SEED: u64 = 7;
 const VERSION: u64 = 1000;
+/// Holds the one batch of a run; larger ones would count the clearing of zstd's tables.
+const WINDOW_LOG: u32 = 18;
 
 /// A piece of the codec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,12 +54,20 @@ pub enum Kernel {
     DecodeRaw,
     /// Decoding of the mix.
     DecodeMix,
+    /// The mix as a batch of pages out of order.
+    EncodeBatch,
+    /// Decoding of that batch.
+    DecodeBatch,
+    /// A batch of text, the first of a long window. Making the window is part of it.
+    EncodeWindow,
+    /// Decoding of that batch, with the making of the window.
+    DecodeWindow,
     /// The yardstick: plain zstd-1 on each page of text.
     Baseline,
 }
 
 /// All kernels with their names.
-pub const KERNELS: [(&str, Kernel); 15] = [
+pub const KERNELS: [(&str, Kernel); 19] = [
     ("zero", Kernel::Zero),
     ("hash", Kernel::Hash),
     ("sample", Kernel::Sample),
@@ -71,6 +82,10 @@ pub const KERNELS: [(&str, Kernel); 15] = [
     ("decode-zstd", Kernel::DecodeZstd),
     ("decode-raw", Kernel::DecodeRaw),
     ("decode-mix", Kernel::DecodeMix),
+    ("encode-batch", Kernel::EncodeBatch),
+    ("decode-batch", Kernel::DecodeBatch),
+    ("encode-window", Kernel::EncodeWindow),
+    ("decode-window", Kernel::DecodeWindow),
     ("baseline", Kernel::Baseline),
 ];
 
@@ -100,7 +115,7 @@ impl Kernel {
         };
         for index in 0..EXTENT_PAGES {
             let base = pages.text();
-            let (new, with_base) = match (self, index % 4) {
+            let (new, with_base) = match (self.pages_like(), index % 4) {
                 (Self::Zero, _) | (Self::EncodeMix | Self::DecodeMix, 0) => {
                     ([0; PAGE_BYTES], false)
                 }
@@ -119,6 +134,31 @@ impl Kernel {
         work.payload_bytes = work.encode();
         work
     }
+
+    /// The kernel whose pages this one works on too.
+    const fn pages_like(self) -> Self {
+        match self {
+            Self::EncodeBatch | Self::DecodeBatch => Self::EncodeMix,
+            Self::EncodeWindow | Self::DecodeWindow => Self::EncodeZstd,
+            other => other,
+        }
+    }
+
+    const fn is_batch(self) -> bool {
+        matches!(
+            self,
+            Self::EncodeBatch | Self::DecodeBatch | Self::EncodeWindow | Self::DecodeWindow
+        )
+    }
+
+    const fn has_window(self) -> bool {
+        matches!(self, Self::EncodeWindow | Self::DecodeWindow)
+    }
+}
+
+/// The pages of a batch: those of the extent, out of order.
+const fn batch_number(index: u64) -> u64 {
+    index * 37 % PAGES_PER_RUN
 }
 
 /// A kernel with its data.
@@ -137,13 +177,19 @@ pub struct Work {
 }
 
 /// The sink's versions: the work's bases.
-struct Held<'a>(&'a [Option<(PageHash, Box<Page>)>]);
+struct Held<'a> {
+    bases: &'a [Option<(PageHash, Box<Page>)>],
+    is_batch: bool,
+}
 
 impl Bases for Held<'_> {
     fn base(&mut self, page: u64, version: u64, out: &mut Page) -> Option<PageHash> {
-        let (hash, base) = self.0.get(page as usize)?.as_ref()?;
+        let mut indices = 0..PAGES_PER_RUN;
+        let index =
+            if self.is_batch { indices.find(|index| batch_number(*index) == page)? } else { page };
+        let (hash, base) = self.bases.get(index as usize)?.as_ref()?;
         out.copy_from_slice(&base[..]);
-        (version == VERSION + page).then_some(*hash)
+        (version == VERSION + index).then_some(*hash)
     }
 }
 
@@ -188,12 +234,16 @@ impl Work {
             | Kernel::EncodePrefix
             | Kernel::EncodeZstd
             | Kernel::EncodeRaw
-            | Kernel::EncodeMix => self.encode() as u64,
+            | Kernel::EncodeMix
+            | Kernel::EncodeBatch
+            | Kernel::EncodeWindow => self.encode() as u64,
             Kernel::DecodeRuns
             | Kernel::DecodePrefix
             | Kernel::DecodeZstd
             | Kernel::DecodeRaw
-            | Kernel::DecodeMix => self.decode(),
+            | Kernel::DecodeMix
+            | Kernel::DecodeBatch
+            | Kernel::DecodeWindow => self.decode(),
         }
     }
 
@@ -206,23 +256,37 @@ impl Work {
                 page,
             });
         }
-        let input = ExtentInput {
-            first_page: 0,
-            mask: u64::MAX,
-            pages: &self.news,
-            hashes: &self.hashes,
-            bases: &bases,
-            coding: Coding::Full { zstd_level: 1 },
-        };
+        let (pages, hashes, bases) = (&self.news[..], &self.hashes[..], &bases[..]);
+        let coding = Coding::Full { zstd_level: 1 };
+        if self.kernel.is_batch() {
+            let numbers: [u64; EXTENT_PAGES] =
+                std::array::from_fn(|index| batch_number(index as u64));
+            let input = BatchInput { numbers: &numbers, pages, hashes, bases, coding };
+            let window = self.kernel.has_window().then(|| LongWindowEncoder::new(WINDOW_LOG, 1));
+            let mut window = window.and_then(Result::ok);
+            let (hasher, out) = (&self.hasher, &mut self.payload);
+            return self.encoder.encode_batch(hasher, &input, window.as_mut(), out).bytes;
+        }
+        let input = ExtentInput { first_page: 0, mask: u64::MAX, pages, hashes, bases, coding };
         self.encoder.encode(&self.hasher, &input, &mut self.payload).bytes
     }
 
     fn decode(&mut self) -> u64 {
         let payload = &self.payload[..self.payload_bytes];
-        let decoded =
-            self.decoder.decode(&self.hasher, payload, PAGES_PER_RUN, &mut Held(&self.bases));
-        assert!(decoded.is_ok(), "the codec refuses its own payload");
-        decoded.map_or(0, |extent| u64::from(extent.hashes[0].0[0]))
+        let is_batch = self.kernel.is_batch();
+        let mut bases = Held { bases: &self.bases, is_batch };
+        let (decoder, key) = (&mut self.decoder, &self.hasher);
+        let hash = if is_batch {
+            let window = self.kernel.has_window().then(|| LongWindowDecoder::new(WINDOW_LOG));
+            let mut window = window.and_then(Result::ok);
+            decoder
+                .decode_batch(key, payload, PAGES_PER_RUN, &mut bases, window.as_mut())
+                .map(|batch| batch.hashes[0])
+        } else {
+            decoder.decode(key, payload, PAGES_PER_RUN, &mut bases).map(|extent| extent.hashes[0])
+        };
+        assert!(hash.is_ok(), "the codec refuses its own payload");
+        hash.map_or(0, |hash| u64::from(hash.0[0]))
     }
 }
 

@@ -21,6 +21,7 @@ mod network;
 mod peer;
 mod state;
 mod tally;
+mod vm;
 
 pub use config::{
     BudgetFact, ControlConfig, DaemonFacts, KernelFact, LiveSettings, MemoryBudget, PeerSecurity,
@@ -29,4 +30,4 @@ pub use config::{
 pub use driver::run;
 pub use error::{ControlError, ExitClass};
 pub use peer::PkiError;
-pub use state::{JournalError, SessionRecord, SessionState};
+pub use state::{JournalError, SessionRecord, SessionState, VmRecord};

@@ -42,6 +42,43 @@ pub(crate) const VALUE_BYTES_MAX: usize = 4096;
 /// Hosts that one region may accept data from.
 pub(crate) const ACCEPT_FROM_MAX: usize = 64;
 
+/// Bytes of a Unix socket's path: what the kernel's `sun_path` holds besides the final zero.
+pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Words of a command line that starts a QEMU: the longest seen in the field have some hundred.
+pub(crate) const SPAWN_ARGUMENTS_MAX: usize = 1024;
+
+/// Bytes of such a command line.
+pub(crate) const SPAWN_BYTES_MAX: usize = 64 << 10;
+
+/// The longest downtime limit that QEMU takes: 2000 seconds.
+pub(crate) const DOWNTIME_LIMIT_MS_MAX: u64 = 2_000_000;
+
+/// The shortest and the longest time that a migration may be given: one second, one week.
+pub(crate) const MIGRATE_TIMEOUT_MS: (u64, u64) = (1_000, 7 * 24 * 3_600_000);
+
+/// The binary logarithm of a stream session's long zstd window: 16 MiB at each end find what a guest
+/// holds twice within a few seconds of a fast link.
+pub(crate) const STREAM_WINDOW_LOG: u8 = 24;
+
+/// Guest pages besides those of its RAM that tables have room for: firmware and video memory.
+pub(crate) const STREAM_PAGES_EXTRA: u64 = 1 << 16;
+
+/// How long a QEMU may take to tell what it is, started first if need be.
+pub(crate) const VM_FACTS_TIMEOUT_NS: u64 = 30_000_000_000;
+
+/// How long the task of a session that has ended may take to bring its guest to where it belongs.
+pub(crate) const VM_END_TIMEOUT_NS: u64 = 60_000_000_000;
+
+/// How long a source waits for the word that its committed guest runs at the sink.
+pub(crate) const VM_RESUMED_TIMEOUT_NS: u64 = 10_000_000_000;
+
+/// How often a task hears the data plane's figures.
+pub(crate) const VM_FIGURES_PERIOD_NS: u64 = 200_000_000;
+
+/// Virtual machines attached at a time.
+pub(crate) const VMS_MAX: usize = 256;
+
 /// Sessions that are not over yet, in both roles together.
 pub(crate) const SESSIONS_LIVE_MAX: usize = 256;
 

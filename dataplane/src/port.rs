@@ -4,6 +4,8 @@
 //! box; all others are small `Copy`-like values. The shard never allocates for an event, and an
 //! accepted session reserves the room of its final event, so that "finished" can't be lost.
 
+pub use crate::attach::stream::store::{STORE_PAGE_BYTES, STORE_SLOT_BYTES};
+pub use crate::attach::stream::{stream_sink_bytes, stream_source_bytes};
 use crate::stats::{SessionStats, ShardStatsReader, StreamStats};
 pub use dwcp_codec::{Coding, HashKey};
 use dwcp_ffi::counters::{HistogramReader, HistogramWriter};
@@ -11,6 +13,7 @@ use dwcp_ffi::dirty::DirtyBitmap;
 use dwcp_ffi::poll::Waker;
 use dwcp_ffi::region::Region;
 use dwcp_ffi::spsc::{Consumer, Full, Producer};
+pub use dwcp_proto::ids::ChannelId;
 use dwcp_proto::ids::{Incarnation, LaneId, LinkId, Round, Sequence, SessionKey, StreamId};
 use dwcp_proto::wire::record::StreamKeys;
 use std::os::fd::OwnedFd;
@@ -37,6 +40,13 @@ pub enum Command {
     OpenSource(Box<SourceSetup>),
     /// Take a region as the sink of a session.
     OpenSink(Box<SinkSetup>),
+    /// Carry a VMM's migration stream as the source of a session.
+    OpenStreamSource(Box<StreamSourceSetup>),
+    /// Carry a VMM's migration stream as the sink of a session.
+    OpenStreamSink(Box<StreamSinkSetup>),
+    /// Take over a connected local socket of the VMM as a channel of a stream session. At the sink
+    /// frames of a channel wait until it is there.
+    AddChannel(Box<ChannelSetup>),
     /// Send what the dirty-page source says has changed (all pages in round 1).
     StartRound {
         /// The session.
@@ -44,7 +54,9 @@ pub enum Command {
         /// The round's number.
         round: Round,
     },
-    /// Source, after the last round: have the sink prove that it holds every page.
+    /// Source of a region, after the last round: have the sink prove that it holds every page.
+    /// Stream sessions at either end: answer with [`Event::StreamDigest`] as soon as all that was
+    /// accepted from the VMM is sent (source), or all that arrived is handed to the VMM (sink).
     Verify {
         /// The session.
         session: SessionKey,
@@ -142,6 +154,103 @@ pub struct SinkSetup {
     pub stats: SessionStats,
 }
 
+/// How the bytes of a migration stream are carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamCoding {
+    /// The stream is read, its pages are coded.
+    Pages {
+        /// How pages are coded.
+        coding: Coding,
+        /// The binary logarithm of the long zstd window, 0 for none; the same at both ends.
+        window_log: u8,
+    },
+    /// Every byte as it is.
+    Passthrough,
+}
+
+/// A VMM's migration stream as the source of a session. It is served by one lane alone.
+#[derive(Debug)]
+pub struct StreamSourceSetup {
+    /// The session.
+    pub session: SessionKey,
+    /// The lane that serves it.
+    pub lane: LaneId,
+    /// How.
+    pub coding: StreamCoding,
+    /// The most guest pages that the session's table holds; what lies beyond is sent without base.
+    pub pages_max: u64,
+    /// How many page versions both ends keep as bases; agreed between them.
+    pub base_pages: u64,
+    /// The most coded bytes that are sent and not yet handed to the VMM at the sink; agreed.
+    pub undelivered_bytes_max: u64,
+    /// Key of the page hash, the same at both ends.
+    pub hash_key: HashKey,
+    /// Where the shard counts.
+    pub stats: SessionStats,
+    /// Round trips of the session's frames, in nanoseconds.
+    pub frame_rtt_ns: HistogramWriter,
+}
+
+/// A VMM's migration stream as the sink of a session.
+#[derive(Debug)]
+pub struct StreamSinkSetup {
+    /// The session.
+    pub session: SessionKey,
+    /// The lane that serves it.
+    pub lane: LaneId,
+    /// As at the source.
+    pub window_log: u8,
+    /// As at the source.
+    pub pages_max: u64,
+    /// As at the source.
+    pub base_pages: u64,
+    /// As at the source.
+    pub undelivered_bytes_max: u64,
+    /// Key of the page hash, the same at both ends.
+    pub hash_key: HashKey,
+    /// Where the shard counts.
+    pub stats: SessionStats,
+}
+
+/// A connected local socket that becomes a channel.
+#[derive(Debug)]
+pub struct ChannelSetup {
+    /// The session.
+    pub session: SessionKey,
+    /// The channel's number, the same at both ends.
+    pub channel: ChannelId,
+    /// The connected socket. Closed when the session closes or fails.
+    pub socket: OwnedFd,
+}
+
+/// What the source learnt from the migration stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamNote {
+    /// The guest's RAM blocks are known: their bytes in all.
+    RamBytes(u64),
+    /// The RAM section has ended; what follows is device state.
+    RamEnded,
+    /// From here on every byte is carried as it is, for this reason (a stable code).
+    Opaque(&'static str),
+}
+
+/// How a channel's local socket ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChannelEnd {
+    /// The VMM closed it.
+    #[error("the VMM closed its migration socket")]
+    Closed,
+    /// The socket failed.
+    #[error("the VMM's migration socket failed with errno {errno}")]
+    Socket {
+        /// The kernel's error number.
+        errno: i32,
+    },
+    /// The VMM at the other end closed or broke its socket.
+    #[error("the VMM at the peer ended its migration socket")]
+    Peer,
+}
+
 /// What a round did on one lane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RoundStats {
@@ -193,6 +302,32 @@ pub enum Event {
     Verified {
         /// The session.
         session: SessionKey,
+    },
+    /// Source of a stream session: something about the stream became known.
+    Stream {
+        /// The session.
+        session: SessionKey,
+        /// What.
+        note: StreamNote,
+    },
+    /// A channel of a stream session ended; the session itself goes on until it is closed.
+    ChannelEnded {
+        /// The session.
+        session: SessionKey,
+        /// The channel.
+        channel: ChannelId,
+        /// How.
+        end: ChannelEnd,
+    },
+    /// The answer to [`Command::Verify`] of a stream session: equal at both ends exactly when the
+    /// sink handed to its VMM all that the source took from its own.
+    StreamDigest {
+        /// The session.
+        session: SessionKey,
+        /// How many frames it covers.
+        frames: u64,
+        /// Digest over all frames of all channels, in order.
+        digest: [u8; 16],
     },
     /// The session can't go on on this lane.
     Failed {

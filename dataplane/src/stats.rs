@@ -141,7 +141,32 @@ counters! {
         BasePages: "session_base_pages",
             "Page versions kept as bases.";
         BacklogBytes: "session_backlog_bytes",
-            "Coded bytes sent and not yet acknowledged, beyond one bandwidth-delay product.";
+            "Coded bytes sent and not yet acknowledged (migration streams: not yet taken by the \
+             VMM), beyond one bandwidth-delay product.";
+        VmmInBytes: "session_vmm_in_bytes_total",
+            "Bytes of migration streams that the VMM wrote at the source.";
+        VmmOutBytes: "session_vmm_out_bytes_total",
+            "Bytes of migration streams that the VMM took at the sink.";
+        OpaqueBytes: "session_opaque_bytes_total",
+            "Bytes of migration streams that were carried as they are.";
+        CodedBytes: "session_coded_bytes_total",
+            "Payload of the frames of migration streams, each counted once.";
+        DeliveredBytes: "session_delivered_bytes_total",
+            "Payload that the VMM at the sink took.";
+        UndeliveredBytes: "session_undelivered_bytes",
+            "Payload sent and not yet taken by the VMM at the sink.";
+        DeliveryRate: "session_delivery_bytes_per_second",
+            "The rate at which the VMM at the sink takes payload, estimated.";
+        RttMinNanos: "session_rtt_min_nanoseconds",
+            "The least time from sending a frame of a migration stream to its delivery.";
+        FramesResent: "session_resent_frames_total",
+            "Frames of migration streams that were sent again since their stream died.";
+        DuplicateFrames: "session_duplicate_frames_total",
+            "Frames of migration streams that came more than once.";
+        ReorderHighWater: "session_reorder_high_water_bytes",
+            "The most that the sink of a migration stream held at a time, in units of 4 KiB.";
+        ReplyBytes: "session_reply_bytes_total",
+            "Bytes of migration streams that the VMM at the sink answered.";
     }
 }
 

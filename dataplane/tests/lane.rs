@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod carry;
 mod pair;
 
 use dwcp_dataplane::port::{Coding, DirtyPages, Event, SessionEnd, StreamEnd};

@@ -63,6 +63,8 @@ pub struct UringConfig {
     pub data_buffer_bytes: u32,
     /// The most completions of the kernel that one poll works off.
     pub completions_max: u32,
+    /// Watches of other descriptors that can be in flight at once.
+    pub watches_max: u32,
     /// Register the arena, which counts as locked memory. Without it every send is a plain one.
     pub register_arena: bool,
 }
@@ -75,6 +77,7 @@ impl Default for UringConfig {
             data_buffers: 64,
             data_buffer_bytes: 4096,
             completions_max: 256,
+            watches_max: 0,
             register_arena: true,
         }
     }
@@ -87,6 +90,15 @@ pub enum Wait {
     No,
     /// At most this long. A wake-up or any completion ends it.
     Until(Duration),
+}
+
+/// What a watch of a descriptor waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// There is something to read, or the end.
+    Readable,
+    /// There is room to write.
+    Writable,
 }
 
 /// What happened. Errors are the kernel's error numbers.
@@ -138,6 +150,11 @@ pub enum Completion<'a> {
         /// The socket.
         socket: SocketIndex,
     },
+    /// A watched descriptor is ready, or its watch ended with an error: try it.
+    Ready {
+        /// What the watch was named.
+        name: u32,
+    },
     /// A waker was used. Look at every input.
     Woken,
 }
@@ -177,15 +194,16 @@ impl Uring {
         wake: &WakeReceiver,
     ) -> Result<Self, UringError> {
         let UringConfig { entries, sockets_max, data_buffers, data_buffer_bytes, .. } = config;
+        let watches_max = config.watches_max;
         assert!((1..=ENTRIES_MAX).contains(&entries), "{entries} entries");
         assert!((1..=ENTRIES_MAX).contains(&sockets_max), "{sockets_max} sockets");
         assert!(config.completions_max > 0, "a poll that takes no completion");
         let probe = Probe::run()?;
         probe.require()?;
-        // Every lease, a multishot receive for each socket and the wake-up may be in flight at
-        // once; a zero-copy send completes twice.
+        // Every lease, a multishot receive for each socket, the watches and the wake-up may be in
+        // flight at once; a zero-copy send completes twice.
         let leases = arena.slot_count() as u32;
-        let operations = leases + sockets_max + 1;
+        let operations = leases + sockets_max + watches_max + 1;
         let completions = (2 * operations + u32::from(data_buffers))
             .next_power_of_two()
             .clamp(2 * entries.next_power_of_two(), COMPLETION_ENTRIES_MAX);
@@ -340,6 +358,29 @@ impl Uring {
         self.arm_multishot(slot);
     }
 
+    /// Watches a descriptor that is not the ring's, once: [`Completion::Ready`] with this name
+    /// follows. The kernel keeps the open file until then, so an owner who closes the descriptor
+    /// shuts the socket down first, which ends the watch. False when the queue is full.
+    ///
+    /// The descriptor must stay open until the next poll. If it does not, the watch may be of
+    /// whatever has its number then, or report at once: a wrong report, never wrong memory.
+    ///
+    /// # Panics
+    /// When more watches are in flight than the configuration allows.
+    pub fn watch(&mut self, fd: BorrowedFd<'_>, name: u32, interest: Interest) -> bool {
+        if !self.make_room() {
+            return false;
+        }
+        let events = match interest {
+            Interest::Readable => libc::POLLIN,
+            Interest::Writable => libc::POLLOUT,
+        };
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events as u32).build();
+        let operation = self.ops.insert(Op::Watch { name });
+        self.queue(&entry.user_data(operation));
+        true
+    }
+
     /// Ends the sending direction: the peer sees the end of the stream after all that was sent.
     ///
     /// # Errors
@@ -413,7 +454,7 @@ impl Uring {
         let mut queue = self.ring.submission();
         // SAFETY: the memory that the entry names is in the arena, owned by a lease that the table
         // of operations holds until the kernel's last completion of it; descriptors are in the
-        // sockets' table or are the wake-up's, which this ring shares.
+        // sockets' table, or are the wake-up's, which this ring shares, or are only polled.
         let queued = unsafe { queue.push(entry) };
         assert!(queued.is_ok(), "no room after room was made");
     }

@@ -116,6 +116,22 @@ codes! {
     /// The journal could not be written.
     JournalFailed = 1060, "journal_failed",
         "check the disk under --state; the session was not committed";
+    /// No such virtual machine.
+    VmUnknown = 1070, "vm_unknown", "vm.list shows the virtual machines; vm.attach adds one";
+    /// The name is taken.
+    VmExists = 1071, "vm_exists", "give another name, or detach that virtual machine first";
+    /// A session uses the virtual machine.
+    VmBusy = 1072, "vm_busy",
+        "wait for its session to end, or end it with session.abort or session.resolve";
+    /// The virtual machine is attached for the other end.
+    VmRole = 1073, "vm_role",
+        "attach it with incoming on the host where the guest arrives, without on the other";
+    /// The QEMU can't be used.
+    VmUnusable = 1074, "vm_unusable", "do what its reason names, then try again";
+    /// The virtual machine does not fit at the peer.
+    VmUnfit = 1075, "vm_unfit", "mend each of the findings, then migrate again";
+    /// The peer can't carry virtual machines.
+    VmUnsupported = 1076, "vm_unsupported", "update the peer's daemon";
 }
 
 /// An error answer: its code, what happened in this case, and figures for machines.

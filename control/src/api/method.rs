@@ -9,6 +9,7 @@ use super::request::{
     session,
 };
 use super::schema::{self, Param};
+use super::vm::{parse_attach, parse_detach, parse_migrate, parse_resolve};
 use crate::limits::NAME_BYTES_MAX;
 use serde_json::{Map, Value, json};
 
@@ -203,6 +204,93 @@ static METHODS: &[Method] = &[
         errors: &[ApiCode::SessionUnknown, ApiCode::SessionState],
         example: || json!({ "session": EXAMPLE_SESSION }),
         parse: |params| session(params, |session| Request::SessionAbort { session }),
+    },
+    Method {
+        name: "session.resolve",
+        summary: "Ends the doubt of a session by an operator's word, durably: the named end runs, \
+                  the other one never will. The session says so from then on. At a sink that \
+                  committed and whose guest did not start, run \"sink\" starts it again.",
+        params: &[SESSION, param("run", true, schema::run_at, "Which end runs.")],
+        result: schema::object,
+        errors: &[ApiCode::SessionUnknown, ApiCode::SessionState, ApiCode::JournalFailed],
+        example: || json!({ "session": EXAMPLE_SESSION, "run": "source" }),
+        parse: parse_resolve,
+    },
+    Method {
+        name: "vm.attach",
+        summary: "Makes a virtual machine known: a running one, or one that waits for a guest. \
+                  Kept over restarts. Attaching again replaces one whose guest has left.",
+        params: &[
+            param("name", true, schema::name, "Its name, the same on all hosts."),
+            param("qmp", false, schema::socket_path, "The QMP socket of its QEMU."),
+            param("incoming", false, schema::boolean, "It waits for a guest (-incoming defer -S)."),
+            param("spawn", false, schema::command, "Incoming: the QEMU to start, without -qmp."),
+            param("accept_from", false, schema::names, "Incoming: host names that may send."),
+        ],
+        result: schema::object,
+        errors: &[ApiCode::VmExists, ApiCode::VmBusy, ApiCode::VmUnusable, ApiCode::Busy],
+        example: || {
+            json!({ "name": "web1", "qmp": "/run/web1.qmp", "incoming": true,
+                    "accept_from": ["host-a"] })
+        },
+        parse: parse_attach,
+    },
+    Method {
+        name: "vm.detach",
+        summary: "Forgets a virtual machine that no session uses. Its QEMU is left as it is.",
+        params: &[param("name", true, schema::name, "The virtual machine.")],
+        result: schema::object,
+        errors: &[ApiCode::VmUnknown, ApiCode::VmBusy],
+        example: || json!({ "name": "web1" }),
+        parse: parse_detach,
+    },
+    Method {
+        name: "vm.list",
+        summary: "Lists the virtual machines.",
+        params: &[],
+        result: schema::array,
+        errors: &[],
+        example: || json!({}),
+        parse: |params| nothing(params, Request::VmList),
+    },
+    Method {
+        name: "vm.migrate",
+        summary: "Moves a running guest to a peer. Answered when it runs there, or when it surely \
+                  runs here again. Its session is in the first session.state notification.",
+        params: &[
+            param("name", true, schema::name, "The virtual machine."),
+            param("peer", true, schema::peer, "Where the sink's daemon listens."),
+            param("downtime_limit_ms", false, schema::downtime_limit, "The longest pause."),
+            param("bandwidth_bytes_per_second", false, schema::bandwidth, "QEMU's own limit."),
+            param("timeout_ms", false, schema::migrate_timeout, "When on_timeout applies."),
+            param("on_timeout", false, schema::on_timeout, "What to do then."),
+            param("mode", false, schema::coding, "How memory is coded."),
+        ],
+        result: schema::object,
+        errors: &[
+            ApiCode::VmUnknown,
+            ApiCode::VmBusy,
+            ApiCode::VmRole,
+            ApiCode::VmUnusable,
+            ApiCode::VmUnfit,
+            ApiCode::VmUnsupported,
+            ApiCode::PeerUnreachable,
+            ApiCode::PeerIdentity,
+            ApiCode::PeerVersion,
+            ApiCode::PeerRefused,
+            ApiCode::LinkLost,
+            ApiCode::MemoryBudget,
+            ApiCode::SessionAborted,
+            ApiCode::SessionFailed,
+            ApiCode::SessionInDoubt,
+            ApiCode::JournalFailed,
+            ApiCode::Busy,
+        ],
+        example: || {
+            json!({ "name": "web1", "peer": "host-b@192.0.2.7:7411", "downtime_limit_ms": 300,
+                    "timeout_ms": 1_200_000, "on_timeout": "throttle" })
+        },
+        parse: parse_migrate,
     },
     Method {
         name: "session.show",

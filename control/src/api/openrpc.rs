@@ -71,7 +71,9 @@ fn errors_object() -> Value {
 mod tests {
     use super::*;
     use crate::api::request::{PeerAddress, RegionRegister, Request, Role, SessionOpen};
+    use crate::api::vm::{VmAttach, VmMigrate};
     use dwcp_proto::ids::SessionId;
+    use dwcp_proto::session::resolve::RunAt;
     use std::collections::BTreeSet;
 
     /// One value of each variant. The match makes a new variant a compile error here.
@@ -87,6 +89,25 @@ mod tests {
             }),
             Request::RegionRelease { name: String::new() },
             Request::RegionList,
+            Request::VmAttach(VmAttach {
+                name: String::new(),
+                qmp: None,
+                incoming: false,
+                spawn: None,
+                accept_from: Vec::new(),
+            }),
+            Request::VmDetach { name: String::new() },
+            Request::VmList,
+            Request::VmMigrate(VmMigrate {
+                name: String::new(),
+                peer: peer.clone(),
+                downtime_limit_ms: None,
+                bandwidth_bytes_per_second: None,
+                timeout_ms: None,
+                on_timeout: None,
+                mode: Default::default(),
+            }),
+            Request::SessionResolve { session, run: RunAt::Source },
             Request::SessionOpen(SessionOpen {
                 region: String::new(),
                 peer,
@@ -118,6 +139,11 @@ mod tests {
                 | Request::SessionRound { .. }
                 | Request::SessionFinish { .. }
                 | Request::SessionAbort { .. }
+                | Request::SessionResolve { .. }
+                | Request::VmAttach(_)
+                | Request::VmDetach { .. }
+                | Request::VmList
+                | Request::VmMigrate(_)
                 | Request::SessionShow { .. }
                 | Request::SessionList
                 | Request::Status

@@ -5,8 +5,10 @@
 
 use super::errors::{ApiCode, ApiError};
 use super::notification::Topic;
+use super::vm::{VmAttach, VmMigrate};
 use crate::limits::{ACCEPT_FROM_MAX, NAME_BYTES_MAX, VALUE_BYTES_MAX};
 use dwcp_proto::ids::SessionId;
+use dwcp_proto::session::resolve::RunAt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -40,6 +42,24 @@ pub enum Request {
         /// The session.
         session: SessionId,
     },
+    /// Ends the doubt of a session by an operator's word.
+    SessionResolve {
+        /// The session.
+        session: SessionId,
+        /// Who runs.
+        run: RunAt,
+    },
+    /// Makes a virtual machine known.
+    VmAttach(VmAttach),
+    /// Forgets a virtual machine.
+    VmDetach {
+        /// Its name.
+        name: String,
+    },
+    /// Lists the virtual machines.
+    VmList,
+    /// Moves a virtual machine to a peer.
+    VmMigrate(VmMigrate),
     /// Shows one session.
     SessionShow {
         /// The session.
@@ -206,6 +226,11 @@ impl Request {
             Self::SessionRound { .. } => "session.round",
             Self::SessionFinish { .. } => "session.finish",
             Self::SessionAbort { .. } => "session.abort",
+            Self::SessionResolve { .. } => "session.resolve",
+            Self::VmAttach(_) => "vm.attach",
+            Self::VmDetach { .. } => "vm.detach",
+            Self::VmList => "vm.list",
+            Self::VmMigrate(_) => "vm.migrate",
             Self::SessionShow { .. } => "session.show",
             Self::SessionList => "session.list",
             Self::Status => "status",
@@ -220,11 +245,11 @@ impl Request {
     }
 }
 
-fn wrong_params(message: impl Into<String>) -> ApiError {
+pub(super) fn wrong_params(message: impl Into<String>) -> ApiError {
     ApiError::new(ApiCode::ParamsInvalid, message)
 }
 
-fn read<P: DeserializeOwned>(params: Value) -> Result<P, ApiError> {
+pub(super) fn read<P: DeserializeOwned>(params: Value) -> Result<P, ApiError> {
     if !params.is_object() {
         return Err(wrong_params("params must be an object with named members"));
     }
@@ -256,7 +281,7 @@ pub(crate) fn name_is_plain(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-fn check_name(name: &str) -> Result<(), ApiError> {
+pub(super) fn check_name(name: &str) -> Result<(), ApiError> {
     if name_is_plain(name) {
         return Ok(());
     }

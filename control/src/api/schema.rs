@@ -50,6 +50,36 @@ pub(crate) fn session() -> Value {
     json!({ "type": "string", "pattern": "^[0-9a-fA-F]{32}$" })
 }
 
+pub(crate) fn socket_path() -> Value {
+    json!({ "type": "string", "pattern": "^/", "maxLength": crate::limits::SOCKET_PATH_BYTES_MAX })
+}
+
+pub(crate) fn command() -> Value {
+    json!({ "type": "array", "items": { "type": "string" }, "minItems": 1,
+            "maxItems": crate::limits::SPAWN_ARGUMENTS_MAX })
+}
+
+pub(crate) fn downtime_limit() -> Value {
+    json!({ "type": "integer", "minimum": 1, "maximum": crate::limits::DOWNTIME_LIMIT_MS_MAX })
+}
+
+pub(crate) fn bandwidth() -> Value {
+    json!({ "type": "integer", "minimum": 1_u64 << 10, "maximum": 1_u64 << 40 })
+}
+
+pub(crate) fn migrate_timeout() -> Value {
+    let (least, most) = crate::limits::MIGRATE_TIMEOUT_MS;
+    json!({ "type": "integer", "minimum": least, "maximum": most })
+}
+
+pub(crate) fn on_timeout() -> Value {
+    json!({ "enum": ["abort", "throttle", "ramp"], "default": "abort" })
+}
+
+pub(crate) fn run_at() -> Value {
+    json!({ "enum": ["source", "sink"] })
+}
+
 pub(crate) fn topics() -> Value {
     json!({ "type": "array", "items": { "enum": ["session.progress", "session.state"] },
             "minItems": 1, "maxItems": 2 })

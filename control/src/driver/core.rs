@@ -7,23 +7,26 @@
 use super::links::LinkEntry;
 use super::room::StreamsHeld;
 use super::shards::Shards;
+use super::vm_host::VmHost;
+use super::vm_opening::{VmSinks, VmSources};
+use super::vm_recover::VmSettling;
+use super::vms::Probed;
 use crate::api::{
     ApiCounters, ApiInput, ClientHandle, ClientId, Subscription, Topic, notification_line,
 };
 use crate::config::{ControlConfig, LiveSettings, SettingsPort};
-use crate::limits::{JOURNAL_NOTES_MAX, REDIAL_WAIT_NS};
+use crate::limits::JOURNAL_NOTES_MAX;
 use crate::log_limit::LogLimit;
-use crate::migration::{History, Machine, Regions, Session};
+use crate::migration::{History, Machine, Regions, Session, Vms};
 use crate::peer::{Identity, PeerError, PeerInput};
-use crate::state::{Journal, JournalDone, SessionRecord, SessionState, Ticket, recover};
+use crate::state::{Change, Journal, JournalDone, SessionRecord, Stored, Ticket};
 use crate::tally::Tally;
 use dwcp_dataplane::port::{Command, Event};
 use dwcp_ffi::counters::HistogramReader;
 use dwcp_proto::ids::{LaneId, LinkId, SessionId, SessionKey};
 use dwcp_proto::session::record::{SinkRecord, SourceRecord};
 use dwcp_proto::session::sink::SinkInput;
-use dwcp_proto::session::source::{SourceInput, SourceSession};
-use dwcp_proto::session::timing::SessionTiming;
+use dwcp_proto::session::source::SourceInput;
 use dwcp_proto::time::Nanos;
 use serde_json::Value;
 use std::cell::Cell;
@@ -59,6 +62,8 @@ pub(crate) struct Counters {
     pub(crate) streams_ended: Tally,
     /// Streams whose socket did not take an option as asked, by which.
     pub(crate) stream_options: Tally,
+    /// Operators' decisions that the other end's journal contradicts, by what they make.
+    pub(crate) conflicts: Tally,
     /// Sessions that ended, by state.
     pub(crate) sessions_ended: Tally,
     /// Peer messages that came too late or named nothing known.
@@ -77,6 +82,14 @@ pub(crate) struct Core {
     pub(super) tickets: BTreeMap<Ticket, Written>,
     pub(super) next_ticket: u64,
     pub(super) regions: Regions,
+    pub(super) vms: Vms,
+    pub(super) vm_host: Box<dyn VmHost>,
+    pub(super) probes: mpsc::Sender<Probed>,
+    /// Machines whose sessions wait for their facts or their link.
+    pub(super) vm_sources: VmSources,
+    pub(super) vm_sinks: VmSinks,
+    /// Tasks that bring guests of ended sessions to where they belong.
+    pub(super) vm_settling: VmSettling,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) keys: BTreeMap<SessionKey, SessionId>,
     pub(super) history: History,
@@ -104,7 +117,9 @@ pub(crate) struct CoreParts {
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) shards: Shards,
     pub(crate) journal: Journal,
-    pub(crate) records: Vec<SessionRecord>,
+    pub(crate) stored: Stored,
+    pub(crate) vm_host: Box<dyn VmHost>,
+    pub(crate) probes: mpsc::Sender<Probed>,
     pub(crate) peers: mpsc::Sender<PeerInput>,
     pub(crate) counters: Counters,
 }
@@ -123,6 +138,12 @@ impl Core {
             tickets: BTreeMap::new(),
             next_ticket: 0,
             regions: Regions::default(),
+            vms: Vms::restore(parts.stored.vms),
+            vm_host: parts.vm_host,
+            probes: parts.probes,
+            vm_sources: VmSources::new(),
+            vm_sinks: VmSinks::new(),
+            vm_settling: VmSettling::new(),
             sessions: BTreeMap::new(),
             keys: BTreeMap::new(),
             history: History::default(),
@@ -138,38 +159,13 @@ impl Core {
             started: Instant::now(),
             stopping: false,
         };
-        parts.records.into_iter().for_each(|record| core.recover(record));
+        core.recover_all(parts.stored.sessions);
         core
     }
 
     /// The monotonic time since the core began.
     pub(super) fn now(&self) -> Nanos {
         Nanos(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
-    }
-
-    /// Makes of a journal's record what it means now.
-    fn recover(&mut self, mut record: SessionRecord) {
-        let changed = recover(&mut record, unix_ms());
-        if changed {
-            let state = record.state.name();
-            tracing::warn!(session = %record.session, state, "found a session of a stopped daemon");
-            self.write(record.clone(), Vec::new(), Written::Note);
-        }
-        match record.source_record {
-            Some(yielded) if record.state == SessionState::InDoubt => {
-                let id = record.session;
-                let (machine, _) = SourceSession::restore(id, yielded, SessionTiming::default());
-                let mut session = Session::new(Machine::Source(machine), record);
-                session.reconnect = Some((Nanos(0), Nanos(REDIAL_WAIT_NS.0)));
-                self.sessions.insert(id, session);
-            }
-            _ => {
-                let forgotten = self.history.push(record.clone());
-                if !forgotten.is_empty() {
-                    self.write(record, forgotten, Written::Note);
-                }
-            }
-        }
     }
 
     /// A client asks, or is gone.
@@ -218,6 +214,15 @@ impl Core {
         forget: Vec<SessionId>,
         written: Written,
     ) {
+        self.change(Change::Session { record: Box::new(record), forget }, written);
+    }
+
+    /// Hands something over that nothing waits for.
+    pub(super) fn note(&mut self, change: Change) {
+        self.change(change, Written::Note);
+    }
+
+    fn change(&mut self, change: Change, written: Written) {
         if matches!(written, Written::Note) && self.tickets.len() >= JOURNAL_NOTES_MAX {
             // The rest of the queue belongs to the records that a commit waits for.
             self.counters.ignored.add("journal_note");
@@ -226,7 +231,7 @@ impl Core {
         self.next_ticket += 1;
         let ticket = Ticket(self.next_ticket);
         self.tickets.insert(ticket, written);
-        if let Err(error) = self.journal.write(ticket, record, forget) {
+        if let Err(error) = self.journal.write(ticket, change) {
             self.on_journal(JournalDone { ticket, outcome: Err(error) });
         }
     }
@@ -254,6 +259,13 @@ impl Core {
                 self.on_lane_round(session, lane, round, stats);
             }
             Event::Verified { session } => self.on_lane_verified(session, lane),
+            Event::Stream { session, note } => self.on_stream_note(session, note),
+            Event::ChannelEnded { session, channel, end } => {
+                self.on_channel_ended(session, channel, end);
+            }
+            Event::StreamDigest { session, frames, digest } => {
+                self.on_stream_digest(session, (frames, digest));
+            }
             Event::Failed { session, cause } => self.on_lane_failed(session, lane, cause),
             Event::Closed { session } => self.on_lane_closed(session, lane),
             Event::Stopped => self.on_shard_stopped(lane),
@@ -279,6 +291,7 @@ impl Core {
             }
         }
         self.reconnect_due(now);
+        self.tick_vms(now);
         self.send_progress(now);
     }
 

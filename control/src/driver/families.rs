@@ -71,7 +71,7 @@ impl Core {
 
     fn tally_families(&self, text: &mut TextBuilder) {
         let counters = &self.counters;
-        let tallies: [(&str, &str, &str, &[&Tally]); 9] = [
+        let tallies: [(&str, &str, &str, &[&Tally]); 10] = [
             (
                 "dwcp_api_requests_total",
                 "Valid requests by method.",
@@ -119,6 +119,12 @@ impl Core {
                 "Sessions that ended, by state.",
                 "state",
                 &[&counters.sessions_ended],
+            ),
+            (
+                "dwcp_session_conflicts_total",
+                "Operators' decisions that the other end's journal contradicts.",
+                "kind",
+                &[&counters.conflicts],
             ),
             (
                 "dwcp_peer_messages_ignored_total",

@@ -13,6 +13,9 @@ use dwcp_proto::session::source::SourceInput;
 
 impl Core {
     pub(super) fn open_lanes(&mut self, id: SessionId) {
+        if self.open_vm_lane(id) {
+            return;
+        }
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let (Some(key), Some(plan)) = (session.key, &session.plan) else { return };
         let Some(link) = self.links.get(&key.link) else { return };
@@ -72,6 +75,10 @@ impl Core {
         if let Some(session) = self.sessions.get_mut(&id) {
             session.round_stats = RoundStats::default();
             session.times.round = now;
+            if session.is_vm() {
+                // QEMU's own rounds need no order.
+                return;
+            }
         }
         self.order_lanes(id, |session| Command::StartRound { session, round });
     }
@@ -100,6 +107,9 @@ impl Core {
         let Some((id, role)) = self.lane_session(key) else { return };
         if let Some(session) = self.sessions.get_mut(&id) {
             session.lanes_opened |= 1 << lane.0;
+            if session.is_vm() {
+                return self.vm_lane_opened(id);
+            }
         }
         match role {
             Role::Source => self.source_step(id, SourceInput::LaneOpened(lane)),
@@ -143,6 +153,7 @@ impl Core {
                 self.free_lane(id, lane);
             }
         }
+        let lane = self.sessions.get(&id).map_or(lane, |session| session.machine_lane(lane));
         match role {
             Role::Source => self.source_step(id, SourceInput::LaneFailed { lane, code }),
             Role::Sink => self.sink_step(id, SinkInput::LaneFailed { lane, code }),

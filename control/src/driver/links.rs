@@ -57,6 +57,8 @@ pub(super) struct LinkEntry {
     pub(super) streams: BTreeMap<StreamId, StreamReaders>,
     pub(super) streams_held: StreamsHeld,
     pub(super) waiters: Vec<LinkWaiter>,
+    /// Virtual machines whose sessions wait for the link.
+    pub(super) vm_waiters: Vec<SessionId>,
     pub(super) next_number: SessionNumber,
     /// When every lane must work.
     pub(super) deadline: Nanos,
@@ -76,6 +78,7 @@ impl LinkEntry {
             streams: BTreeMap::new(),
             streams_held: StreamsHeld::default(),
             waiters: Vec::new(),
+            vm_waiters: Vec::new(),
             next_number: SessionNumber(1),
             deadline,
             since_unix_ms: unix_ms(),
@@ -324,9 +327,11 @@ impl Core {
         let Some(entry) = self.links.get_mut(&link) else { return };
         let (lanes, peer) = (entry.link.lanes(), entry.peer_name.clone());
         tracing::info!(%link, %peer, lanes, "link ready");
+        let vm_waiters = std::mem::take(&mut entry.vm_waiters);
         for waiter in std::mem::take(&mut entry.waiters) {
             self.open_source(link, waiter);
         }
+        vm_waiters.into_iter().for_each(|session| self.open_vm_source(link, session));
     }
 
     /// Says something on a link's channel. A peer that does not read loses the link.
@@ -357,6 +362,10 @@ impl Core {
             let _ = channel.send(PeerMessage::Goodbye { reason });
         }
         self.sessions_link_lost(link, cause);
+        self.vm_sinks_link_lost(link);
+        for session in entry.vm_waiters {
+            self.fail_vm_source(session, cause.to_api());
+        }
         for lane in entry.streams_held.lanes() {
             self.shards.send(lane, Command::DropLink { link });
         }

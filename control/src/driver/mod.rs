@@ -19,5 +19,14 @@ mod stream_options;
 #[cfg(test)]
 mod tests;
 mod views;
+mod vm_begin;
+mod vm_end;
+mod vm_host;
+mod vm_news;
+mod vm_opening;
+mod vm_progress;
+mod vm_recover;
+mod vm_sink;
+mod vms;
 
 pub use run::run;

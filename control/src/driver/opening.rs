@@ -13,10 +13,12 @@ use crate::state::{SessionRecord, SessionState};
 use dwcp_dataplane::port::Coding;
 use dwcp_proto::ids::{LinkId, SessionId, SessionKey, SessionNumber};
 use dwcp_proto::session::sink::{SinkAction, SinkSession, SinkSpec};
-use dwcp_proto::session::source::{SourceSession, SourceSpec};
+use dwcp_proto::session::source::{SourceSession, SourceSpec, SourceWhat};
 use dwcp_proto::session::timing::SessionTiming;
 use dwcp_proto::wire::hello::{FEATURE_PAGES_DELTA, FEATURE_PAGES_ZSTD};
 use dwcp_proto::wire::peer::{Code, Message, PeerCoding, PeerMessage, RegionName};
+use dwcp_proto::wire::vm::{PeerFinding, PeerFindings};
+use serde_json::Value;
 
 impl Core {
     /// Opens a session on a link that is ready.
@@ -39,12 +41,15 @@ impl Core {
         let spec = SourceSpec {
             session,
             number,
-            region: RegionName::cut(sink_region),
-            pages: memory.region.page_count(),
-            coding: peer_coding,
+            what: SourceWhat::Region {
+                region: RegionName::cut(sink_region),
+                pages: memory.region.page_count(),
+                coding: peer_coding,
+            },
             lanes,
         };
-        let mut record = new_record(session, Role::Source, &open.region, spec.pages);
+        let pages = memory.region.page_count();
+        let mut record = new_record(session, Role::Source, &open.region, pages);
         record.peer.clone_from(&entry.peer_name);
         record.peer_address = Some(open.peer.to_string());
         let (machine, actions) = SourceSession::open(spec, SessionTiming::default(), now);
@@ -75,17 +80,27 @@ impl Core {
         };
         match self.open_sink(link, peer, (*session, *number), region.as_str(), *pages, *coding) {
             Ok(actions) => self.sink_actions(*session, actions),
-            Err(error) => {
-                let text = format!("{error}; {}", error.code.cure());
-                let refuse = PeerMessage::SessionRefuse {
-                    session: *session,
-                    number: *number,
-                    code: Code::cut(error.code.name()),
-                    message: Message::cut(&text),
-                };
-                self.send_peer(link, refuse);
-            }
+            Err(error) => self.refuse_session(link, *session, *number, &error),
         }
+    }
+
+    /// Says no to a session that a peer asked for.
+    pub(super) fn refuse_session(
+        &mut self,
+        link: LinkId,
+        session: SessionId,
+        number: SessionNumber,
+        error: &ApiError,
+    ) {
+        let text = format!("{error}; {}", error.code.cure());
+        let refuse = PeerMessage::SessionRefuse {
+            session,
+            number,
+            code: Code::cut(error.code.name()),
+            message: Message::cut(&text),
+            findings: findings_of(error),
+        };
+        self.send_peer(link, refuse);
     }
 
     fn open_sink(
@@ -121,7 +136,8 @@ impl Core {
         let memory_bytes = pages * self.config.memory.sink_bytes_per_page;
         self.check_memory(memory_bytes)?;
         let memory = self.regions.take(region, Role::Sink, id)?.memory.clone();
-        let spec = SinkSpec { session: id, number, lanes, journal: self.journal.id() };
+        let journal = self.journal.id();
+        let spec = SinkSpec { session: id, number, lanes, journal, vm: None };
         let (machine, actions) = SinkSession::open(spec, SessionTiming::default(), self.now());
         let mut record = new_record(id, Role::Sink, region, pages);
         record.peer = peer.to_owned();
@@ -139,6 +155,7 @@ impl Core {
     /// Whether another session may live.
     pub(super) fn check_room(&self) -> Result<(), ApiError> {
         let waiting: usize = self.links.values().map(|entry| entry.waiters.len()).sum();
+        let waiting = waiting + self.vm_sources.len() + self.vm_sinks.len();
         if self.sessions.len() + waiting < SESSIONS_LIVE_MAX {
             return Ok(());
         }
@@ -150,7 +167,8 @@ impl Core {
     pub(super) fn check_memory(&self, wanted: u64) -> Result<(), ApiError> {
         let waiting = self.links.values().flat_map(|entry| &entry.waiters);
         let reserved = self.sessions.values().map(|session| session.memory_bytes).sum::<u64>()
-            + waiting.map(|waiter| waiter.memory_bytes).sum::<u64>();
+            + waiting.map(|waiter| waiter.memory_bytes).sum::<u64>()
+            + self.vm_sources.values().map(|source| source.memory_bytes).sum::<u64>();
         let total = self.config.memory.sessions_bytes;
         if reserved.saturating_add(wanted) <= total {
             return Ok(());
@@ -163,6 +181,19 @@ impl Core {
             .with("reserved_bytes", reserved)
             .with("total_bytes", total))
     }
+}
+
+/// The findings that an error carries for the client of the source.
+fn findings_of(error: &ApiError) -> PeerFindings {
+    let findings = error.details.get("findings").and_then(Value::as_array);
+    let text = |finding: &Value, member: &str| {
+        finding.get(member).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    PeerFindings::cut(findings.into_iter().flatten().map(|finding| PeerFinding {
+        code: Code::cut(&text(finding, "code")),
+        message: Message::cut(&text(finding, "message")),
+        cure: Message::cut(&text(finding, "cure")),
+    }))
 }
 
 /// The record of a session that begins now.
@@ -189,6 +220,8 @@ pub(super) fn new_record(
         source_record: None,
         sink_record: None,
         settled: false,
+        conflict: None,
+        vm: None,
         unknown: false,
     }
 }

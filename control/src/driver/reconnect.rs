@@ -11,7 +11,7 @@ use dwcp_proto::ids::{LinkId, SessionId};
 use dwcp_proto::session::sink::SinkInput;
 use dwcp_proto::session::source::SourceInput;
 use dwcp_proto::time::Nanos;
-use dwcp_proto::wire::peer::PeerMessage;
+use dwcp_proto::wire::peer::{Code, Message, PeerMessage};
 
 impl Core {
     /// A new channel to a peer: sessions in doubt with it ask their question.
@@ -43,6 +43,17 @@ impl Core {
             .collect();
         for session in owed {
             self.send_peer(link, PeerMessage::Settled { session });
+        }
+        // A guest that was loaded there may still wait for a word.
+        let aborted: Vec<SessionId> = self
+            .history
+            .newest_first()
+            .filter(|r| r.peer == peer && r.vm.as_ref().is_some_and(|vm| vm.abort_owed))
+            .map(|record| record.session)
+            .collect();
+        for session in aborted {
+            let (code, message) = (Code::cut("session_failed"), Message::cut("it ended before"));
+            self.send_peer(link, PeerMessage::Abort { session, code, message });
         }
     }
 

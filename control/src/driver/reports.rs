@@ -3,6 +3,7 @@
 //! Part of [`Core`], on the control thread.
 
 use super::core::Core;
+use super::vm_progress::progress_value;
 use crate::api::{ApiCode, ApiError, Topic};
 use crate::limits::{PROGRESS_PERIOD_NS, REDIAL_WAIT_NS};
 use crate::migration::{Session, WaitingFor};
@@ -24,6 +25,9 @@ impl Core {
         let now = self.now();
         let Some(session) = self.sessions.get_mut(&id) else { return };
         session.update_record();
+        if session.is_vm() {
+            return self.report_vm_source(id, report);
+        }
         let waits = session.waiting.as_ref().map(|waiting| waiting.what);
         let outcome = match report {
             SourceReport::Opened => {
@@ -37,11 +41,21 @@ impl Core {
                 Ok(round_value(round, session, now))
             }
             SourceReport::RoundDone { .. } => return,
+            SourceReport::Conflict(conflict) => return self.note_conflict(id, conflict),
+            SourceReport::Ended(EndReason::Resolved { .. }) | SourceReport::Committed
+                if waits == Some(WaitingFor::Resolve) =>
+            {
+                Ok(json!({ "session": id, "state": session.record.state }))
+            }
             SourceReport::Committed => Ok(finish_value(session, now)),
             SourceReport::InDoubt(reason) => {
                 session.set_reason(&reason, Some(ApiCode::SessionInDoubt.cure()));
                 session.reconnect.get_or_insert((now, Nanos(REDIAL_WAIT_NS.0)));
-                Err(session.end_error(ApiCode::SessionInDoubt, &reason))
+                let code = match waits {
+                    Some(WaitingFor::Resolve) => ApiCode::JournalFailed,
+                    _ => ApiCode::SessionInDoubt,
+                };
+                Err(session.end_error(code, &reason))
             }
             SourceReport::Ended(reason) => {
                 session.set_reason(&reason, session.lost_cure(&reason));
@@ -56,7 +70,11 @@ impl Core {
 
     pub(super) fn report_sink(&mut self, id: SessionId, report: SinkReport) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
+        if session.is_vm() {
+            return self.report_vm_sink(id, report);
+        }
         match report {
+            SinkReport::Conflict(conflict) => self.note_conflict(id, conflict),
             SinkReport::Opened | SinkReport::Verified | SinkReport::Committed => {}
             SinkReport::InDoubt(reason) => session.set_reason(&reason, None),
             SinkReport::Ended(reason) => {
@@ -82,18 +100,19 @@ impl Core {
             let rate = u128::from(moved) * 1_000_000_000 / u128::from(since.max(1));
             session.progress_at = now;
             session.progress_bytes = bytes;
-            news.push((
-                session.id(),
-                json!({
-                    "session": session.id(),
-                    "role": session.role(),
-                    "state": session.record.state,
-                    "round": session.record.round,
-                    "pages_pending": session.count(SessionCounter::PagesPending.index()),
-                    "counters": session.record.counters,
-                    "rate_bytes_per_s": u64::try_from(rate).unwrap_or(u64::MAX),
-                }),
-            ));
+            let mut params = json!({
+                "session": session.id(),
+                "role": session.role(),
+                "state": session.record.state,
+                "round": session.record.round,
+                "pages_pending": session.count(SessionCounter::PagesPending.index()),
+                "counters": session.record.counters,
+                "rate_bytes_per_s": u64::try_from(rate).unwrap_or(u64::MAX),
+            });
+            if session.is_vm() {
+                params["vm"] = progress_value(session);
+            }
+            news.push((session.id(), params));
         }
         news.iter().for_each(|(id, params)| self.notify(Topic::SessionProgress, *id, params));
     }
@@ -102,7 +121,7 @@ impl Core {
 impl Session {
     /// Keeps why a session ended or is in doubt, with the deeper cause if one is known, and what to
     /// do about it.
-    fn set_reason(&mut self, reason: &EndReason, cure: Option<&'static str>) {
+    pub(super) fn set_reason(&mut self, reason: &EndReason, cure: Option<&'static str>) {
         let cause = match (reason, &self.lane_failure, &self.link_failure) {
             (EndReason::LinkLost, _, Some((text, _))) => format!(": {text}"),
             (EndReason::LaneFailed { .. }, Some(cause), _) => format!(": {cause}"),
@@ -123,7 +142,7 @@ impl Session {
     }
 
     /// The answer to a client whose session ended or is in doubt, in the words of its record.
-    fn end_error(&self, code: ApiCode, reason: &EndReason) -> ApiError {
+    pub(super) fn end_error(&self, code: ApiCode, reason: &EndReason) -> ApiError {
         let error = ApiError::new(code, self.record.reason.clone().unwrap_or_default())
             .with("reason", reason.code())
             .with("reason_cure", self.record.cure.clone());
@@ -138,7 +157,7 @@ impl Session {
     }
 }
 
-fn end_code(reason: &EndReason) -> ApiCode {
+pub(super) fn end_code(reason: &EndReason) -> ApiCode {
     match reason {
         EndReason::ClientAborted => ApiCode::SessionAborted,
         EndReason::Refused { .. } => ApiCode::PeerRefused,
@@ -167,6 +186,6 @@ fn finish_value(session: &Session, now: Nanos) -> Value {
 
 /// Nanoseconds as seconds, for people.
 #[allow(clippy::cast_precision_loss, reason = "a float of seconds is for display")]
-fn seconds(nanos: u64) -> f64 {
+pub(super) fn seconds(nanos: u64) -> f64 {
     nanos as f64 / 1e9
 }

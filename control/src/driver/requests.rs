@@ -54,6 +54,13 @@ impl Core {
             Request::SessionFinish { session } => {
                 return self.session_wait(session, SourceInput::Finish, WaitingFor::Finish, reply);
             }
+            Request::SessionResolve { session, run } => {
+                return self.session_resolve(session, run, reply);
+            }
+            Request::VmAttach(attach) => return self.vm_attach(attach, reply),
+            Request::VmMigrate(migrate) => return self.vm_migrate(migrate, reply),
+            Request::VmDetach { name } => self.vm_detach(name),
+            Request::VmList => Ok(self.vm_list()),
             Request::Subscribe { topics, session } => Ok(self.subscribe(&reply, topics, session)),
             Request::Unsubscribe => {
                 self.subscribers.remove(&reply.client().id());
@@ -169,6 +176,10 @@ impl Core {
             let error = self.ended_or_unknown(id);
             return self.answer(reply, Err(error));
         };
+        if session.is_vm() {
+            let message = "a virtual machine's session runs by itself";
+            return self.answer(reply, Err(ApiError::new(ApiCode::SessionState, message)));
+        }
         if session.role() != Role::Source || session.waiting.is_some() {
             let error = ApiError::new(ApiCode::SessionState, "another request of it is running");
             return self.answer(reply, Err(error));
@@ -183,6 +194,9 @@ impl Core {
     }
 
     fn session_abort(&mut self, id: SessionId) -> Result<Value, ApiError> {
+        if self.abort_vm_source(id) {
+            return Ok(json!({ "session": id, "state": "aborted" }));
+        }
         let is_source = match self.sessions.get(&id).map(|session| &session.machine) {
             None => return Err(self.ended_or_unknown(id)),
             Some(Machine::Source(_)) => true,
@@ -221,7 +235,7 @@ impl Core {
     }
 
     /// Why a session takes no more orders.
-    fn ended_or_unknown(&self, id: SessionId) -> ApiError {
+    pub(super) fn ended_or_unknown(&self, id: SessionId) -> ApiError {
         match self.history.find(id) {
             Some(record) => {
                 let message = format!("session {id} is {}", record.state.name());
@@ -254,6 +268,6 @@ fn unusable(what: &str, error: &RegionError) -> ApiError {
     ApiError::new(ApiCode::DescriptorUnusable, format!("the {what} can't be used: {error}"))
 }
 
-fn step_error(refused: StepError) -> ApiError {
+pub(super) fn step_error(refused: StepError) -> ApiError {
     ApiError::new(ApiCode::SessionState, refused.to_string()).with("reason", refused.code())
 }

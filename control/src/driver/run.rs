@@ -5,6 +5,8 @@
 
 use super::core::{Core, CoreParts, Counters};
 use super::shards::Shards;
+use super::vm_host::{QemuHost, VmHost};
+use super::vms::Probed;
 use crate::api::{ApiInput, ApiServer};
 use crate::config::{ControlConfig, SettingsPort};
 use crate::error::ControlError;
@@ -12,6 +14,7 @@ use crate::limits::{INPUT_QUEUE, METRICS_CLIENTS_MAX, STOP_TIMEOUT, TICK};
 use crate::network::metrics::{MetricsServer, Scrape};
 use crate::peer::{Gate, Identity, Listener, PeerInput, random};
 use crate::state::{Journal, JournalDone};
+use crate::vm::VmReport;
 use dwcp_dataplane::port::ShardPort;
 use dwcp_ffi::poll::WakeReceiver;
 use dwcp_proto::wire::token::JournalId;
@@ -43,7 +46,8 @@ pub fn run(
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
         let mut ends = Inputs::open(wake)?;
-        let mut core = start(config, settings, shards, &mut ends).await?;
+        let host = Box::new(QemuHost(ends.vms.0.clone()));
+        let mut core = start(config, settings, shards, host, &mut ends).await?;
         let outcome = ends.serve(&mut core).await;
         ends.stop(&mut core).await;
         outcome
@@ -62,6 +66,8 @@ pub(super) struct Inputs {
     api: (mpsc::Sender<ApiInput>, mpsc::Receiver<ApiInput>),
     peers: (mpsc::Sender<PeerInput>, mpsc::Receiver<PeerInput>),
     scrapes: (mpsc::Sender<Scrape>, mpsc::Receiver<Scrape>),
+    pub(super) vms: (mpsc::Sender<VmReport>, mpsc::Receiver<VmReport>),
+    probes: (mpsc::Sender<Probed>, mpsc::Receiver<Probed>),
     journal: Option<mpsc::Receiver<JournalDone>>,
 }
 
@@ -70,11 +76,12 @@ pub(super) async fn start(
     config: ControlConfig,
     settings: Box<dyn SettingsPort>,
     ports: Vec<ShardPort>,
+    vm_host: Box<dyn VmHost>,
     ends: &mut Inputs,
 ) -> Result<Core, ControlError> {
     let counters = Counters::default();
     let identity = Identity::load(&config.security, random())?;
-    let (journal, reports, records) = Journal::open(&config.state_dir, JournalId(random()))?;
+    let (journal, reports, stored) = Journal::open(&config.state_dir, JournalId(random()))?;
     ends.journal = Some(reports);
     let listener = match config.listen {
         Some(address) => Some(Listener::bind(address).await?),
@@ -115,7 +122,9 @@ pub(super) async fn start(
         listen,
         shards,
         journal,
-        records,
+        stored,
+        vm_host,
+        probes: ends.probes.0.clone(),
         peers,
         counters,
     });
@@ -140,6 +149,8 @@ impl Inputs {
             api: mpsc::channel(INPUT_QUEUE),
             peers: mpsc::channel(INPUT_QUEUE),
             scrapes: mpsc::channel(METRICS_CLIENTS_MAX),
+            vms: mpsc::channel(INPUT_QUEUE),
+            probes: mpsc::channel(INPUT_QUEUE),
             journal: None,
         })
     }
@@ -182,6 +193,8 @@ impl Inputs {
             }
             () = tokio::task::yield_now(), if self.more => Input::Wake,
             Some(done) = journal => Input::Journal(done),
+            Some(report) = self.vms.1.recv() => Input::Vm(Box::new(report)),
+            Some(probed) = self.probes.1.recv() => Input::Probed(Box::new(probed)),
             Some(input) = self.peers.1.recv() => Input::Peer(Box::new(input)),
             Some(input) = self.api.1.recv() => Input::Api(input),
             Some(scrape) = self.scrapes.1.recv() => Input::Scrape(scrape),
@@ -194,11 +207,11 @@ impl Inputs {
         tracing::info!("stopping");
         core.begin_stop();
         let deadline = Instant::now() + STOP_TIMEOUT;
-        while !(core.journal_is_idle() && core.shards().all_stopped()) {
+        while !(core.vms_are_settled() && core.journal_is_idle() && core.shards().all_stopped()) {
             match timeout_at(deadline, self.next()).await {
                 Ok(input) => self.more = input.feed(core),
                 Err(_) => {
-                    tracing::warn!("the journal or a shard did not stop in time");
+                    tracing::warn!("the journal, a shard or a guest was not done in time");
                     break;
                 }
             }
@@ -213,6 +226,8 @@ enum Input {
     Wake,
     Journal(JournalDone),
     Peer(Box<PeerInput>),
+    Vm(Box<VmReport>),
+    Probed(Box<Probed>),
     Api(ApiInput),
     Scrape(Scrape),
 }
@@ -226,6 +241,8 @@ impl Input {
             Self::Wake => return core.on_wake(),
             Self::Journal(done) => core.on_journal(done),
             Self::Peer(input) => core.on_peer(*input),
+            Self::Vm(report) => core.on_vm(*report),
+            Self::Probed(probed) => core.on_probed(*probed),
             Self::Api(input) => core.on_api(input),
             // A scraper that hung up needs no text.
             Self::Scrape(Scrape(reply)) => drop(reply.send(core.metrics())),

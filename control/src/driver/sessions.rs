@@ -11,6 +11,8 @@ use crate::peer::PeerError;
 use crate::state::SessionState;
 use dwcp_proto::ids::{LinkId, SessionId};
 use dwcp_proto::session::reason::StepError;
+use dwcp_proto::session::record::SinkRecord;
+use dwcp_proto::session::resolve::RunAt;
 use dwcp_proto::session::sink::{SinkAction, SinkInput, SinkSession};
 use dwcp_proto::session::source::{SourceAction, SourceInput};
 use dwcp_proto::time::Nanos;
@@ -21,7 +23,8 @@ use serde_json::json;
 const RTT_READERS_ENDED_MAX: usize = 1024;
 
 impl Core {
-    pub(super) fn add_session(&mut self, session: Session) {
+    pub(super) fn add_session(&mut self, mut session: Session) {
+        session.opened_at = self.now();
         let id = session.id();
         if let Some(key) = session.key {
             self.keys.insert(key, id);
@@ -40,6 +43,9 @@ impl Core {
         if role == Role::Sink && matches!(message, PeerMessage::SessionOpen { .. }) {
             return self.on_session_open(link, &peer, &message);
         }
+        if role == Role::Sink && matches!(message, PeerMessage::VmOpen { .. }) {
+            return self.on_vm_open(link, &peer, &message);
+        }
         if role == Role::Sink && !self.sessions.contains_key(&id) {
             self.revive_sink(id, &peer, &message);
         }
@@ -48,7 +54,9 @@ impl Core {
             .get_mut(&id)
             .filter(|session| session.record.peer == peer && session.role() == role);
         let Some(session) = known else {
-            self.counters.ignored.add(message.name());
+            if !(role == Role::Source && self.hear_late(id, &peer, &message)) {
+                self.counters.ignored.add(message.name());
+            }
             return;
         };
         if session.link != Some(link) {
@@ -63,6 +71,9 @@ impl Core {
                 return self.on_session_message(link, message);
             }
         }
+        if self.on_vm_message(id, &message) {
+            return;
+        }
         match role {
             Role::Source => self.source_step(id, SourceInput::Peer(message)),
             Role::Sink => self.sink_step(id, SinkInput::Peer(message)),
@@ -71,8 +82,19 @@ impl Core {
 
     /// A source asks about, or settles, a session that has ended here or is not known at all.
     fn revive_sink(&mut self, id: SessionId, peer: &str, message: &PeerMessage) {
-        let asks = matches!(message, PeerMessage::Query { .. } | PeerMessage::Yield { .. });
-        let settles = matches!(message, PeerMessage::Settled { .. });
+        let asks = matches!(
+            message,
+            PeerMessage::Query { .. } | PeerMessage::Yield { .. } | PeerMessage::Resolved { .. }
+        );
+        // A source that never yielded must hear that an operator let this end run.
+        let let_run = Some(SinkRecord::Resolved { run: RunAt::Sink });
+        let settles = match message {
+            PeerMessage::Settled { .. } => true,
+            PeerMessage::Abort { .. } => {
+                self.history.find(id).is_some_and(|record| record.sink_record == let_run)
+            }
+            _ => false,
+        };
         if !(asks || settles) || self.sessions.len() >= SESSIONS_LIVE_MAX {
             return;
         }
@@ -212,7 +234,24 @@ impl Core {
         if before != Some(session.record.state) {
             self.tell_state(id);
         }
+        self.release_use(id);
         self.retire_if_over(id);
+    }
+
+    /// Gives back what an ended session used; it may still owe its peer a word.
+    pub(super) fn release_use(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        let (role, state) = (session.role(), session.state());
+        let driven = session.vm.as_ref().is_some_and(|part| part.task.is_some());
+        if !state.is_over() || session.lanes_held != 0 || driven {
+            return;
+        }
+        let region = session.record.region.clone();
+        let vm = session.record.vm.as_ref().map(|vm| vm.name.clone());
+        self.regions.give_back(&region, id, state == SessionState::Committed);
+        if let Some(name) = vm {
+            self.give_back_vm(&name, id, Some((role, state)));
+        }
     }
 
     pub(super) fn tell_state(&self, id: SessionId) {
@@ -220,9 +259,15 @@ impl Core {
         let record = &session.record;
         let (role, state) = (record.role.name(), record.state.name());
         tracing::info!(session = %id, role, state, peer = %record.peer, "session");
-        let params = json!({
+        let mut params = json!({
             "session": id, "role": role, "state": state, "reason": record.reason,
         });
+        if let Some(vm) = &record.vm {
+            params["vm"] = json!(vm.name);
+        }
+        if let Some(conflict) = record.conflict {
+            params["conflict"] = json!(conflict);
+        }
         self.notify(Topic::SessionState, id, &params);
     }
 
@@ -231,12 +276,11 @@ impl Core {
         if !self.sessions.get(&id).is_some_and(Session::is_over) {
             return;
         }
+        self.release_use(id);
         let Some(mut session) = self.sessions.remove(&id) else { return };
         if let Some(key) = session.key {
             self.keys.remove(&key);
         }
-        let committed = session.record.state == SessionState::Committed;
-        self.regions.give_back(&session.record.region, id, committed);
         let first_end = session.record.ended_unix_ms.is_none();
         session.record.ended_unix_ms.get_or_insert_with(unix_ms);
         if first_end {
@@ -261,7 +305,7 @@ impl Core {
         }
     }
 
-    fn send_session(&mut self, id: SessionId, message: PeerMessage) {
+    pub(super) fn send_session(&mut self, id: SessionId, message: PeerMessage) {
         if let Some(link) = self.sessions.get(&id).and_then(|session| session.link) {
             self.send_peer(link, message);
         }

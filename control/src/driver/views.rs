@@ -14,6 +14,7 @@ impl Core {
     /// A session's record, live or ended, with the counters of now.
     pub(super) fn record_of(&self, id: SessionId) -> Option<SessionRecord> {
         let live = self.sessions.get(&id).map(|session| session.fresh_record());
+        let live = live.or_else(|| self.vm_source_record(id));
         live.or_else(|| self.history.find(id).cloned())
     }
 
@@ -35,6 +36,7 @@ impl Core {
     /// Live sessions and the ended ones after them, each the newest first.
     pub(super) fn session_list(&self) -> Value {
         let mut live: Vec<_> = self.sessions.values().map(|s| s.fresh_record()).collect();
+        live.extend(self.vm_sources.keys().filter_map(|id| self.vm_source_record(*id)));
         live.sort_by_key(|record| std::cmp::Reverse((record.started_unix_ms, record.session)));
         let ended = self.history.newest_first().map(|record| json!(record));
         Value::Array(live.iter().map(|record| json!(record)).chain(ended).collect())

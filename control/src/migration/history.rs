@@ -69,6 +69,11 @@ impl History {
         self.known.iter().chain(&self.unknown).find(|record| record.session == session)
     }
 
+    /// A session by its name, to note what became known of it.
+    pub(crate) fn find_mut(&mut self, session: SessionId) -> Option<&mut SessionRecord> {
+        self.known.iter_mut().find(|record| record.session == session)
+    }
+
     /// Takes a session out, to make it live again.
     pub(crate) fn take(&mut self, session: SessionId) -> Option<SessionRecord> {
         [&mut self.known, &mut self.unknown].into_iter().find_map(|list| {

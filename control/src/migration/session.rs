@@ -4,6 +4,7 @@
 //! Plain values on the control thread.
 
 use super::regions::Memory;
+use super::vm_part::VmPart;
 use crate::api::{Reply, Role};
 use crate::state::{SessionRecord, SessionState};
 use dwcp_dataplane::port::{Coding, RoundStats, SessionEnd};
@@ -40,6 +41,8 @@ pub(crate) enum WaitingFor {
     Open,
     Round,
     Finish,
+    Migrate,
+    Resolve,
 }
 
 /// A client that waits for news of a session.
@@ -66,8 +69,10 @@ pub(crate) struct Session {
     pub(crate) link: Option<LinkId>,
     /// How its shards name it, while they hold memory for it.
     pub(crate) key: Option<SessionKey>,
-    /// `None` for a session made again from the journal.
+    /// Of a region; `None` for a session made again from the journal.
     pub(crate) plan: Option<Plan>,
+    /// Of a virtual machine, while its QEMU is driven.
+    pub(crate) vm: Option<Box<VmPart>>,
     pub(crate) stats: Vec<SessionStatsReader>,
     pub(crate) frame_rtt_ns: Vec<HistogramReader>,
     /// A bit for each lane that was ordered open and has not said yet that it holds nothing of the
@@ -80,6 +85,8 @@ pub(crate) struct Session {
     pub(crate) waiting: Option<Waiting>,
     pub(crate) round_stats: RoundStats,
     pub(crate) times: Times,
+    /// When its machine was made.
+    pub(crate) opened_at: Nanos,
     /// Of the last round and the verification, in nanoseconds, once known.
     pub(crate) last_round_ns: u64,
     pub(crate) verify_ns: u64,
@@ -105,6 +112,7 @@ impl Session {
             link: None,
             key: None,
             plan: None,
+            vm: None,
             stats: Vec::new(),
             frame_rtt_ns: Vec::new(),
             lanes_held: 0,
@@ -113,6 +121,7 @@ impl Session {
             waiting: None,
             round_stats: RoundStats::default(),
             times: Times::default(),
+            opened_at: Nanos(0),
             last_round_ns: 0,
             verify_ns: 0,
             lane_failure: None,
@@ -149,7 +158,13 @@ impl Session {
             Machine::Source(machine) => machine.is_over(),
             Machine::Sink(machine) => machine.is_over(),
         };
-        over && self.lanes_held == 0
+        let vm_over = self.vm.as_ref().is_none_or(|vm| vm.is_over());
+        over && vm_over && self.lanes_held == 0
+    }
+
+    /// True for a session of a virtual machine.
+    pub(crate) fn is_vm(&self) -> bool {
+        self.record.vm.is_some()
     }
 
     /// When the machine wants to hear of the time.
@@ -158,6 +173,11 @@ impl Session {
             Machine::Source(machine) => machine.deadline(),
             Machine::Sink(machine) => machine.deadline(),
         }
+    }
+
+    /// The lane that the machine knows: a virtual machine's is its only one.
+    pub(crate) fn machine_lane(&self, lane: LaneId) -> LaneId {
+        if self.is_vm() { LaneId(0) } else { lane }
     }
 
     /// A counter by its place in the table, summed over the lanes.
@@ -196,7 +216,9 @@ impl Session {
 
     /// Each lane of the session.
     pub(crate) fn lanes(&self) -> impl Iterator<Item = LaneId> + use<> {
-        (0..self.plan.as_ref().map_or(0, |plan| plan.lanes)).map(LaneId)
+        let own = self.vm.as_ref().map(|vm| vm.lane.0);
+        let count = self.plan.as_ref().map_or(0, |plan| plan.lanes);
+        own.map_or(0..count, |lane| lane..lane + 1).map(LaneId)
     }
 }
 

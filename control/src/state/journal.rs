@@ -4,6 +4,7 @@
 //! together in one transaction, and reports each one only after the disk has it. The control thread
 //! never waits for a disk. The database file is locked, so that two daemons can't share a state.
 
+use super::attached::AttachedVm;
 use super::record::SessionRecord;
 use crate::limits::JOURNAL_QUEUE;
 use dwcp_proto::ids::SessionId;
@@ -11,15 +12,18 @@ use dwcp_proto::wire::token::JournalId;
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
 };
+use serde::de::DeserializeOwned;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use tokio::sync::mpsc;
 
 const SESSIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("sessions");
+const VMS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("vms");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// The version of what is written; an older daemon must not misread a newer one's records.
-const FORMAT: u64 = 1;
+/// The version of what is written; an older daemon must not misread a newer one's records. 1: regions
+/// alone. 2: virtual machines and operators' decisions too; 1 is read and becomes 2.
+const FORMAT: u64 = 2;
 const FILE_NAME: &str = "dwcp.redb";
 
 /// Why the journal can't be used.
@@ -112,11 +116,38 @@ pub(crate) struct JournalDone {
     pub(crate) outcome: Result<(), JournalError>,
 }
 
+/// What is to be written in one transaction.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// A session's record; the records in `forget` are deleted.
+    Session {
+        /// The record.
+        record: Box<SessionRecord>,
+        /// What goes.
+        forget: Vec<SessionId>,
+    },
+    /// A virtual machine, or that it is not attached any more.
+    Vm {
+        /// Its name.
+        name: String,
+        /// What is kept of it.
+        vm: Option<AttachedVm>,
+    },
+}
+
+/// What a journal held when it was opened.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stored {
+    /// Every session, the oldest first.
+    pub(crate) sessions: Vec<SessionRecord>,
+    /// Every attached virtual machine.
+    pub(crate) vms: Vec<AttachedVm>,
+}
+
 #[derive(Debug)]
 struct Write {
     ticket: Ticket,
-    record: SessionRecord,
-    forget: Vec<SessionId>,
+    change: Change,
 }
 
 /// The control thread's end of the journal. Dropping it ends the thread after its last write.
@@ -128,7 +159,7 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// Opens or makes the journal and reads every record, the oldest first.
+    /// Opens or makes the journal and reads everything.
     ///
     /// A new journal is named `fresh`; an old one keeps its name.
     ///
@@ -137,15 +168,15 @@ impl Journal {
     pub(crate) fn open(
         directory: &Path,
         fresh: JournalId,
-    ) -> Result<(Self, mpsc::Receiver<JournalDone>, Vec<SessionRecord>), JournalError> {
-        let (database, id, records) = open_database(directory, fresh)?;
+    ) -> Result<(Self, mpsc::Receiver<JournalDone>, Stored), JournalError> {
+        let (database, id, stored) = open_database(directory, fresh)?;
         let (queue, writes) = sync_channel(JOURNAL_QUEUE);
         let (done, reports) = mpsc::channel(JOURNAL_QUEUE);
         let thread = std::thread::Builder::new()
             .name("dwcp-journal".to_owned())
             .spawn(move || write_until_closed(&database, &writes, &done))
             .map_err(|source| JournalError::Thread { source })?;
-        Ok((Self { id, queue: Some(queue), thread: Some(thread) }, reports, records))
+        Ok((Self { id, queue: Some(queue), thread: Some(thread) }, reports, stored))
     }
 
     /// The journal's name, which tells peers whether it is the one that they knew.
@@ -153,17 +184,12 @@ impl Journal {
         self.id
     }
 
-    /// Hands a record over; records in `forget` are deleted in the same transaction.
+    /// Hands a change over.
     ///
     /// # Errors
     /// The queue is full or the thread is gone: nothing will be written and no report comes.
-    pub(crate) fn write(
-        &self,
-        ticket: Ticket,
-        record: SessionRecord,
-        forget: Vec<SessionId>,
-    ) -> Result<(), JournalError> {
-        let write = Write { ticket, record, forget };
+    pub(crate) fn write(&self, ticket: Ticket, change: Change) -> Result<(), JournalError> {
+        let write = Write { ticket, change };
         let queue =
             self.queue.as_ref().ok_or(JournalError::Write { detail: "closed".to_owned() })?;
         queue.try_send(write).map_err(|error| JournalError::Write {
@@ -188,7 +214,7 @@ impl Drop for Journal {
 fn open_database(
     directory: &Path,
     fresh: JournalId,
-) -> Result<(Database, JournalId, Vec<SessionRecord>), JournalError> {
+) -> Result<(Database, JournalId, Stored), JournalError> {
     let unusable = |source| JournalError::Directory { path: directory.to_owned(), source };
     std::fs::create_dir_all(directory).map_err(unusable)?;
     let path = directory.join(FILE_NAME);
@@ -208,14 +234,11 @@ fn open_database(
     if format != FORMAT {
         return Err(JournalError::Format { path, found: format });
     }
-    let mut records = Vec::new();
-    for bytes in read_all(&database).map_err(|e| damaged(e.to_string()))? {
-        let record: SessionRecord =
-            serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
-        records.push(record);
-    }
-    records.sort_by_key(|r| (r.started_unix_ms, r.session));
-    Ok((database, id, records))
+    let mut sessions: Vec<SessionRecord> =
+        read_all(&database, SESSIONS).map_err(|e| damaged(e.to_string()))?;
+    sessions.sort_by_key(|r| (r.started_unix_ms, r.session));
+    let vms = read_all(&database, VMS).map_err(|e| damaged(e.to_string()))?;
+    Ok((database, id, Stored { sessions, vms }))
 }
 
 /// Makes the tables if they are missing; returns the format and the name of what is there.
@@ -223,12 +246,17 @@ fn prepare(database: &Database, fresh: JournalId) -> Result<(u64, JournalId), re
     let transaction = database.begin_write()?;
     let found = {
         transaction.open_table(SESSIONS)?;
+        transaction.open_table(VMS)?;
         let mut meta = transaction.open_table(META)?;
         if meta.get("format")?.is_none() {
             let [high, low] = halves(fresh);
             for (name, value) in [("format", FORMAT), ("id_high", high), ("id_low", low)] {
                 meta.insert(name, value)?;
             }
+        }
+        if meta.get("format")?.is_some_and(|format| format.value() == 1) {
+            // Every record of a region is one of format 2 as well.
+            meta.insert("format", FORMAT)?;
         }
         let value = |name| Ok::<_, redb::Error>(meta.get(name)?.map_or(0, |v| v.value()));
         let (format, high, low) = (value("format")?, value("id_high")?, value("id_low")?);
@@ -246,14 +274,21 @@ fn halves(id: JournalId) -> [u64; 2] {
     [(number >> 64) as u64, number as u64]
 }
 
-fn read_all(database: &Database) -> Result<Vec<Vec<u8>>, redb::Error> {
+fn read_all<T: DeserializeOwned>(
+    database: &Database,
+    table: TableDefinition<'_, &str, &[u8]>,
+) -> Result<Vec<T>, redb::Error> {
     let transaction = database.begin_read()?;
-    let table = transaction.open_table(SESSIONS)?;
+    let table = transaction.open_table(table)?;
     let mut all = Vec::new();
     for row in table.iter()? {
-        all.push(row?.1.value().to_vec());
+        all.push(serde_json::from_slice(row?.1.value()).map_err(as_database_error)?);
     }
     Ok(all)
+}
+
+fn as_database_error(error: serde_json::Error) -> redb::Error {
+    redb::Error::Io(io::Error::other(error))
 }
 
 fn write_until_closed(
@@ -277,13 +312,24 @@ fn write_until_closed(
 fn commit(database: &Database, batch: &[Write]) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     {
-        let mut table = transaction.open_table(SESSIONS)?;
+        let mut sessions = transaction.open_table(SESSIONS)?;
+        let mut vms = transaction.open_table(VMS)?;
         for write in batch {
-            let bytes = serde_json::to_vec(&write.record)
-                .map_err(|error| redb::Error::Io(io::Error::other(error)))?;
-            table.insert(write.record.session.to_string().as_str(), bytes.as_slice())?;
-            for session in &write.forget {
-                table.remove(session.to_string().as_str())?;
+            match &write.change {
+                Change::Session { record, forget } => {
+                    let bytes = serde_json::to_vec(record).map_err(as_database_error)?;
+                    sessions.insert(record.session.to_string().as_str(), bytes.as_slice())?;
+                    for session in forget {
+                        sessions.remove(session.to_string().as_str())?;
+                    }
+                }
+                Change::Vm { name, vm: Some(vm) } => {
+                    let bytes = serde_json::to_vec(vm).map_err(as_database_error)?;
+                    vms.insert(name.as_str(), bytes.as_slice())?;
+                }
+                Change::Vm { name, vm: None } => {
+                    vms.remove(name.as_str())?;
+                }
             }
         }
     }
@@ -302,12 +348,25 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (journal, mut reports, records) =
             Journal::open(directory.path(), JournalId([3; 16])).unwrap();
-        assert!(records.is_empty());
+        assert_eq!(records, Stored::default());
         let first = sample(1, Role::Source, SessionState::Opening);
         let second = sample(2, Role::Sink, SessionState::Receiving);
-        journal.write(Ticket(1), first, vec![]).unwrap();
-        journal.write(Ticket(2), second.clone(), vec![SessionId([1; 16])]).unwrap();
-        for ticket in [1, 2] {
+        let change = |record, forget| Change::Session { record: Box::new(record), forget };
+        journal.write(Ticket(1), change(first, vec![])).unwrap();
+        journal.write(Ticket(2), change(second.clone(), vec![SessionId([1; 16])])).unwrap();
+        let vm = AttachedVm {
+            name: "vm".to_owned(),
+            qmp: "/run/vm.qmp".into(),
+            incoming: true,
+            spawn: None,
+            accept_from: vec!["a".to_owned()],
+            left: false,
+        };
+        let attached = |name: &str, vm| Change::Vm { name: name.to_owned(), vm };
+        journal.write(Ticket(3), attached("gone", Some(vm.clone()))).unwrap();
+        journal.write(Ticket(4), attached("vm", Some(vm.clone()))).unwrap();
+        journal.write(Ticket(5), attached("gone", None)).unwrap();
+        for ticket in 1..=5 {
             let done = reports.blocking_recv().unwrap();
             assert_eq!(done.ticket, Ticket(ticket));
             done.outcome.unwrap();
@@ -315,7 +374,7 @@ mod tests {
         drop((journal, reports));
         let (journal, _reports, records) =
             Journal::open(directory.path(), JournalId([4; 16])).unwrap();
-        assert_eq!(records, [second]);
+        assert_eq!(records, Stored { sessions: vec![second], vms: vec![vm] });
         assert_eq!(journal.id(), JournalId([3; 16]), "a journal keeps its name");
     }
 
@@ -357,14 +416,15 @@ mod tests {
                 .enumerate()
         {
             let record = sample(1, Role::Source, state);
-            journal.write(Ticket(u64::try_from(ticket).unwrap()), record, vec![]).unwrap();
+            let change = Change::Session { record: Box::new(record), forget: vec![] };
+            journal.write(Ticket(u64::try_from(ticket).unwrap()), change).unwrap();
             reports.blocking_recv().unwrap().outcome.unwrap();
             let crashed = tempfile::tempdir().unwrap();
             let file = directory.path().join(FILE_NAME);
             std::fs::copy(file, crashed.path().join(FILE_NAME)).unwrap();
             let (_journal, _reports, records) =
                 Journal::open(crashed.path(), JournalId([4; 16])).unwrap();
-            assert_eq!(records.iter().map(|r| r.state).collect::<Vec<_>>(), [state]);
+            assert_eq!(records.sessions.iter().map(|r| r.state).collect::<Vec<_>>(), [state]);
         }
     }
 }

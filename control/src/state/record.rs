@@ -2,10 +2,12 @@
 //!
 //! Pure values. [`recover`] says what a record of a daemon that died means now.
 
+use super::vm_record::VmRecord;
 use crate::api::Role;
 use dwcp_proto::ids::SessionId;
 use dwcp_proto::session::phase::{SinkPhase, SourcePhase};
 use dwcp_proto::session::record::{SinkRecord, SourceRecord};
+use dwcp_proto::session::resolve::Conflict;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -104,22 +106,53 @@ pub struct SessionRecord {
     /// Sink: nobody will ask about the commit again, so the record may become history.
     #[serde(default)]
     pub settled: bool,
+    /// The peer's journal contradicts what an operator decided at one of the ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<Conflict>,
+    /// Of a virtual machine's session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<VmRecord>,
     /// Sink: made only because a peer asked about a session that nothing was known of.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unknown: bool,
 }
 
 impl SessionRecord {
+    /// True for a virtual machine that waits at the sink for the source's word: its journal is
+    /// silent, its guest is loaded and paused.
+    pub(crate) fn is_parked(&self) -> bool {
+        let silent = self.role == Role::Sink && self.sink_record.is_none();
+        silent && self.vm.is_some() && self.state == SessionState::InDoubt
+    }
+
     /// True when the record may be forgotten to make room for newer ones.
     #[must_use]
     pub fn may_be_forgotten(&self) -> bool {
-        let commit_counts = self.sink_record == Some(SinkRecord::Committed) && !self.settled;
-        self.state.is_over() && !commit_counts
+        let commit_counts = self.sink_record.is_some_and(SinkRecord::owns) && !self.settled;
+        self.state.is_over() && !commit_counts && !self.guest_waits()
+    }
+
+    /// True when the session has ended and its guest is not yet known to be where that puts it.
+    pub(crate) fn guest_waits(&self) -> bool {
+        let Some(vm) = self.vm.as_ref().filter(|vm| !vm.settled) else { return false };
+        let committed = self.state == SessionState::Committed;
+        let waits = match self.role {
+            Role::Source => !committed,
+            // A QEMU that was prepared for a guest is spent.
+            Role::Sink => committed || vm.saved.is_some(),
+        };
+        self.state.is_over() && waits
     }
 
     /// True at a source that durably knows the end, which the sink has to hear.
     pub(crate) fn owes_settling(&self) -> bool {
-        matches!(self.source_record, Some(SourceRecord::Done | SourceRecord::Kept))
+        let told = |record| {
+            matches!(
+                record,
+                SourceRecord::Done | SourceRecord::Kept | SourceRecord::ResolvedTold { .. }
+            )
+        };
+        self.source_record.is_some_and(told)
     }
 }
 
@@ -158,11 +191,15 @@ impl From<SinkPhase> for SessionState {
 /// The records of the commit protocol decide; the state beside them may be older than they are.
 pub(crate) fn recover(record: &mut SessionRecord, now_unix_ms: u64) -> bool {
     let known_end = match (record.role, record.source_record, record.sink_record) {
-        (Role::Source, Some(SourceRecord::Done), _) => Some(SessionState::Committed),
-        (Role::Source, Some(SourceRecord::Kept), _) => Some(SessionState::Failed),
-        (Role::Sink, _, Some(SinkRecord::Committed)) => Some(SessionState::Committed),
+        (Role::Source, Some(written), _) if written.gone() => Some(SessionState::Committed),
+        (Role::Source, Some(written), _) if written.keeps() => Some(SessionState::Failed),
+        (Role::Sink, _, Some(written)) if written.owns() => Some(SessionState::Committed),
+        (Role::Sink, _, Some(SinkRecord::Resolved { .. })) => Some(SessionState::Aborted),
         _ => None,
     };
+    if record.is_parked() {
+        return false;
+    }
     if record.state.is_over() && known_end.is_none_or(|state| state == record.state) {
         return false;
     }
@@ -214,6 +251,8 @@ pub(crate) fn sample(session: u8, role: Role, state: SessionState) -> SessionRec
         source_record: None,
         sink_record: None,
         settled: false,
+        conflict: None,
+        vm: None,
         unknown: false,
     }
 }

@@ -99,6 +99,12 @@ impl<'a> Writer<'a> {
         self.at += bytes.len();
     }
 
+    /// Fills in what was skipped by [`Self::advance`].
+    pub(crate) fn put_at(&mut self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= self.at);
+        self.buffer[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
     pub(crate) fn put_varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.put(&[value as u8 | 0x80]);
@@ -112,7 +118,7 @@ impl<'a> Writer<'a> {
         &mut self.buffer[self.at + skip..self.at + skip + count]
     }
 
-    /// Counts bytes that were written to [`Self::room`].
+    /// Counts bytes that were written to [`Self::room`] or will be by [`Self::put_at`].
     pub(crate) fn advance(&mut self, count: usize) {
         self.at += count;
         assert!(self.at <= self.buffer.len());

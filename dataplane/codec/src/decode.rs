@@ -1,4 +1,4 @@
-//! The decoder of extents.
+//! The decoder of extents and batches.
 //!
 //! Owns all scratch memory that decoding needs. Runs on a shard, which owns one decoder for all
 //! its sessions; called once per frame of pages. The payload is untrusted: every length is checked
@@ -10,9 +10,11 @@ use crate::cursor::{Reader, unzigzag};
 use crate::digest::{DIGEST_BYTES, Digest, DigestBuilder, DigestKind};
 use crate::error::DecodeError;
 use crate::hash::{PAGE_HASH_BYTES, PageHash, PageHasher};
+use crate::head::{Numbers, read_batch, read_extent};
 use crate::layout::{GROUP_PAGES, PREFIX_PAD_BYTES, RUNS_BYTES_MAX, classes_bytes};
 use crate::page::{Class, EXTENT_BYTES, EXTENT_PAGES, PAGE_BYTES, Page};
 use crate::runs::apply_runs;
+use crate::window::LongWindowDecoder;
 use std::fmt;
 use zstd_safe::DCtx;
 
@@ -41,12 +43,17 @@ pub struct DecodedExtent<'a> {
     pub classes: &'a [Class],
 }
 
-/// The head of a payload.
-struct Head {
-    first_page: u64,
-    mask: u64,
-    count: usize,
-    digest: Digest,
+/// The pages of a batch, checked against their digest.
+#[derive(Clone, Copy, Debug)]
+pub struct DecodedBatch<'a> {
+    /// The pages' numbers, each once.
+    pub numbers: &'a [u64],
+    /// The pages, joined, in that order.
+    pub pages: &'a [u8],
+    /// Their hashes.
+    pub hashes: &'a [PageHash],
+    /// How they were coded.
+    pub classes: &'a [Class],
 }
 
 /// The delta pages of a payload.
@@ -80,6 +87,7 @@ impl List {
 /// Decodes payloads.
 pub struct Decoder {
     context: DCtx<'static>,
+    numbers: Numbers,
     pages: Box<[u8]>,
     hashes: [PageHash; EXTENT_PAGES],
     classes: [Class; EXTENT_PAGES],
@@ -95,6 +103,7 @@ impl Decoder {
     pub fn new() -> Self {
         Self {
             context: DCtx::create(),
+            numbers: Numbers::EMPTY,
             pages: vec![0; EXTENT_BYTES].into(),
             hashes: [PageHash([0; PAGE_HASH_BYTES]); EXTENT_PAGES],
             classes: [Class::Raw; EXTENT_PAGES],
@@ -110,7 +119,7 @@ impl Decoder {
         }
     }
 
-    /// Decodes one payload for a region of `region_pages` pages.
+    /// Decodes one extent for a region of `region_pages` pages.
     ///
     /// # Errors
     /// The payload breaks the format, names a base that isn't held, or its pages don't match
@@ -123,16 +132,58 @@ impl Decoder {
         bases: &mut B,
     ) -> Result<DecodedExtent<'_>, DecodeError> {
         let mut reader = Reader::new(payload);
-        let head = read_head(&mut reader, region_pages)?;
-        self.read_classes(&mut reader, head.count)?;
-        if self.classes[..head.count].contains(&Class::Delta) {
-            let deltas = self.read_bases(&mut reader, hasher, &head, bases)?;
+        let (first_page, mask) = read_extent(&mut reader, region_pages)?;
+        self.numbers = Numbers::of_mask(first_page, mask);
+        self.decode_body(reader, hasher, bases, None)?;
+        let DecodedBatch { pages, hashes, classes, .. } = self.decoded();
+        Ok(DecodedExtent { first_page, mask, pages, hashes, classes })
+    }
+
+    /// Decodes one batch for a region of `region_pages` pages. With a `window` its zstd pages
+    /// continue that stream, so all payloads of the window must come in the order of their coding,
+    /// and the first that is refused spends the window.
+    ///
+    /// # Errors
+    /// As for [`Self::decode`], or the window is spent.
+    pub fn decode_batch<B: Bases>(
+        &mut self,
+        hasher: &PageHasher,
+        payload: &[u8],
+        region_pages: u64,
+        bases: &mut B,
+        mut window: Option<&mut LongWindowDecoder>,
+    ) -> Result<DecodedBatch<'_>, DecodeError> {
+        if window.as_mut().is_some_and(|window| !window.begin()) {
+            return Err(DecodeError::WindowSpent);
+        }
+        let mut reader = Reader::new(payload);
+        self.numbers = read_batch(&mut reader, region_pages)?;
+        self.decode_body(reader, hasher, bases, window.as_deref_mut())?;
+        if let Some(window) = window {
+            window.finish();
+        }
+        Ok(self.decoded())
+    }
+
+    /// Decodes and checks all behind the place of the pages, which is read.
+    fn decode_body<B: Bases>(
+        &mut self,
+        mut reader: Reader<'_>,
+        hasher: &PageHasher,
+        bases: &mut B,
+        window: Option<&mut LongWindowDecoder>,
+    ) -> Result<(), DecodeError> {
+        let count = self.numbers.count();
+        let digest = Digest(reader.array::<DIGEST_BYTES>("head")?);
+        self.read_classes(&mut reader, count)?;
+        if self.classes[..count].contains(&Class::Delta) {
+            let deltas = self.read_bases(&mut reader, hasher, bases)?;
             self.decode_runs(&mut reader, deltas.runs.as_slice())?;
             self.decode_groups(&mut reader, deltas.prefix.as_slice())?;
         }
-        self.decode_zstd(&mut reader, head.count)?;
+        self.decode_zstd(&mut reader, count, window)?;
         let pages = self.pages.as_chunks_mut::<PAGE_BYTES>().0;
-        for (page, class) in pages.iter_mut().zip(&self.classes[..head.count]) {
+        for (page, class) in pages.iter_mut().zip(&self.classes[..count]) {
             match class {
                 Class::Zero => page.fill(0),
                 Class::Raw => page.copy_from_slice(reader.take(PAGE_BYTES, "raw pages")?),
@@ -140,14 +191,18 @@ impl Decoder {
             }
         }
         reader.finish()?;
-        self.check(hasher, &head)?;
-        Ok(DecodedExtent {
-            first_page: head.first_page,
-            mask: head.mask,
-            pages: &self.pages[..head.count * PAGE_BYTES],
-            hashes: &self.hashes[..head.count],
-            classes: &self.classes[..head.count],
-        })
+        self.check(hasher, digest)
+    }
+
+    /// What the last payload came to.
+    fn decoded(&self) -> DecodedBatch<'_> {
+        let count = self.numbers.count();
+        DecodedBatch {
+            numbers: self.numbers.as_slice(),
+            pages: &self.pages[..count * PAGE_BYTES],
+            hashes: &self.hashes[..count],
+            classes: &self.classes[..count],
+        }
     }
 
     fn read_classes(&mut self, reader: &mut Reader<'_>, count: usize) -> Result<(), DecodeError> {
@@ -167,7 +222,6 @@ impl Decoder {
         &mut self,
         reader: &mut Reader<'_>,
         hasher: &PageHasher,
-        head: &Head,
         bases: &mut B,
     ) -> Result<Deltas, DecodeError> {
         const SECTION: &str = "delta section";
@@ -175,7 +229,7 @@ impl Decoder {
         let mut versions = [0; EXTENT_PAGES];
         let mut count = 0;
         let is_delta = |class: &&Class| **class == Class::Delta;
-        for _ in self.classes[..head.count].iter().filter(is_delta) {
+        for _ in self.classes[..self.numbers.count()].iter().filter(is_delta) {
             let code = reader.varint(SECTION)?;
             versions[count] = match count {
                 0 => code,
@@ -191,11 +245,9 @@ impl Decoder {
         let mut deltas = Deltas { runs: List::EMPTY, prefix: List::EMPTY };
         let mut digest = DigestBuilder::new(hasher, DigestKind::Bases);
         let pages = self.pages.as_chunks_mut::<PAGE_BYTES>().0;
-        let mut rest = head.mask;
+        let numbers = self.numbers.as_slice();
         let mut index = 0;
-        for (position, page_out) in pages.iter_mut().enumerate().take(head.count) {
-            let page = head.first_page + u64::from(rest.trailing_zeros());
-            rest &= rest - 1;
+        for (position, (page_out, &page)) in pages.iter_mut().zip(numbers).enumerate() {
             if self.classes[position] != Class::Delta {
                 continue;
             }
@@ -258,7 +310,12 @@ impl Decoder {
         Ok(())
     }
 
-    fn decode_zstd(&mut self, reader: &mut Reader<'_>, count: usize) -> Result<(), DecodeError> {
+    fn decode_zstd(
+        &mut self,
+        reader: &mut Reader<'_>,
+        count: usize,
+        window: Option<&mut LongWindowDecoder>,
+    ) -> Result<(), DecodeError> {
         const SECTION: &str = "zstd section";
         let classes = &self.classes[..count];
         let zstd_pages = classes.iter().filter(|class| **class == Class::Zstd).count();
@@ -267,14 +324,18 @@ impl Decoder {
         }
         let bytes = reader.length(SECTION)?;
         let frame = reader.take(bytes, SECTION)?;
-        if zstd_pages == count {
-            // Nothing else is in the extent: the pages need no sorting.
-            let room = &mut self.pages[..count * PAGE_BYTES];
-            return decompress(&mut self.context, frame, &[], room, SECTION);
+        // Where nothing else is in the payload, the pages need no sorting.
+        let all = zstd_pages == count;
+        let room = if all { &mut self.pages } else { &mut self.joined };
+        let room = &mut room[..zstd_pages * PAGE_BYTES];
+        match window {
+            None => decompress(&mut self.context, frame, &[], room, SECTION)?,
+            Some(window) => window.decompress(frame, room, SECTION)?,
         }
-        let room = &mut self.joined[..zstd_pages * PAGE_BYTES];
-        decompress(&mut self.context, frame, &[], room, SECTION)?;
-        let mut plain = room.as_chunks::<PAGE_BYTES>().0.iter();
+        if all {
+            return Ok(());
+        }
+        let mut plain = self.joined[..zstd_pages * PAGE_BYTES].as_chunks::<PAGE_BYTES>().0.iter();
         for (page, class) in self.pages.as_chunks_mut::<PAGE_BYTES>().0.iter_mut().zip(classes) {
             if *class == Class::Zstd
                 && let Some(plain) = plain.next()
@@ -286,16 +347,16 @@ impl Decoder {
     }
 
     /// Hashes the pages and compares with what the source hashed.
-    fn check(&mut self, hasher: &PageHasher, head: &Head) -> Result<(), DecodeError> {
+    fn check(&mut self, hasher: &PageHasher, expected: Digest) -> Result<(), DecodeError> {
         let mut digest = DigestBuilder::new(hasher, DigestKind::Extent);
-        let mut rest = head.mask;
         let pages = self.pages.as_chunks::<PAGE_BYTES>().0;
-        for (page, hash) in pages.iter().zip(&mut self.hashes[..head.count]) {
+        for ((page, hash), number) in
+            pages.iter().zip(&mut self.hashes).zip(self.numbers.as_slice())
+        {
             *hash = hasher.hash(page);
-            digest.add(head.first_page + u64::from(rest.trailing_zeros()), *hash);
-            rest &= rest - 1;
+            digest.add(*number, *hash);
         }
-        if digest.finish() == head.digest { Ok(()) } else { Err(DecodeError::DigestMismatch) }
+        if digest.finish() == expected { Ok(()) } else { Err(DecodeError::DigestMismatch) }
     }
 }
 
@@ -309,25 +370,6 @@ impl fmt::Debug for Decoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Decoder")
     }
-}
-
-fn read_head(reader: &mut Reader<'_>, region_pages: u64) -> Result<Head, DecodeError> {
-    const SECTION: &str = "head";
-    let first_page = u64::from_le_bytes(reader.array(SECTION)?);
-    let mask = u64::from_le_bytes(reader.array(SECTION)?);
-    let digest = Digest(reader.array::<DIGEST_BYTES>(SECTION)?);
-    if mask == 0 {
-        return Err(DecodeError::Empty);
-    }
-    if !first_page.is_multiple_of(EXTENT_PAGES as u64) {
-        return Err(DecodeError::Unaligned { first_page });
-    }
-    // No overflow: the largest multiple of 64 leaves room for 63 more.
-    let page = first_page + u64::from(mask.ilog2());
-    if page >= region_pages {
-        return Err(DecodeError::BeyondRegion { page, region_pages });
-    }
-    Ok(Head { first_page, mask, count: mask.count_ones() as usize, digest })
 }
 
 /// Where the base of the prefix page number `index` goes.

@@ -24,13 +24,15 @@ pub enum DigestKind {
     Bases = 1,
     /// All pages of a lane, in order of their index, when a session ends.
     Region = 2,
+    /// The parts of a migration stream, in order, and the channels that they belong to.
+    Stream = 3,
 }
 
 impl DigestKind {
     /// The number of kinds.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 4;
     /// All kinds in the order of their numbers.
-    pub const ALL: [Self; Self::COUNT] = [Self::Extent, Self::Bases, Self::Region];
+    pub const ALL: [Self; Self::COUNT] = [Self::Extent, Self::Bases, Self::Region, Self::Stream];
 
     /// What the kind's key is derived with.
     pub(crate) const fn context(self) -> &'static str {
@@ -38,6 +40,7 @@ impl DigestKind {
             Self::Extent => "dwcp 1 digest of an extent's pages",
             Self::Bases => "dwcp 1 digest of an extent's bases",
             Self::Region => "dwcp 1 digest of a lane's pages",
+            Self::Stream => "dwcp 1 digest of a migration stream",
         }
     }
 }
@@ -59,6 +62,24 @@ impl DigestBuilder {
         item[..8].copy_from_slice(&page.to_le_bytes());
         item[8..].copy_from_slice(&hash.0);
         self.0.update(&item);
+    }
+
+    /// Adds a part of a migration stream: its place, its kind and its bytes, which come in pieces.
+    pub fn add_part<'a>(
+        &mut self,
+        position: u64,
+        kind: u8,
+        bytes: usize,
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+    ) {
+        let mut head = [0; 8 + 8 + 1];
+        head[..8].copy_from_slice(&position.to_le_bytes());
+        head[8..16].copy_from_slice(&(bytes as u64).to_le_bytes());
+        head[16] = kind;
+        self.0.update(&head);
+        for piece in pieces {
+            self.0.update(piece);
+        }
     }
 
     /// The digest of all that was added.
@@ -99,5 +120,22 @@ mod tests {
         assert_ne!(reference, digest(DigestKind::Extent, &[(1, 1), (3, 2)]));
         assert_ne!(reference, digest(DigestKind::Extent, &[(1, 1), (2, 3)]));
         assert_ne!(reference, digest(DigestKind::Extent, &list[..1]));
+    }
+
+    #[test]
+    fn a_stream_digest_depends_on_place_kind_and_where_a_part_ends() {
+        let hasher = PageHasher::new(&HashKey([7; HASH_KEY_BYTES]));
+        let digest = |parts: &[(u64, u8, &[u8])]| {
+            let mut builder = DigestBuilder::new(&hasher, DigestKind::Stream);
+            parts.iter().for_each(|(position, kind, bytes)| {
+                builder.add_part(*position, *kind, bytes.len(), [*bytes]);
+            });
+            builder.finish()
+        };
+        let reference = digest(&[(0, 1, b"ab"), (1, 1, b"c")]);
+        assert_eq!(reference, digest(&[(0, 1, b"ab"), (1, 1, b"c")]));
+        assert_ne!(reference, digest(&[(0, 1, b"a"), (1, 1, b"bc")]));
+        assert_ne!(reference, digest(&[(0, 2, b"ab"), (1, 1, b"c")]));
+        assert_ne!(reference, digest(&[(0, 1, b"ab"), (2, 1, b"c")]));
     }
 }

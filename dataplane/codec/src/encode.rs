@@ -1,20 +1,23 @@
-//! The coder of extents.
+//! The coder of extents and batches.
 //!
 //! Owns the classification of pages and all scratch memory that coding needs. Runs on a shard,
-//! which owns one encoder for all its sessions; called once per extent. Each page gets the cheapest
+//! which owns one encoder for all its sessions; called once per payload. Each page gets the cheapest
 //! class that its content allows: zero; a delta if the sink holds a version of it and the
 //! difference is small; zstd together with its neighbours; raw where that gains nothing.
 //!
 //! The caller has left out unchanged pages (same hash as what the sink holds). The encoder never
 //! chooses bases: it may use those that it is given, which must be held by the sink for certain.
-//! No payload is longer than its pages sent raw.
+//! No payload is longer than its pages sent raw, but for the few bytes that a long window may add:
+//! what went into it is sent, whatever came out.
 
 use crate::cursor::{Writer, zigzag};
 use crate::digest::{DigestBuilder, DigestKind};
 use crate::hash::{PageHash, PageHasher};
+use crate::head::{Numbers, write_batch, write_extent};
+use crate::input::{BaseIn, BatchInput, Coding, ExtentInput};
 use crate::layout::{
-    FRAME_LENGTH_BYTES, GROUP_PAGES, HEAD_BYTES, PREFIX_PAD_BYTES, RUNS_BYTES_MAX, RUNS_HEAD_BYTES,
-    classes_bytes, encoded_bytes_max,
+    FRAME_LENGTH_BYTES, GROUP_PAGES, PREFIX_PAD_BYTES, RUNS_BYTES_MAX, RUNS_HEAD_BYTES,
+    batch_bytes_max, classes_bytes, encoded_bytes_max,
 };
 use crate::page::{Class, EXTENT_BYTES, EXTENT_PAGES, PAGE_BYTES, Page, is_zero};
 use crate::policy::{
@@ -24,6 +27,7 @@ use crate::policy::{
 use crate::runs::{encode_runs, equal_words};
 use crate::sample::looks_random;
 use crate::stats::{ClassStats, ExtentStats};
+use crate::window::{LongWindowEncoder, WINDOW_EXTRA_BYTES_MAX};
 use std::fmt;
 use zstd_safe::CCtx;
 
@@ -32,47 +36,6 @@ use zstd_safe::CCtx;
 pub struct EncoderConfig {
     /// The highest zstd level that will be used; a session that asks for more gets this one.
     pub zstd_level_max: i32,
-}
-
-/// How the pages of an extent are coded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Coding {
-    /// The cheapest class for each page.
-    Full {
-        /// The zstd level; kept within what the encoder was made for.
-        zstd_level: i32,
-    },
-    /// Every page as it is.
-    Passthrough,
-}
-
-/// A version of a page that the sink holds for certain.
-#[derive(Clone, Copy, Debug)]
-pub struct BaseIn<'a> {
-    /// The version's number: the sequence of the frame that brought it.
-    pub version: u64,
-    /// The hash of its bytes.
-    pub hash: PageHash,
-    /// Its bytes.
-    pub page: &'a Page,
-}
-
-/// The pages of one extent that are to be sent. Pages that the sink already holds (same hash) must
-/// have been left out: the coder takes every page of the mask for a changed one.
-#[derive(Clone, Copy, Debug)]
-pub struct ExtentInput<'a> {
-    /// The extent's first page, a multiple of 64.
-    pub first_page: u64,
-    /// Bit i: page `first_page + i` is to be sent. Not 0.
-    pub mask: u64,
-    /// The pages of the mask, joined, ascending.
-    pub pages: &'a [u8],
-    /// Their hashes.
-    pub hashes: &'a [PageHash],
-    /// For each of them the base that it may be coded against, if the sink holds one.
-    pub bases: &'a [Option<BaseIn<'a>>],
-    /// How.
-    pub coding: Coding,
 }
 
 /// What an encoding came to.
@@ -105,10 +68,20 @@ impl Plan {
     }
 }
 
-/// Codes extents.
+/// The pages of an extent or a batch, in the order of the numbers that the encoder holds.
+#[derive(Clone, Copy)]
+struct Input<'a> {
+    pages: &'a [u8],
+    hashes: &'a [PageHash],
+    bases: &'a [Option<BaseIn<'a>>],
+    coding: Coding,
+}
+
+/// Codes extents and batches.
 pub struct Encoder {
     context: CCtx<'static>,
     zstd_level_max: i32,
+    numbers: Numbers,
     plans: [Plan; EXTENT_PAGES],
     /// The runs of all pages of that plan, joined.
     runs: Box<[u8]>,
@@ -131,6 +104,7 @@ impl Encoder {
         let mut encoder = Self {
             context: CCtx::create(),
             zstd_level_max,
+            numbers: Numbers::EMPTY,
             plans: [Plan::Raw; EXTENT_PAGES],
             runs: vec![0; RUNS_BYTES_MAX].into(),
             runs_bytes: 0,
@@ -161,35 +135,83 @@ impl Encoder {
         input: &ExtentInput<'_>,
         out: &mut [u8],
     ) -> Encoded {
+        let ExtentInput { first_page, mask, pages, hashes, bases, coding } = *input;
+        assert!(first_page.is_multiple_of(EXTENT_PAGES as u64), "an extent is aligned");
+        self.numbers = Numbers::of_mask(first_page, mask);
+        let bytes_max = encoded_bytes_max(self.numbers.count());
+        assert!(out.len() >= bytes_max, "the output has room for raw pages");
+        let mut writer = Writer::new(out, 0);
+        write_extent(&mut writer, first_page, mask);
+        let encoded = self.code(hasher, Input { pages, hashes, bases, coding }, None, writer);
+        assert!(encoded.bytes <= bytes_max, "no payload is longer than raw pages");
+        encoded
+    }
+
+    /// Codes one batch into `out`, which must have room for [`batch_bytes_max`] of its pages. With
+    /// a `window` its zstd pages continue that stream: the payload must be decoded after those of
+    /// all earlier calls with the same window.
+    ///
+    /// # Panics
+    /// If there are no numbers, too many or one twice, if the other lengths of the input don't fit
+    /// them, or `out` is too small: the caller's bug.
+    pub fn encode_batch(
+        &mut self,
+        hasher: &PageHasher,
+        input: &BatchInput<'_>,
+        window: Option<&mut LongWindowEncoder>,
+        out: &mut [u8],
+    ) -> Encoded {
+        let BatchInput { numbers, pages, hashes, bases, coding } = *input;
+        assert!(numbers.len() <= EXTENT_PAGES, "a batch is bounded");
+        self.numbers = Numbers::of_list(numbers);
+        assert!(self.numbers.repeated().is_none(), "a page is in a batch once");
+        let bytes_max = batch_bytes_max(numbers.len());
+        assert!(out.len() >= bytes_max, "the output has room for the longest payload");
+        let mut writer = Writer::new(out, 0);
+        write_batch(&mut writer, numbers);
+        let encoded = self.code(hasher, Input { pages, hashes, bases, coding }, window, writer);
+        assert!(encoded.bytes <= bytes_max, "the bound of a batch holds");
+        encoded
+    }
+
+    /// Codes all behind the place of the pages, which is written.
+    fn code(
+        &mut self,
+        hasher: &PageHasher,
+        input: Input<'_>,
+        window: Option<&mut LongWindowEncoder>,
+        mut writer: Writer<'_>,
+    ) -> Encoded {
         let (pages, rest) = input.pages.as_chunks::<PAGE_BYTES>();
-        let count = input.mask.count_ones() as usize;
-        assert!(input.first_page.is_multiple_of(EXTENT_PAGES as u64), "an extent is aligned");
-        assert!(count > 0, "an extent without pages is not coded");
-        assert!(rest.is_empty() && pages.len() == count, "the pages are those of the mask");
+        let count = self.numbers.count();
+        assert!(count > 0, "a payload has pages");
+        assert!(rest.is_empty() && pages.len() == count, "the pages are those of the numbers");
         assert!(input.hashes.len() == count, "each page has a hash");
         assert!(input.bases.len() == count, "each page has a base or none");
-        assert!(out.len() >= encoded_bytes_max(count), "the output has room for raw pages");
 
-        self.plan(input, pages);
-        let classes_at = HEAD_BYTES;
+        let mut digest = DigestBuilder::new(hasher, DigestKind::Extent);
+        for (page, hash) in self.numbers.as_slice().iter().zip(input.hashes) {
+            digest.add(*page, *hash);
+        }
+        writer.put(&digest.finish().0);
+        let classes_at = writer.at();
         let body_at = classes_at + classes_bytes(count);
+        writer.advance(body_at - classes_at);
+        self.plan(&input, pages);
         let mut stats = ExtentStats { overhead_bytes: body_at as u64, ..ExtentStats::default() };
-        let mut writer = Writer::new(out, body_at);
-        stats.delta.coded_bytes = self.write_delta(hasher, input, &mut writer);
-        stats.zstd.coded_bytes = self.write_zstd(input.coding, pages, &mut writer);
+        stats.delta.coded_bytes = self.write_delta(hasher, &input, &mut writer);
+        stats.zstd.coded_bytes = self.write_zstd(input.coding, pages, window, &mut writer);
         stats.raw.coded_bytes = self.write_raw(pages, &mut writer);
-        let bytes = writer.at();
 
-        write_head(hasher, input, out);
-        out[classes_at..body_at].fill(0);
+        let mut classes = [0; classes_bytes(EXTENT_PAGES)];
         for (index, plan) in self.plans[..count].iter().enumerate() {
             let class = plan.class();
-            out[classes_at + index / 4] |= (class as u8) << (index % 4 * 2);
+            classes[index / 4] |= (class as u8) << (index % 4 * 2);
             class_stats(&mut stats, class).pages += 1;
         }
-        debug_assert!(stats.total_bytes() == bytes as u64);
-        assert!(bytes <= encoded_bytes_max(count), "no payload is longer than raw pages");
-        Encoded { bytes, stats }
+        writer.put_at(classes_at, &classes[..body_at - classes_at]);
+        debug_assert!(stats.total_bytes() == writer.at() as u64);
+        Encoded { bytes: writer.at(), stats }
     }
 
     /// Zeroes what the last encodings left of pages in the encoder's own buffers.
@@ -199,17 +221,17 @@ impl Encoder {
         }
     }
 
-    /// How the last encoding coded the page that was number `index` in its mask.
+    /// How the last encoding coded the page that was number `index` in its payload.
     ///
     /// # Panics
-    /// When an extent has no such page.
+    /// When no payload has such a page.
     #[must_use]
     pub fn class(&self, index: usize) -> Class {
         self.plans[index].class()
     }
 
     /// Gives every page a plan, and codes runs and prefix groups, whose success decides on it.
-    fn plan(&mut self, input: &ExtentInput<'_>, pages: &[Page]) {
+    fn plan(&mut self, input: &Input<'_>, pages: &[Page]) {
         self.runs_bytes = 0;
         self.groups_bytes = 0;
         if input.coding == Coding::Passthrough {
@@ -256,7 +278,7 @@ impl Encoder {
     }
 
     /// Codes a group of pages with their bases as dictionary; false if that gains too little.
-    fn code_group(&mut self, input: &ExtentInput<'_>, pages: &[Page], group: &[usize]) -> bool {
+    fn code_group(&mut self, input: &Input<'_>, pages: &[Page], group: &[usize]) -> bool {
         let plain_bytes = group.len() * PAGE_BYTES;
         let bases_end = PREFIX_PAD_BYTES + plain_bytes;
         let joined = self.joined[..plain_bytes].as_chunks_mut::<PAGE_BYTES>().0;
@@ -290,15 +312,15 @@ impl Encoder {
     fn write_delta(
         &mut self,
         hasher: &PageHasher,
-        input: &ExtentInput<'_>,
+        input: &Input<'_>,
         writer: &mut Writer<'_>,
     ) -> u64 {
         let start = writer.at();
-        let plans = &self.plans[..input.bases.len()];
+        let (plans, numbers) = (&self.plans, self.numbers.as_slice());
         let deltas = || {
-            let both = plans.iter().zip(page_numbers(input)).zip(input.bases);
+            let both = plans.iter().zip(numbers).zip(input.bases);
             both.filter_map(|((plan, page), base)| match (plan.class(), base) {
-                (Class::Delta, Some(base)) => Some((*plan, page, base)),
+                (Class::Delta, Some(base)) => Some((*plan, *page, base)),
                 _ => None,
             })
         };
@@ -349,8 +371,15 @@ impl Encoder {
         }
     }
 
-    /// Writes the zstd section and returns its bytes; if it gains too little, its pages become raw.
-    fn write_zstd(&mut self, coding: Coding, pages: &[Page], writer: &mut Writer<'_>) -> u64 {
+    /// Writes the zstd section and returns its bytes; if it gains too little and isn't part of a
+    /// longer stream, its pages become raw.
+    fn write_zstd(
+        &mut self,
+        coding: Coding,
+        pages: &[Page],
+        window: Option<&mut LongWindowEncoder>,
+        writer: &mut Writer<'_>,
+    ) -> u64 {
         let Coding::Full { zstd_level } = coding else {
             return 0;
         };
@@ -368,14 +397,20 @@ impl Encoder {
             return 0;
         }
         let joined = &self.joined[..count * PAGE_BYTES];
-        let level = zstd_level.clamp(ZSTD_LEVEL_MIN, self.zstd_level_max);
-        let room = writer.room(FRAME_LENGTH_BYTES, zstd_coded_bytes_max(joined.len()));
-        // The room is what the frame may take at most, so an error means too little gain.
-        let Ok(bytes) = self.context.compress(room, joined, level) else {
-            for plan in self.plans.iter_mut().filter(|plan| **plan == Plan::Zstd) {
-                *plan = Plan::Raw;
-            }
-            return 0;
+        let bytes = if let Some(window) = window {
+            let room = writer.room(FRAME_LENGTH_BYTES, joined.len() + WINDOW_EXTRA_BYTES_MAX);
+            window.compress(joined, room)
+        } else {
+            let level = zstd_level.clamp(ZSTD_LEVEL_MIN, self.zstd_level_max);
+            let room = writer.room(FRAME_LENGTH_BYTES, zstd_coded_bytes_max(joined.len()));
+            // The room is what the frame may take at most, so an error means too little gain.
+            let Ok(bytes) = self.context.compress(room, joined, level) else {
+                for plan in self.plans.iter_mut().filter(|plan| **plan == Plan::Zstd) {
+                    *plan = Plan::Raw;
+                }
+                return 0;
+            };
+            bytes
         };
         writer.put(&(bytes as u32).to_le_bytes()[..FRAME_LENGTH_BYTES]);
         writer.advance(bytes);
@@ -403,27 +438,6 @@ impl fmt::Debug for Encoder {
 /// The plan of a page that has no base, or one that is of no use.
 fn plan_without_base(page: &Page) -> Plan {
     if looks_random(page) { Plan::Raw } else { Plan::Zstd }
-}
-
-/// The indices of the pages of the mask.
-fn page_numbers(input: &ExtentInput<'_>) -> impl Iterator<Item = u64> {
-    let ExtentInput { first_page, mask, .. } = *input;
-    (0..u64::from(u64::BITS))
-        .filter(move |bit| mask >> bit & 1 == 1)
-        .map(move |bit| first_page + bit)
-}
-
-/// Writes the head without the classes.
-fn write_head(hasher: &PageHasher, input: &ExtentInput<'_>, out: &mut [u8]) {
-    let mut digest = DigestBuilder::new(hasher, DigestKind::Extent);
-    for (page, hash) in page_numbers(input).zip(input.hashes) {
-        digest.add(page, *hash);
-    }
-    let mut head = Writer::new(out, 0);
-    head.put(&input.first_page.to_le_bytes());
-    head.put(&input.mask.to_le_bytes());
-    head.put(&digest.finish().0);
-    assert!(head.at() == HEAD_BYTES);
 }
 
 fn class_stats(stats: &mut ExtentStats, class: Class) -> &mut ClassStats {

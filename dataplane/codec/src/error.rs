@@ -37,6 +37,12 @@ pub enum DecodeError {
         /// The region's size.
         region_pages: u64,
     },
+    /// A batch names a page twice.
+    #[error("page {page} is in the payload twice")]
+    RepeatedPage {
+        /// The page.
+        page: u64,
+    },
     /// A section breaks the format.
     #[error("the {section} breaks the format")]
     Malformed {
@@ -61,6 +67,9 @@ pub enum DecodeError {
     /// The sink's bases have other contents than the source's.
     #[error("the bases held here differ from the source's")]
     BaseMismatch,
+    /// A payload of the same long window was refused before: the stream can't be continued.
+    #[error("the long window was lost with an earlier payload")]
+    WindowSpent,
     /// The decoded pages are not those that the source hashed.
     #[error("the decoded pages don't match their digest")]
     DigestMismatch,
@@ -76,10 +85,12 @@ impl DecodeError {
             Self::Empty => "codec-empty",
             Self::Unaligned { .. } => "codec-unaligned",
             Self::BeyondRegion { .. } => "codec-beyond-region",
+            Self::RepeatedPage { .. } => "codec-repeated-page",
             Self::Malformed { .. } => "codec-malformed",
             Self::Decompress { .. } => "codec-decompress",
             Self::BaseUnknown { .. } => "codec-base-unknown",
             Self::BaseMismatch => "codec-base-mismatch",
+            Self::WindowSpent => "codec-window-spent",
             Self::DigestMismatch => "codec-digest-mismatch",
         }
     }

@@ -1,13 +1,20 @@
 //! The payload of a pages frame: the exact format, its constants, its bounds.
 //!
-//! Little-endian throughout. `n` is the number of one bits in the mask, `d` the number of delta
-//! pages; pages are always in ascending order. "varint" is LEB128 of at most ten bytes, in its
-//! shortest form.
+//! Little-endian throughout. There are two forms, which differ in the place alone: an extent holds
+//! neighbours, a batch any pages. The two ends know which one comes. `d` is the number of delta
+//! pages; pages are always in ascending order in an extent, and in that of the list in a batch.
+//! "varint" is LEB128 of at most ten bytes, in its shortest form.
 //!
 //! ```text
-//! head      first_page   u64   a multiple of 64
+//! place     of an extent:
+//!           first_page   u64   a multiple of 64
 //!           mask         u64   bit i: page first_page + i is in the payload; not 0
-//!           digest       16 B  of kind Extent, over the new pages (index, hash)
+//!           of a batch:
+//!           count        u8    1 to 64
+//!           numbers            varint of the first page's number, then for each further one the
+//!                              varint of the zigzag-coded wrapping difference to the one before;
+//!                              no number comes twice
+//! head      digest       16 B  of kind Extent, over the new pages (index, hash)
 //!           classes            2 bits per page, low bits first, padded with 0 to a whole byte:
 //!                              0 zero, 1 delta, 2 zstd, 3 raw
 //! delta     only if d > 0
@@ -26,8 +33,9 @@
 //!           frame              the group's new pages, joined; its dictionary is 8 zero bytes and
 //!                              the group's base pages, joined
 //! zstd      only if some page is of class zstd
-//!           coded_bytes  u24   length of the zstd frame
-//!           frame              all zstd pages, joined
+//!           coded_bytes  u24   length of the zstd frame or of the stream's next bytes
+//!           frame              all zstd pages, joined; in a batch with a long window the flushed
+//!                              continuation of the stream, whose one frame never ends
 //! raw       the raw pages, joined; the payload ends here
 //! ```
 //!
@@ -35,15 +43,16 @@
 //! each the varint of the number of bytes that are as in the base since the end of the last run,
 //! the varint of the length minus one, and the new bytes.
 //!
-//! zstd frames carry their content size, which must be the exact size of their pages. They have
-//! neither checksum nor dictionary id: the digest is the check. The 8 zero bytes keep a base page
+//! zstd frames carry their content size, which must be the exact size of their pages; the stream of
+//! a long window carries none. They have neither checksum nor dictionary id: the digest is the check. The 8 zero bytes keep a base page
 //! that begins with zstd's dictionary magic from being taken for a trained dictionary.
 
 use crate::digest::DIGEST_BYTES;
 use crate::page::{EXTENT_BYTES, EXTENT_PAGES, PAGE_BYTES};
 use crate::policy::{PREFIX_CODED_BYTES_MAX, RUNS_PAGE_BYTES_MAX};
+use crate::window::WINDOW_EXTRA_BYTES_MAX;
 
-/// Bytes of the head before the classes.
+/// Bytes of an extent's head before the classes.
 pub const HEAD_BYTES: usize = 8 + 8 + DIGEST_BYTES;
 /// Most bytes of a varint.
 pub(crate) const VARINT_BYTES_MAX: usize = 10;
@@ -67,15 +76,24 @@ pub const fn classes_bytes(pages: usize) -> usize {
     pages.div_ceil(4)
 }
 
-/// The longest payload that the encoder makes of `pages` pages: all of them raw. Every other class
+/// The longest payload that the encoder makes of an extent of `pages` pages: all of them raw. Every other class
 /// is taken only where it is smaller than raw by more than all that it adds beside the page.
 #[must_use]
 pub const fn encoded_bytes_max(pages: usize) -> usize {
     HEAD_BYTES + classes_bytes(pages) + pages * PAGE_BYTES
 }
 
+/// The longest payload that the encoder makes of a batch of `pages` pages: what is said above holds
+/// but for the zstd section of a long window, which is sent even if it gains nothing.
+#[must_use]
+pub const fn batch_bytes_max(pages: usize) -> usize {
+    let head_bytes = 1 + pages * VARINT_BYTES_MAX + DIGEST_BYTES + classes_bytes(pages);
+    head_bytes + FRAME_LENGTH_BYTES + WINDOW_EXTRA_BYTES_MAX + pages * PAGE_BYTES
+}
+
 /// The longest payload of all.
-pub const ENCODED_BYTES_MAX: usize = encoded_bytes_max(EXTENT_PAGES);
+pub const ENCODED_BYTES_MAX: usize = batch_bytes_max(EXTENT_PAGES);
+const _: () = assert!(encoded_bytes_max(EXTENT_PAGES) <= ENCODED_BYTES_MAX);
 
 // A frame and its record must fit in an arena slot made for an extent and one page more.
 const _: () = assert!(ENCODED_BYTES_MAX <= EXTENT_BYTES + PAGE_BYTES);

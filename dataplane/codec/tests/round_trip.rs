@@ -7,8 +7,8 @@ mod common;
 use common::{Extent, KINDS, Kind, Noise, hasher};
 use dwcp_codec::layout::encoded_bytes_max;
 use dwcp_codec::{
-    Bases, Class, Coding, DecodeError, Decoder, ENCODED_BYTES_MAX, EXTENT_PAGES, Encoded, Encoder,
-    EncoderConfig, ExtentStats, PAGE_BYTES, Page, PageHash,
+    Bases, Class, Coding, DecodeError, Decoder, EXTENT_PAGES, Encoded, Encoder, EncoderConfig,
+    ExtentStats, PAGE_BYTES, Page, PageHash,
 };
 use proptest::prelude::*;
 use std::cell::RefCell;
@@ -117,7 +117,7 @@ fn passthrough_sends_every_page_raw() {
     for kind in [Kind::Zero, Kind::Text, Kind::FewBytes, Kind::Random] {
         let (payload, stats, classes) = round_trip(&uniform(kind), Coding::Passthrough);
         assert!(classes.iter().all(|class| *class == Class::Raw));
-        assert_eq!(payload.len(), ENCODED_BYTES_MAX);
+        assert_eq!(payload.len(), encoded_bytes_max(EXTENT_PAGES));
         assert_eq!(stats.raw.coded_bytes, (EXTENT_PAGES * PAGE_BYTES) as u64);
     }
 }
@@ -277,4 +277,24 @@ proptest! {
         }
         prop_assert!(decode(&bytes, &mut NoBases, |_| ()).is_err());
     }
+}
+
+#[test]
+fn the_bytes_of_an_extent_are_a_promise_to_peers() {
+    // Kinds whose coding is all ours: no byte of the payload is zstd's.
+    let kinds = [
+        Kind::Absent,
+        Kind::Zero,
+        Kind::Random,
+        Kind::SameAsBase,
+        Kind::Absent,
+        Kind::Rewritten,
+        Kind::SameAsBase,
+    ];
+    let (payload, _) = encode(&Extent::new(128, &kinds, 11), FULL);
+    let head: String = payload[..34].iter().map(|byte| format!("{byte:02x}")).collect();
+    let golden = "80000000000000006e00000000000000924ed09a69898216a9a5869920ab397adc01";
+    assert_eq!((payload.len(), head.as_str()), (8256, golden));
+    let all = "ae3132e708da33ee351f70f53e59b8732dfacbc8f471d255e94f40bb2137d77b";
+    assert_eq!(blake3::hash(&payload).to_hex().as_str(), all);
 }

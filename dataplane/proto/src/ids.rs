@@ -68,6 +68,17 @@ id! {
     Round(u32)
 }
 
+id! {
+    /// A connection of a VMM whose migration stream is carried: 0 is the first one, more follow
+    /// when the VMM opens several.
+    ChannelId(u16)
+}
+id! {
+    /// A frame's place in its channel of a migration stream, from 0: the order in which the sink
+    /// handles frames, whatever order they come in.
+    Position(u64)
+}
+
 /// A session as one daemon's threads name it: the link that carries it and its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionKey {

@@ -27,6 +27,20 @@ pub struct SourceFlowConfig {
     pub window: WindowConfig,
 }
 
+/// What a frame carries, as far as its session must know when the frame comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cargo {
+    /// Pages of an extent: bit `i` of the mask is page `first_page + i`.
+    Extent {
+        /// The first page of the extent.
+        first_page: PageIndex,
+        /// The pages in the frame.
+        mask: u64,
+    },
+    /// A part of a migration stream that its source keeps under this name.
+    Kept(u32),
+}
+
 /// A frame that was sent and is not yet acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InFlight {
@@ -34,10 +48,8 @@ pub struct InFlight {
     pub session: SessionNumber,
     /// The frame's sequence, which is the version of its pages.
     pub sequence: Sequence,
-    /// The first page of the extent.
-    pub first_page: PageIndex,
-    /// The pages in the frame: bit `i` is page `first_page + i`.
-    pub mask: u64,
+    /// What it carries.
+    pub cargo: Cargo,
     /// Bytes of the sealed record.
     pub bytes: u64,
     /// When it was handed to the link.

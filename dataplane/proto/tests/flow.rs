@@ -7,7 +7,7 @@
 use dwcp_proto::flow::FlowError;
 use dwcp_proto::ids::{Incarnation, PageIndex, Sequence, SessionNumber, StreamId};
 use dwcp_proto::sink::{SinkFlow, SinkFlowConfig};
-use dwcp_proto::source::{InFlight, SourceFlow, SourceFlowConfig};
+use dwcp_proto::source::{Cargo, InFlight, SourceFlow, SourceFlowConfig};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::window::{Window, WindowConfig};
 use dwcp_proto::wire::frame::{Frame, NackReason};
@@ -24,9 +24,20 @@ fn source_config(frames_max: usize) -> SourceFlowConfig {
     SourceFlowConfig { streams_max: 3, sessions_max: 2, frames_max, window }
 }
 
+fn cargo(first_page: PageIndex) -> Cargo {
+    Cargo::Extent { first_page, mask: 1 }
+}
+
+fn page_of(cargo: Cargo) -> PageIndex {
+    match cargo {
+        Cargo::Extent { first_page, .. } => first_page,
+        Cargo::Kept(name) => panic!("no part of a stream was sent: {name}"),
+    }
+}
+
 fn frame(session: u32, sequence: u64, bytes: u64, sent_at: Nanos) -> InFlight {
     let (session, sequence) = (SessionNumber(session), Sequence(sequence));
-    InFlight { session, sequence, first_page: PageIndex(0), mask: 1, bytes, sent_at }
+    InFlight { session, sequence, cargo: cargo(PageIndex(0)), bytes, sent_at }
 }
 
 fn one_stream() -> SourceFlow {
@@ -152,7 +163,7 @@ impl Lane {
     fn kill(&mut self, stream: StreamId) {
         if self.pipes.remove(&stream).is_some() {
             let queue = &mut self.queue;
-            let again = |lost: InFlight| queue.push_back((lost.session, lost.first_page));
+            let again = |lost: InFlight| queue.push_back((lost.session, page_of(lost.cargo)));
             self.source.on_stream_dead(stream, again).unwrap();
             self.sink.remove_stream(stream).unwrap();
         }
@@ -165,14 +176,14 @@ impl Lane {
         assert!(before < self.source.window().window_bytes(), "the window bounds what is sent");
         let sequence = self.source.next_sequence(session).unwrap();
         let (bytes, sent_at) = (RECORD_BYTES_MAX as u64, self.now);
-        let frame = InFlight { session, sequence, first_page, mask: 1, bytes, sent_at };
+        let frame = InFlight { session, sequence, cargo: cargo(first_page), bytes, sent_at };
         self.source.on_sent(stream, frame);
         self.pipes.get_mut(&stream).unwrap().frames.push_back(frame);
     }
 
     fn receive(&mut self, stream: StreamId, refuse: bool) {
         let Some(pipe) = self.pipes.get_mut(&stream) else { return };
-        let Some(InFlight { session, sequence, first_page, .. }) = pipe.frames.pop_front() else {
+        let Some(InFlight { session, sequence, cargo, .. }) = pipe.frames.pop_front() else {
             return;
         };
         self.sink.accept(stream, session, sequence).unwrap();
@@ -180,7 +191,7 @@ impl Lane {
             self.sink.refused(stream, session, sequence, NackReason::UnknownBase).unwrap();
             return;
         }
-        let held = self.retained.entry((session, first_page)).or_default();
+        let held = self.retained.entry((session, page_of(cargo))).or_default();
         *held = sequence.max(*held);
         self.sink.applied(stream, session, sequence).unwrap();
     }
@@ -196,7 +207,7 @@ impl Lane {
             Some(Frame::Ack { session, through }) => {
                 let (retained, acked) = (&self.retained, &mut self.acked);
                 let each = |frame: InFlight| {
-                    let page = (frame.session, frame.first_page);
+                    let page = (frame.session, page_of(frame.cargo));
                     assert!(retained[&page] >= frame.sequence, "an ack means retained");
                     acked.insert(page);
                 };
@@ -204,7 +215,7 @@ impl Lane {
             }
             Some(Frame::Nack { session, sequence, .. }) => {
                 let lost = self.source.on_nack(stream, session, sequence).unwrap();
-                self.queue.push_back((lost.session, lost.first_page));
+                self.queue.push_back((lost.session, page_of(lost.cargo)));
             }
             _ => {}
         }

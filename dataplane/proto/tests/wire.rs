@@ -3,18 +3,24 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use dwcp_proto::ids::{Incarnation, Round, Sequence, SessionId, SessionNumber, StreamId};
+use dwcp_proto::ids::{
+    ChannelId, Incarnation, Position, Round, Sequence, SessionId, SessionNumber, StreamId,
+};
 use dwcp_proto::negotiate::{Refusal, agree};
-use dwcp_proto::wire::frame::{Frame, NackReason, write_pages_header};
+use dwcp_proto::wire::frame::{
+    Frame, NackReason, StreamKind, StreamPart, write_pages_header, write_stream_header,
+};
 use dwcp_proto::wire::hello::{FEATURE_PAGES_ZSTD, Hello, HostName};
 use dwcp_proto::wire::limits::{
-    HELLO_BYTES_MAX, PAGES_FRAME_HEADER_BYTES, PAGES_PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX,
-    RECORD_HEADER_BYTES,
+    CHANNELS_MAX, HELLO_BYTES_MAX, PAGES_FRAME_HEADER_BYTES, PAGES_PAYLOAD_BYTES_MAX,
+    RECORD_BYTES_MAX, RECORD_HEADER_BYTES, REPLY_BYTES_MAX, REPLY_FRAME_HEADER_BYTES,
+    STREAM_FRAME_HEADER_BYTES, STREAM_PAYLOAD_BYTES_MAX, held_bytes,
 };
-use dwcp_proto::wire::peer::{PeerCodec, PeerMessage};
+use dwcp_proto::wire::peer::{Code, Message, PeerCodec, PeerCoding, PeerMessage, RegionName};
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::reader::{FrameIter, next_record};
 use dwcp_proto::wire::record::{DirectionKey, Opener, RecordError, Sealer};
+use dwcp_proto::wire::vm::{FactsText, PeerFinding, PeerFindings, VmOffer, VmTerms};
 use proptest::prelude::*;
 
 const STREAM: StreamId = StreamId(4);
@@ -50,7 +56,23 @@ fn code(result: Result<&[u8], RecordError>) -> &'static str {
 }
 
 #[test]
-fn a_whole_extent_fits_one_record_to_the_byte() {
+fn a_whole_batch_fits_one_record_to_the_byte() {
+    let mut buf = vec![7; RECORD_BYTES_MAX];
+    let at = RECORD_HEADER_BYTES;
+    let part = part(StreamKind::Pages, Sequence(1), 5);
+    let head = write_stream_header(&mut buf[at..], part, STREAM_PAYLOAD_BYTES_MAX);
+    assert_eq!(head, STREAM_FRAME_HEADER_BYTES);
+    let bytes = sealer().seal(&mut buf, head + STREAM_PAYLOAD_BYTES_MAX).unwrap();
+    assert_eq!(bytes, RECORD_BYTES_MAX);
+    assert_eq!(next_record(&buf), Ok(Some(bytes)));
+    let mut opener = opener();
+    let plain = opener.open(&mut buf).unwrap();
+    let frame = FrameIter::new(plain).unwrap().next().unwrap();
+    assert_eq!(frame, Frame::Stream { part, payload: &[7; STREAM_PAYLOAD_BYTES_MAX] });
+}
+
+#[test]
+fn a_whole_extent_fits_one_record() {
     let mut buf = vec![7; RECORD_BYTES_MAX];
     let at = RECORD_HEADER_BYTES;
     let (session, sequence, round) = (SessionNumber(1), Sequence(1), Round(1));
@@ -58,13 +80,50 @@ fn a_whole_extent_fits_one_record_to_the_byte() {
         write_pages_header(&mut buf[at..], session, sequence, round, PAGES_PAYLOAD_BYTES_MAX);
     assert_eq!(head, PAGES_FRAME_HEADER_BYTES);
     let bytes = sealer().seal(&mut buf, head + PAGES_PAYLOAD_BYTES_MAX).unwrap();
-    assert_eq!(bytes, RECORD_BYTES_MAX);
-    assert_eq!(next_record(&buf), Ok(Some(bytes)));
     let mut opener = opener();
-    let plain = opener.open(&mut buf).unwrap();
+    let plain = opener.open(&mut buf[..bytes]).unwrap();
     let frame = FrameIter::new(plain).unwrap().next().unwrap();
     let payload = &[7; PAGES_PAYLOAD_BYTES_MAX][..];
     assert_eq!(frame, Frame::Pages { session, sequence, round, payload });
+}
+
+fn part(kind: StreamKind, sequence: Sequence, position: u64) -> StreamPart {
+    let (session, channel) = (SessionNumber(1), ChannelId(CHANNELS_MAX - 1));
+    StreamPart { session, channel, kind, sequence, position: Position(position) }
+}
+
+#[test]
+fn a_frame_of_a_migration_stream_is_read_strictly() {
+    let opaque = Frame::Stream { part: part(StreamKind::Opaque, Sequence(1), 0), payload: b"ab" };
+    let end = Frame::Stream { part: part(StreamKind::End, Sequence(1), 0), payload: b"" };
+    let (session, channel) = (SessionNumber(1), ChannelId(0));
+    let reply = Frame::Reply { session, channel, offset: 3, payload: b"" };
+    let read = |frame: Frame<'_>, changes: &[(usize, u8)]| {
+        let mut buf = vec![0; frame.encoded_bytes()];
+        frame.encode_into(&mut buf);
+        changes.iter().for_each(|&(at, byte)| buf[at] = byte);
+        Frame::decode(&buf).map(|_| ()).map_err(|error| error.code())
+    };
+    assert_eq!(read(opaque, &[]), Ok(()));
+    assert_eq!(read(end, &[]), Ok(()));
+    assert_eq!(read(reply, &[]), Ok(()), "the end of the replies");
+    assert_eq!(read(opaque, &[(14, 4)]), Err("wire_frame_length"), "an end with bytes");
+    assert_eq!(read(end, &[(14, 1)]), Err("wire_frame_length"), "bytes that are none");
+    assert_eq!(read(opaque, &[(14, 5)]), Err("wire_unknown_value"));
+    assert_eq!(read(opaque, &[(15, 1)]), Err("wire_reserved_not_zero"));
+    assert_eq!(read(opaque, &[(13, CHANNELS_MAX as u8)]), Err("wire_out_of_range"));
+    assert_eq!(read(opaque, &[(24, 0x80)]), Err("wire_out_of_range"), "a position of 64 bits");
+    assert_eq!(read(reply, &[(15, 1)]), Err("wire_reserved_not_zero"));
+    let mut long = vec![0; REPLY_FRAME_HEADER_BYTES + REPLY_BYTES_MAX + 1];
+    reply.encode_into(&mut long);
+    long[4..8].copy_from_slice(&(16 + REPLY_BYTES_MAX as u32 + 1).to_be_bytes());
+    assert_eq!(Frame::decode(&long).unwrap_err().code(), "wire_frame_length");
+}
+
+#[test]
+fn what_is_undelivered_counts_in_whole_units() {
+    let counted = [0, 1, 4096, 4097, STREAM_PAYLOAD_BYTES_MAX].map(held_bytes);
+    assert_eq!(counted, [4096, 4096, 4096, 8192, STREAM_PAYLOAD_BYTES_MAX]);
 }
 
 #[test]
@@ -181,6 +240,74 @@ fn peer_messages_are_bounded_and_known() {
 }
 
 #[test]
+fn what_is_said_of_a_virtual_machine_is_bounded() {
+    let decode = |json: String| {
+        let mut bytes = u32::try_from(json.len()).unwrap().to_be_bytes().to_vec();
+        bytes.extend(json.as_bytes());
+        PeerCodec::decode(&bytes).map(|found| found.unwrap().0).map_err(|error| error.code())
+    };
+    let session = "00".repeat(16);
+    let open = |facts: &str, terms: &str| {
+        decode(format!(
+            r#"{{"type":"vm_open","session":"{session}","number":1,"vm":{{"name":"vm",
+            "facts":"{facts}","coding":"full","terms":{terms}}}}}"#
+        ))
+    };
+    let good = r#"{"window_log":0,"pages_max":1,"base_pages":1,"undelivered_bytes_max":1}"#;
+    assert!(open(&"x".repeat(24 << 10), good).is_ok());
+    assert_eq!(open(&"x".repeat((24 << 10) + 1), good), Err("peer_message_malformed"));
+    for terms in [
+        r#"{"window_log":28,"pages_max":1,"base_pages":1,"undelivered_bytes_max":1}"#,
+        r#"{"window_log":0,"pages_max":0,"base_pages":0,"undelivered_bytes_max":1}"#,
+        r#"{"window_log":0,"pages_max":1,"base_pages":2,"undelivered_bytes_max":1}"#,
+        r#"{"window_log":0,"pages_max":1,"base_pages":1,"undelivered_bytes_max":0}"#,
+    ] {
+        assert_eq!(open("", terms), Err("peer_message_out_of_range"), "{terms}");
+    }
+    for channel in [0, 32, 65_535] {
+        let json =
+            format!(r#"{{"type":"channel_open","session":"{session}","channel":{channel}}}"#);
+        assert_eq!(decode(json), Err("peer_message_out_of_range"));
+    }
+    let finding = r#"{"code":"a","message":"b","cure":"c"}"#;
+    let refuse = |count: usize| {
+        let findings = vec![finding; count].join(",");
+        decode(format!(
+            r#"{{"type":"session_refuse","session":"{session}","number":1,"code":"a",
+            "message":"b","findings":[{findings}]}}"#
+        ))
+    };
+    assert!(refuse(16).is_ok());
+    assert_eq!(refuse(17), Err("peer_message_malformed"));
+}
+
+#[test]
+fn the_longest_messages_of_a_virtual_machine_fit() {
+    // Quotes are doubled by JSON: nothing that a text may hold takes more.
+    let long = |bytes: usize| "\"".repeat(bytes);
+    let (session, number) = (SessionId([0xff; 16]), SessionNumber(u32::MAX));
+    let terms = VmTerms {
+        window_log: 27,
+        pages_max: 1 << 36,
+        base_pages: 1 << 36,
+        undelivered_bytes_max: 1 << 32,
+    };
+    let (name, facts) = (RegionName::cut(&long(200)), FactsText::cut(&long(1 << 20)));
+    let offer = VmOffer { name, facts, coding: PeerCoding::Passthrough, terms };
+    let open = PeerMessage::VmOpen { session, number, vm: Box::new(offer) };
+    let text = Message::cut(&long(9999));
+    let finding =
+        PeerFinding { code: Code::cut(&long(99)), message: text.clone(), cure: text.clone() };
+    let findings = PeerFindings::cut(std::iter::repeat_n(finding, 99));
+    let code = Code::cut(&long(99));
+    let refuse = PeerMessage::SessionRefuse { session, number, code, message: text, findings };
+    for message in [open, refuse] {
+        let bytes = PeerCodec::encode(&message);
+        assert_eq!(PeerCodec::decode(&bytes).unwrap(), Some((message, bytes.len())));
+    }
+}
+
+#[test]
 fn a_link_token_is_never_printed() {
     let token = dwcp_proto::wire::token::LinkToken([0xee; 16]);
     let text = format!("{:?}", PeerMessage::LinkAccept { token, lanes: 1 });
@@ -190,7 +317,7 @@ fn a_link_token_is_never_printed() {
 fn any_frame() -> impl Strategy<Value = (u8, u32, u64, [u8; 16], Vec<u8>)> {
     let sequence = 1..=u64::MAX / 2;
     let payload = prop::collection::vec(any::<u8>(), 0..300);
-    (0..9u8, any::<u32>(), sequence, any::<[u8; 16]>(), payload)
+    (0..15u8, any::<u32>(), sequence, any::<[u8; 16]>(), payload)
 }
 
 fn frame(
@@ -198,6 +325,11 @@ fn frame(
 ) -> Frame<'_> {
     let session = SessionNumber(*session);
     let sequence = Sequence(*number);
+    let (channel, offset) = (ChannelId(u16::from(digest[0]) % CHANNELS_MAX), *number);
+    let stream = |kind, payload| {
+        let position = Position(number / 3);
+        Frame::Stream { part: StreamPart { session, channel, kind, sequence, position }, payload }
+    };
     match kind {
         0 => Frame::Pages { session, sequence, round: Round(digest[0].into()), payload },
         1 => Frame::Ack { session, through: sequence },
@@ -207,6 +339,13 @@ fn frame(
         5 => Frame::VerifyFailed { session, page: *number },
         6 => Frame::Abort { session, code: digest[0].into() },
         7 => Frame::Ping { stamp: *number },
+        8 if !payload.is_empty() => stream(StreamKind::Opaque, payload),
+        9 if !payload.is_empty() => stream(StreamKind::Pages, payload),
+        10 if !payload.is_empty() => stream(StreamKind::Block, payload),
+        8..=11 => stream(StreamKind::End, &[]),
+        12 => Frame::Delivered { session, channel, position: Position(*number) },
+        13 => Frame::Reply { session, channel, offset, payload },
+        14 => Frame::ReplyAck { session, channel, offset },
         _ => Frame::Pong { stamp: *number },
     }
 }

@@ -9,8 +9,9 @@ pub mod tcp;
 use crate::port::{StreamEnd, StreamSetup};
 use dwcp_ffi::arena::Lease;
 use dwcp_ffi::spsc::Full;
-use dwcp_ffi::uring::Wait;
+use dwcp_ffi::uring::{Interest, Wait};
 use dwcp_proto::time::Nanos;
+use std::os::fd::BorrowedFd;
 
 /// A stream's place in its link's fixed table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,6 +41,11 @@ pub enum LinkEvent<'a> {
         stream: StreamSlot,
         /// Why.
         cause: StreamEnd,
+    },
+    /// What was watched is ready, or its watch ended.
+    Ready {
+        /// What the watch was named.
+        name: u32,
     },
 }
 
@@ -71,6 +77,11 @@ pub trait Link {
         lease: Lease,
         plain_bytes: usize,
     ) -> Result<usize, Full<Lease>>;
+
+    /// Watches a local socket once, beside the streams; [`LinkEvent::Ready`] follows. The socket
+    /// stays open until the next poll; its owner shuts it down before closing it, which ends the
+    /// watch. False when the transport can't take it now.
+    fn watch(&mut self, socket: BorrowedFd<'_>, name: u32, interest: Interest) -> bool;
 
     /// Moves data both ways and reports, for at most a bounded number of records. Returns true when
     /// anything happened.

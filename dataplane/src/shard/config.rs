@@ -4,6 +4,7 @@
 
 use super::{Ends, Shard};
 use crate::attach::region::Scratch;
+use crate::attach::stream::{NEWS_MAX, Pipes};
 use crate::link::tcp::{TcpConfig, TcpLink, TcpLinkError};
 use crate::port::ShardPort;
 use dwcp_ffi::arena::ArenaError;
@@ -11,6 +12,7 @@ use dwcp_ffi::counters::{counters, histogram};
 use dwcp_ffi::cpu::{PinError, pin_current_thread};
 use dwcp_ffi::poll::{WakeReceiver, Waker, waker};
 use dwcp_ffi::spsc::ring;
+use dwcp_proto::wire::limits::CHANNELS_MAX;
 use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -59,18 +61,26 @@ impl ShardConfig {
         self.send_slots + self.streams_max * crate::link::tcp::SLOTS_PER_STREAM
     }
 
+    /// Local sockets of VMMs at a time: for each session some, and for one all that it may have.
+    #[must_use]
+    pub const fn pipes_max(&self) -> usize {
+        self.sessions_max * 4 + CHANNELS_MAX as usize
+    }
+
     /// Commands that may wait: setting up everything that the tables hold, and one order for each.
     #[must_use]
     pub const fn commands_max(&self) -> usize {
-        (self.sessions_max * 4 + self.streams_max + self.links_max * 2 + 2).next_power_of_two()
+        (self.sessions_max * 4 + self.pipes_max() + self.streams_max + self.links_max * 2 + 2)
+            .next_power_of_two()
     }
 
     /// Events that accepted commands may bring at the most before the shard takes another command:
     /// a stream comes up and goes down; a session opens, ends a round, verifies, fails and closes;
-    /// one refusal; the end of the shard.
+    /// the channels of a stream session end, and it tells what it learnt; one refusal; the end of
+    /// the shard.
     #[must_use]
     pub const fn events_reserved(&self) -> usize {
-        self.streams_max * 2 + self.sessions_max * 5 + 2
+        self.streams_max * 2 + self.sessions_max * (5 + NEWS_MAX) + 2
     }
 
     /// Room of the event ring: what is reserved, for commands already taken and as many again.
@@ -147,6 +157,7 @@ fn make(config: &ShardConfig, woken: &WakeReceiver) -> Result<(TcpLink, Scratch)
     let sizes = TcpConfig {
         streams_max: config.streams_max,
         send_slots: config.send_slots,
+        watches_max: Pipes::watches_max(config.pipes_max()),
         lock_memory: config.lock_memory,
         zero_copy: config.zero_copy,
     };

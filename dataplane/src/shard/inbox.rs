@@ -9,24 +9,31 @@ use crate::link::StreamSlot;
 use crate::port::{Event, SessionEnd, StreamEnd};
 use crate::stats::{SessionCounter, ShardCounter};
 use dwcp_ffi::sys::monotonic_now;
+use dwcp_proto::flow::FlowError;
 use dwcp_proto::ids::{LinkId, Sequence, SessionKey, SessionNumber, StreamId};
+use dwcp_proto::source::{Cargo, InFlight};
 use dwcp_proto::wire::frame::Frame;
 use dwcp_proto::wire::reader::FrameIter;
 
 /// Abort code: the other side broke the session's protocol.
 const ABORT_PROTOCOL: u16 = 1;
 
+/// What is said to a peer that broke the session's protocol.
+pub(super) const fn abort(session: SessionNumber) -> Frame<'static> {
+    Frame::Abort { session, code: ABORT_PROTOCOL }
+}
+
 /// The stream that a record came on.
 #[derive(Clone, Copy)]
-struct Origin {
-    slot: StreamSlot,
+pub(super) struct Origin {
+    pub(super) slot: StreamSlot,
     link: LinkId,
-    id: StreamId,
-    lane: usize,
+    pub(super) id: StreamId,
+    pub(super) lane: usize,
 }
 
 impl Origin {
-    const fn session(&self, number: SessionNumber) -> SessionKey {
+    pub(super) const fn session(&self, number: SessionNumber) -> SessionKey {
         SessionKey { link: self.link, number }
     }
 }
@@ -79,22 +86,29 @@ impl Desk {
             Frame::Abort { session, code } => {
                 self.fail(origin.session(session), SessionEnd::Peer { code });
             }
+            Frame::Stream { part, payload } => self.part(origin, &part, payload),
+            Frame::Delivered { session, channel, position } => {
+                self.delivered(origin, session, channel, position);
+            }
+            Frame::Reply { session, channel, offset, payload } => {
+                self.reply(origin, session, (channel, offset), payload);
+            }
+            Frame::ReplyAck { session, channel, offset } => {
+                self.reply_ack(origin, session, channel, offset);
+            }
             Frame::Ping { stamp } => self.queue(origin.slot, Frame::Pong { stamp }),
             Frame::Pong { .. } => {}
         }
     }
 
     fn pages(&mut self, at: Origin, number: SessionNumber, sequence: Sequence, payload: &[u8]) {
-        if let Err(error) = self.lanes[at.lane].sink.accept(at.id, number, sequence) {
-            if error.is_violation() {
-                self.violation(at.slot, error.code());
-            } else {
-                self.stats.add(ShardCounter::FramesDropped.index(), 1);
-            }
+        if !self.admit(at, number, sequence) {
             return;
         }
         let key = at.session(number);
-        let Some(sink) = self.sinks.iter_mut().find(|sink| sink.session == key) else { return };
+        let Some(sink) = self.sinks.iter_mut().find(|sink| sink.session == key) else {
+            return self.refuse_peer(at, number, sequence, "pages_for_a_stream");
+        };
         let started = monotonic_now();
         let outcome = sink.apply(&mut self.decoder, sequence, payload);
         self.stats.add(ShardCounter::DecodeNanos.index(), monotonic_now() - started);
@@ -107,6 +121,20 @@ impl Desk {
                 return;
             }
         };
+        self.settled(at, settled);
+    }
+
+    /// True when a frame is the next one on its stream, of a session that is open here.
+    pub(super) fn admit(&mut self, at: Origin, number: SessionNumber, sequence: Sequence) -> bool {
+        match self.lanes[at.lane].sink.accept(at.id, number, sequence) {
+            Ok(()) => return true,
+            Err(error) if error.is_violation() => self.violation(at.slot, error.code()),
+            Err(_) => self.stats.add(ShardCounter::FramesDropped.index(), 1),
+        }
+        false
+    }
+
+    pub(super) fn settled(&mut self, at: Origin, settled: Result<(), FlowError>) {
         match settled {
             Ok(()) => self.answer_due(at.slot),
             Err(error) if error.is_violation() => self.violation(at.slot, error.code()),
@@ -116,18 +144,28 @@ impl Desk {
 
     fn ack(&mut self, at: Origin, number: SessionNumber, through: Sequence) {
         let key = at.session(number);
-        let Some(source) = self.sources.iter_mut().find(|source| source.session == key) else {
-            return;
-        };
+        let Self { sources, stream_sources, .. } = self;
+        let mut region = sources.iter_mut().find(|source| source.session == key);
+        let mut stream = stream_sources.iter_mut().find(|source| source.session == key);
         let flow = &mut self.lanes[at.lane].flow;
         let taken = flow.on_ack(at.id, number, through, self.now, |frame| {
-            source.acked(frame.sequence, frame.first_page, frame.mask);
+            match (frame.cargo, &mut region, &mut stream) {
+                (Cargo::Extent { first_page, mask }, Some(source), _) => {
+                    source.acked(frame.sequence, first_page, mask);
+                }
+                (Cargo::Kept(name), _, Some(source)) => source.acked(name),
+                _ => panic!("a frame in flight belongs to a session that is open here"),
+            }
         });
         match taken {
             Ok(summary) => {
-                source.stats.set(SessionCounter::BacklogBytes.index(), flow.backlog_bytes());
+                if let Some(source) = &mut region {
+                    source.stats.set(SessionCounter::BacklogBytes.index(), flow.backlog_bytes());
+                }
                 if let Some(rtt) = summary.rtt {
-                    source.frame_rtt_ns.record(rtt.0);
+                    let region = region.map(|source| &mut source.frame_rtt_ns);
+                    let rtts = region.or(stream.map(|source| &mut source.frame_rtt_ns));
+                    rtts.into_iter().for_each(|rtts| rtts.record(rtt.0));
                     if let Some(stream) = &mut self.streams[at.slot.index()] {
                         stream.rtt = rtt;
                         stream.frame_rtt_ns.record(rtt.0);
@@ -142,11 +180,14 @@ impl Desk {
     fn nack(&mut self, at: Origin, number: SessionNumber, sequence: Sequence) {
         let key = at.session(number);
         match self.lanes[at.lane].flow.on_nack(at.id, number, sequence) {
-            Ok(frame) => {
+            Ok(InFlight { cargo: Cargo::Extent { first_page, mask }, .. }) => {
                 if let Some(source) = self.source(key) {
                     source.stats.add(SessionCounter::Nacks.index(), 1);
-                    source.lost(frame.sequence, frame.first_page, frame.mask);
+                    source.lost(sequence, first_page, mask);
                 }
+            }
+            Ok(InFlight { cargo: Cargo::Kept(_), .. }) => {
+                self.refuse_peer(at, number, sequence, "nack_of_a_stream");
             }
             Err(error) if error.is_violation() => self.violation(at.slot, error.code()),
             Err(_) => {}
@@ -167,7 +208,7 @@ impl Desk {
     }
 
     /// The peer broke the session's protocol: the session ends, the link stays.
-    fn refuse_peer(
+    pub(super) fn refuse_peer(
         &mut self,
         at: Origin,
         session: SessionNumber,
@@ -176,7 +217,7 @@ impl Desk {
     ) {
         // Frames that were under way when the session failed get no second answer.
         if self.fail(at.session(session), SessionEnd::Protocol { code, sequence }) {
-            self.queue(at.slot, Frame::Abort { session, code: ABORT_PROTOCOL });
+            self.queue(at.slot, abort(session));
         } else {
             self.stats.add(ShardCounter::FramesDropped.index(), 1);
         }
@@ -189,11 +230,18 @@ impl Desk {
         let link = stream.link;
         self.report(Event::StreamDown { link, stream: stream.id, cause });
         let Some(lane) = self.lanes.iter().position(|lane| lane.link == link) else { return };
-        let sources = &mut self.sources;
+        let Self { sources, stream_sources, .. } = self;
         self.lanes[lane].remove_stream(stream.id, |frame| {
             let key = SessionKey { link, number: frame.session };
-            if let Some(source) = sources.iter_mut().find(|source| source.session == key) {
-                source.lost(frame.sequence, frame.first_page, frame.mask);
+            match frame.cargo {
+                Cargo::Extent { first_page, mask } => {
+                    let source = sources.iter_mut().find(|source| source.session == key);
+                    source.into_iter().for_each(|s| s.lost(frame.sequence, first_page, mask));
+                }
+                Cargo::Kept(name) => {
+                    let source = stream_sources.iter_mut().find(|source| source.session == key);
+                    source.into_iter().for_each(|source| source.lost(name));
+                }
             }
         });
         if self.lanes[lane].is_empty() {
@@ -210,6 +258,7 @@ impl Desk {
             }
         }
         self.ask_again(lane);
+        self.say_again(link);
     }
 
     /// A request for proof may have died with its stream; the sink answers the same one twice.
@@ -240,6 +289,7 @@ impl Desk {
                 self.fail(session, SessionEnd::LinkLost(cause));
             }
         }
+        self.streams_lost(link, cause);
     }
 
     /// Forgets a lane without streams.

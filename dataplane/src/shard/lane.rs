@@ -4,7 +4,6 @@
 //! ends know.
 
 use super::outbox::Outbox;
-use crate::attach::region::CodedExtent;
 use crate::link::StreamSlot;
 use crate::port::LaneSetup;
 use dwcp_ffi::counters::HistogramWriter;
@@ -117,35 +116,18 @@ impl Lane {
         self.streams.first().map(|&(slot, _)| slot)
     }
 
-    /// The stream for the next frame with pages, if the window is open.
+    /// The stream for the next frame, if the window is open.
     pub(super) fn pick_stream(&self, ready: impl Fn(StreamSlot) -> bool) -> Option<StreamSlot> {
         let id = self.flow.pick_stream(|id| self.slot(id).is_some_and(&ready))?;
         self.slot(id)
     }
 
-    /// A frame with pages was posted on a stream.
-    pub(super) fn sent(
-        &mut self,
-        slot: StreamSlot,
-        session: SessionNumber,
-        coded: &CodedExtent,
-        bytes: usize,
-        now: Nanos,
-    ) {
+    /// A frame was posted on a stream.
+    pub(super) fn sent(&mut self, slot: StreamSlot, frame: InFlight) {
         let Some(&(_, id)) = self.streams.iter().find(|&&(open, _)| open == slot) else {
             panic!("a frame was posted on a stream of another lane")
         };
-        self.flow.on_sent(
-            id,
-            InFlight {
-                session,
-                sequence: coded.sequence,
-                first_page: coded.first_page,
-                mask: coded.mask,
-                bytes: bytes as u64,
-                sent_at: now,
-            },
-        );
+        self.flow.on_sent(id, frame);
     }
 
     /// A session was closed. Either flow may not know it.

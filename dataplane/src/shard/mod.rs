@@ -5,6 +5,7 @@
 //! clock is read once a turn and around each extent. The shard shares nothing but rings and
 //! counters; the control thread is the only one that it talks to.
 
+mod carry;
 mod config;
 mod inbox;
 mod lane;
@@ -14,6 +15,7 @@ mod outbox;
 pub use config::{PollMode, ShardConfig, ShardError, spawn};
 
 use crate::attach::region::{CodedExtent, RegionSink, RegionSource, Scratch, Step};
+use crate::attach::stream::{Pipes, StreamSink, StreamSource};
 use crate::link::{Link, LinkEvent, StreamSlot};
 use crate::port::{Command, Event, SessionEnd, StreamEnd};
 use crate::stats::{ShardCounter, ShardStats};
@@ -25,6 +27,7 @@ use dwcp_ffi::spsc::{Consumer, Producer};
 use dwcp_ffi::sys::monotonic_now;
 use dwcp_ffi::uring::Wait;
 use dwcp_proto::ids::{Sequence, SessionKey, SessionNumber};
+use dwcp_proto::source::{Cargo, InFlight};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::frame::{Frame, write_pages_header};
 use dwcp_proto::wire::limits::{
@@ -51,6 +54,10 @@ pub(crate) struct Desk {
     streams: Vec<Option<Stream>>,
     sources: Vec<RegionSource>,
     sinks: Vec<RegionSink>,
+    stream_sources: Vec<StreamSource>,
+    stream_sinks: Vec<StreamSink>,
+    /// The local sockets of the stream sessions.
+    pipes: Pipes,
     decoder: Decoder,
     stats: ShardStats,
     /// Events were pushed since the control thread was last woken.
@@ -91,6 +98,9 @@ impl<L: Link> Shard<L> {
             streams: (0..config.streams_max).map(|_| None).collect(),
             sources: Vec::with_capacity(config.sessions_max),
             sinks: Vec::with_capacity(config.sessions_max),
+            stream_sources: Vec::with_capacity(config.sessions_max),
+            stream_sinks: Vec::with_capacity(config.sessions_max),
+            pipes: Pipes::new(config.pipes_max()),
             decoder: Decoder::new(),
             stats: ends.stats,
             reported: false,
@@ -148,15 +158,19 @@ impl<L: Link> Shard<L> {
         self.desk.now = Nanos(monotonic_now());
         let mut worked = self.take_commands();
         worked |= self.feed_sources();
+        worked |= self.feed_streams();
         worked |= self.answer();
+        self.desk.pipes.watch(&mut self.link);
         let wait = if worked { Wait::No } else { wait };
         let desk = &mut self.desk;
         let moved = self.link.poll(wait, |event| match event {
             LinkEvent::Record { stream, plain } => desk.record(stream, plain),
             LinkEvent::Down { stream, cause } => desk.stream_down(stream, cause),
+            LinkEvent::Ready { name } => desk.pipes.ready(name),
         });
         self.close_broken();
         worked |= moved;
+        worked |= self.desk.work_streams();
         worked |= self.answer();
         worked |= self.desk.check_sinks(!worked);
         self.count(worked);
@@ -272,7 +286,11 @@ impl<L: Link> Shard<L> {
         match self.link.post(stream, lease, plain_bytes) {
             Ok(wire_bytes) => {
                 source.posted(wire_bytes);
-                self.desk.lanes[lane].sent(stream, number, coded, wire_bytes, self.desk.now);
+                let CodedExtent { sequence, first_page, mask, .. } = *coded;
+                let (cargo, sent_at) = (Cargo::Extent { first_page, mask }, self.desk.now);
+                let (session, bytes) = (number, wire_bytes as u64);
+                let frame = InFlight { session, sequence, cargo, bytes, sent_at };
+                self.desk.lanes[lane].sent(stream, frame);
             }
             // The stream's key is used up or it failed a moment ago: the pages go out elsewhere.
             Err(_) => source.lost(coded.sequence, coded.first_page, coded.mask),
@@ -281,7 +299,8 @@ impl<L: Link> Shard<L> {
 
     /// Sends the acknowledgements and other small frames that wait, a record per stream.
     fn answer(&mut self) -> bool {
-        let mut worked = false;
+        let mut worked = self.send_replies();
+        self.desk.mark_due();
         for index in 0..self.desk.streams.len() {
             let slot = StreamSlot(index as u16);
             let due = self.desk.streams[index].as_ref().is_some_and(|stream| stream.due);
@@ -325,12 +344,14 @@ impl Desk {
     /// Writes what waits for the stream, refusals and acknowledgements first, and as much as a
     /// record holds. Returns its bytes.
     fn write_answers(&mut self, slot: StreamSlot, out: &mut [u8]) -> usize {
-        let Some(stream) = &mut self.streams[slot.index()] else { return 0 };
+        let Self { stream_sources, stream_sinks, streams, .. } = self;
+        let Some(stream) = &mut streams[slot.index()] else { return 0 };
         let mut lane = self.lanes.iter_mut().find(|lane| lane.link == stream.link);
         let mut bytes = 0;
         while bytes + SMALL_FRAME_BYTES_MAX <= RECORD_PLAIN_BYTES_MAX {
             let due = lane.as_mut().and_then(|lane| lane.sink.next_due(stream.id));
-            let Some(frame) = due.or_else(|| stream.outbox.pop()) else {
+            let carried = || carry::next_due(stream_sources, stream_sinks, stream.link);
+            let Some(frame) = due.or_else(|| stream.outbox.pop()).or_else(carried) else {
                 stream.due = false;
                 break;
             };
@@ -362,7 +383,7 @@ impl Desk {
         } else if let Some(sink) = self.sink(session) {
             sink.fail()
         } else {
-            false
+            self.fail_stream(session)
         };
         if failed_now {
             self.report(Event::Failed { session, cause });

@@ -6,9 +6,11 @@
 use super::lane::{Lane, Stream};
 use super::{Desk, Shard};
 use crate::attach::region::{RegionSink, RegionSource};
+use crate::attach::stream::{StreamSink, StreamSource};
 use crate::link::Link;
 use crate::port::{Command, Event, SessionEnd, SinkSetup, SourceSetup, StreamEnd, StreamSetup};
 use crate::stats::ShardCounter;
+use dwcp_ffi::arena::ArenaError;
 use dwcp_ffi::counters::HistogramWriter;
 use dwcp_proto::ids::{LinkId, SessionKey};
 use dwcp_proto::wire::frame::Frame;
@@ -46,6 +48,27 @@ impl<L: Link> Shard<L> {
             Command::DropLink { link } => self.drop_link(link),
             Command::OpenSource(setup) => self.open_source(*setup),
             Command::OpenSink(setup) => self.open_sink(*setup),
+            Command::OpenStreamSource(setup) => {
+                let session = setup.session;
+                self.open_stream(session, |desk, lane| {
+                    let added = desk.lanes[lane].flow.add_session(session.number);
+                    assert!(added.is_ok(), "the flow's table is as large as the shard's");
+                    StreamSource::new(*setup).map(|source| desk.stream_sources.push(source))
+                });
+            }
+            Command::OpenStreamSink(setup) => {
+                let session = setup.session;
+                self.open_stream(session, |desk, lane| {
+                    let added = desk.lanes[lane].sink.add_session(session.number);
+                    assert!(added.is_ok(), "the flow's table is as large as the shard's");
+                    StreamSink::new(*setup).map(|sink| desk.stream_sinks.push(sink))
+                });
+            }
+            Command::AddChannel(setup) => {
+                if !self.desk.add_channel(*setup) {
+                    self.desk.refuse();
+                }
+            }
             Command::StartRound { session, round } => {
                 let now = self.desk.now;
                 match self.desk.source(session) {
@@ -55,7 +78,12 @@ impl<L: Link> Shard<L> {
             }
             Command::Verify { session } => match self.desk.source(session) {
                 Some(source) if source.is_ready() => source.start_digest(),
-                _ => self.desk.refuse(),
+                Some(_) => self.desk.refuse(),
+                None => {
+                    if !self.desk.verify_stream(session) {
+                        self.desk.refuse();
+                    }
+                }
             },
             Command::CloseSession { session } => self.close_session(session),
             Command::BreakInvariant => {
@@ -94,11 +122,27 @@ impl<L: Link> Shard<L> {
         self.desk.report(Event::Opened { session });
     }
 
+    fn open_stream(
+        &mut self,
+        session: SessionKey,
+        open: impl FnOnce(&mut Desk, usize) -> Result<(), ArenaError>,
+    ) {
+        let Some(lane) = self.lane_for_new(session) else {
+            self.desk.refuse_session(session, SessionEnd::TableFull);
+            return;
+        };
+        match open(&mut self.desk, lane) {
+            Ok(()) => self.desk.report(Event::Opened { session }),
+            Err(_) => {
+                self.desk.lanes[lane].forget(session.number);
+                self.desk.refuse_session(session, SessionEnd::NoMemory);
+            }
+        }
+    }
+
     /// The lane of a session that is not open yet, if the shard has room for it.
     fn lane_for_new(&mut self, session: SessionKey) -> Option<usize> {
-        let known = self.desk.source(session).is_some() || self.desk.sink(session).is_some();
-        let count = self.desk.sources.len() + self.desk.sinks.len();
-        if known || count == self.config.sessions_max {
+        if self.desk.is_open(session) || self.desk.sessions() == self.config.sessions_max {
             return None;
         }
         self.desk.lane_of(session)
@@ -147,17 +191,18 @@ impl<L: Link> Shard<L> {
     /// Frees the session's memory. Frames of it that are still under way are ignored when they
     /// come.
     fn close_session(&mut self, session: SessionKey) {
-        let before = self.desk.sources.len() + self.desk.sinks.len();
+        let before = self.desk.sessions();
+        self.desk.close_stream_session(session);
         self.desk.sources.retain(|source| source.session != session);
         self.desk.sinks.retain(|sink| sink.session != session);
-        if before == self.desk.sources.len() + self.desk.sinks.len() {
+        if before == self.desk.sessions() {
             self.desk.refuse();
             return;
         }
         if let Some(lane) = self.desk.lane_of(session) {
             self.desk.lanes[lane].forget(session.number);
         }
-        if self.desk.sources.is_empty() && self.desk.sinks.is_empty() {
+        if self.desk.sessions() == 0 {
             self.scratch.scrub();
             self.desk.decoder.scrub();
         }
@@ -167,6 +212,17 @@ impl<L: Link> Shard<L> {
 }
 
 impl Desk {
+    fn is_open(&self, session: SessionKey) -> bool {
+        self.sources.iter().any(|source| source.session == session)
+            || self.sinks.iter().any(|sink| sink.session == session)
+            || self.stream_sources.iter().any(|source| source.session == session)
+            || self.stream_sinks.iter().any(|sink| sink.session == session)
+    }
+
+    fn sessions(&self) -> usize {
+        self.sources.len() + self.sinks.len() + self.stream_sources.len() + self.stream_sinks.len()
+    }
+
     fn refuse(&mut self) {
         self.stats.add(ShardCounter::CommandsRefused.index(), 1);
     }

@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 pub(crate) const PAGES: u64 = 64 * 40 + 17;
 
 /// How long a test waits for anything.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-struct Side {
+pub(crate) struct Side {
     port: Option<ShardPort>,
     thread: Option<JoinHandle<()>>,
     woken: WakeReceiver,
@@ -47,12 +47,12 @@ impl Side {
         Self { port: Some(port), thread: Some(thread), woken, waiting: Vec::new() }
     }
 
-    fn command(&mut self, command: Command) {
+    pub(crate) fn command(&mut self, command: Command) {
         self.port.as_mut().unwrap().send(command).unwrap();
     }
 
     /// Waits for the first event that `pick` wants; the others stay for later.
-    fn event<T>(&mut self, mut pick: impl FnMut(Event) -> Option<T>) -> T {
+    pub(crate) fn event<T>(&mut self, mut pick: impl FnMut(Event) -> Option<T>) -> T {
         let until = Instant::now() + PATIENCE;
         loop {
             if let Some(at) = self.waiting.iter().position(|&event| pick(event).is_some()) {
@@ -78,8 +78,8 @@ pub(crate) struct Pair {
     pub(crate) source_region: Arc<Region>,
     pub(crate) sink_region: Arc<Region>,
     pub(crate) session: SessionKey,
-    source: Side,
-    sink: Side,
+    pub(crate) source: Side,
+    pub(crate) sink: Side,
     sockets: Vec<TcpStream>,
     source_stats: Option<SessionStatsReader>,
     sink_stats: Option<SessionStatsReader>,
@@ -123,7 +123,7 @@ impl Pair {
     }
 
     /// Connects a stream; the sink's receiving key is `sink_key`, the right one is 2.
-    fn add_stream(&mut self, stream: StreamId, sink_key: u8) {
+    pub(crate) fn add_stream(&mut self, stream: StreamId, sink_key: u8) {
         let (near, far) = connect();
         self.sockets.push(near.try_clone().unwrap());
         for (side, socket, send, receive) in
@@ -234,6 +234,11 @@ impl Pair {
         self.sockets[index].shutdown(Shutdown::Both).unwrap();
     }
 
+    /// Cuts a stream that may have been cut before.
+    pub(crate) fn try_cut_stream(&mut self, index: usize) {
+        let _again = self.sockets[index].shutdown(Shutdown::Both);
+    }
+
     pub(crate) fn source_counters(&self) -> [u64; SESSION_COUNTER_COUNT] {
         self.source_stats.as_ref().unwrap().snapshot()
     }
@@ -273,7 +278,7 @@ impl Drop for Pair {
 }
 
 /// A small generator: the same seed gives the same bytes.
-fn next(state: &mut u64) -> u64 {
+pub(crate) fn next(state: &mut u64) -> u64 {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     *state >> 16
 }

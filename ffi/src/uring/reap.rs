@@ -123,6 +123,10 @@ impl Uring {
                 deliver(Completion::Woken);
                 1
             }
+            Op::Watch { name } => {
+                deliver(Completion::Ready { name });
+                1
+            }
             Op::Multishot { .. } => unreachable!("handled above"),
         }
     }

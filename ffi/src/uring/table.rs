@@ -21,6 +21,8 @@ pub(super) enum Op {
     Multishot { socket: u32 },
     /// The poll of the wake-up descriptor.
     Wake,
+    /// The poll of a descriptor of somebody else.
+    Watch { name: u32 },
 }
 
 /// A place of the table of operations.
@@ -47,11 +49,11 @@ impl Ops {
         self.places.len() - self.free.len()
     }
 
-    /// Takes an operation in and names it. The table holds every lease, every multishot receive
-    /// and the wake-up at once, so it can't be full.
+    /// Takes an operation in and names it. The table holds every lease, every multishot receive,
+    /// every watch and the wake-up at once, so it can't be full.
     pub(super) fn insert(&mut self, op: Op) -> u64 {
         let Some(index) = self.free.pop() else {
-            panic!("more operations than leases and sockets")
+            panic!("more operations than leases, sockets and watches")
         };
         let place = &mut self.places[index as usize];
         place.op = Some(op);

@@ -8,6 +8,7 @@ use crate::poll::{Waker, waker};
 use crate::sys::monotonic_now;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::thread;
 
 const SLOT: usize = 64 << 10;
@@ -22,6 +23,7 @@ enum Seen {
     Data(Vec<u8>),
     RecvEnded(Result<(), i32>),
     Closed(SocketIndex),
+    Ready(u32),
     Woken,
 }
 
@@ -34,6 +36,7 @@ impl From<Completion<'_>> for Seen {
             Completion::Data { bytes, .. } => Self::Data(bytes.to_vec()),
             Completion::RecvEnded { result, .. } => Self::RecvEnded(result),
             Completion::Closed { socket } => Self::Closed(socket),
+            Completion::Ready { name } => Self::Ready(name),
             Completion::Woken => Self::Woken,
         }
     }
@@ -192,6 +195,40 @@ fn a_waker_ends_the_wait_again_and_again() {
         assert!(matches!(&seen[..], [Seen::Woken]), "{seen:?}");
         waking.join().unwrap();
     }
+}
+
+#[test]
+fn a_watch_reports_once_and_shutting_the_socket_down_ends_it() {
+    let config = UringConfig { watches_max: 2, ..UringConfig::default() };
+    let Some(mut bench) = Bench::new(config, SLOT, 1) else { return };
+    let (mut near, mut far) = UnixStream::pair().unwrap();
+    assert!(bench.uring.watch(near.as_fd(), 7, Interest::Readable));
+    assert!(bench.uring.watch(near.as_fd(), 8, Interest::Writable));
+    let seen = bench.until(|seen| !seen.is_empty());
+    assert!(matches!(&seen[..], [Seen::Ready(8)]), "there is room to write: {seen:?}");
+    far.write_all(b"x").unwrap();
+    let seen = bench.until(|seen| !seen.is_empty());
+    assert!(matches!(&seen[..], [Seen::Ready(7)]), "{seen:?}");
+    assert_eq!(bench.uring.in_flight(), 1, "only the wake-up's poll is left");
+    near.read_exact(&mut [0]).unwrap();
+    assert!(bench.uring.watch(near.as_fd(), 9, Interest::Readable));
+    assert_eq!(bench.uring.poll(Wait::No, &mut |_| ()).unwrap(), 0, "nothing to read");
+    near.shutdown(std::net::Shutdown::Both).unwrap();
+    drop(near);
+    let seen = bench.until(|seen| !seen.is_empty());
+    assert!(matches!(&seen[..], [Seen::Ready(9)]), "{seen:?}");
+}
+
+#[test]
+fn dropping_the_ring_ends_its_watches() {
+    let config = UringConfig { watches_max: 2, ..UringConfig::default() };
+    let Some(mut bench) = Bench::new(config, SLOT, 1) else { return };
+    let (near, mut far) = UnixStream::pair().unwrap();
+    assert!(bench.uring.watch(near.as_fd(), 1, Interest::Readable));
+    assert_eq!(bench.uring.poll(Wait::No, &mut |_| ()).unwrap(), 0);
+    assert!(bench.uring.watch(near.as_fd(), 2, Interest::Readable), "queued, not submitted");
+    drop((bench.uring, near));
+    assert!(far.write_all(b"x").is_err(), "nobody keeps the socket open");
 }
 
 #[test]

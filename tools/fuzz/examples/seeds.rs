@@ -8,14 +8,18 @@
 use dwcp_codec::{ENCODED_BYTES_MAX, Encoder, EncoderConfig};
 use dwcp_fuzz::control::{Read, framing_input};
 use dwcp_fuzz::wire::{INCARNATION, STREAM};
-use dwcp_proto::ids::{LinkEpoch, Round, Sequence, SessionId, SessionNumber};
-use dwcp_proto::wire::frame::{Frame, NackReason};
+use dwcp_proto::ids::{
+    ChannelId, LinkEpoch, Position, Round, Sequence, SessionId, SessionNumber,
+};
+use dwcp_proto::wire::frame::{Frame, NackReason, StreamKind, StreamPart};
 use dwcp_proto::wire::hello::{Hello, HostName};
 use dwcp_proto::wire::keys::DirectionKey;
 use dwcp_proto::wire::limits::RECORD_HEADER_BYTES;
 use dwcp_proto::wire::peer::{
     Code, Message, Outcome, PeerCodec, PeerCoding, PeerMessage, RegionName,
 };
+use dwcp_proto::session::resolve::RunAt;
+use dwcp_proto::wire::vm::{FactsText, PeerFinding, PeerFindings, VmOffer, VmTerms};
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::record::Sealer;
 use dwcp_proto::wire::token::{JournalId, LinkToken};
@@ -39,6 +43,7 @@ fn main() -> std::io::Result<()> {
         save("control_request", &name, &line)?;
     }
     framing()?;
+    qemu_streams()?;
     payloads()
 }
 
@@ -67,6 +72,8 @@ fn framing() -> std::io::Result<()> {
 fn frames_and_records() -> std::io::Result<()> {
     let session = SessionNumber(5);
     let sequence = Sequence(9);
+    let (channel, position) = (ChannelId(1), Position(4));
+    let part = |kind| StreamPart { session, channel, kind, sequence, position };
     let kinds = [
         Frame::Pages { session, sequence, round: Round(1), payload: b"coded pages" },
         Frame::Ack { session, through: sequence },
@@ -77,6 +84,11 @@ fn frames_and_records() -> std::io::Result<()> {
         Frame::Abort { session, code: 2 },
         Frame::Ping { stamp: 1 },
         Frame::Pong { stamp: 1 },
+        Frame::Stream { part: part(StreamKind::Opaque), payload: b"as it is" },
+        Frame::Stream { part: part(StreamKind::End), payload: b"" },
+        Frame::Delivered { session, channel, position },
+        Frame::Reply { session, channel, offset: 16, payload: b"answer" },
+        Frame::ReplyAck { session, channel, offset: 16 },
     ];
     let mut sealer = Sealer::new(DirectionKey::Plain, STREAM, INCARNATION);
     let mut stream = Vec::new();
@@ -102,6 +114,12 @@ fn peer_messages() -> Vec<PeerMessage> {
     let number = SessionNumber(5);
     let (code, message) = (Code::cut("region_unknown"), Message::cut("no region is named so"));
     let journal = JournalId([6; 16]);
+    let terms =
+        VmTerms { window_log: 24, pages_max: 9, base_pages: 5, undelivered_bytes_max: 1 << 20 };
+    let (name, facts) = (RegionName::cut("vm1"), FactsText::cut(r#"{"ram_bytes":1}"#));
+    let offer = VmOffer { name, facts, coding: PeerCoding::Full, terms };
+    let finding =
+        PeerFinding { code: code.clone(), message: message.clone(), cure: message.clone() };
     vec![
         PeerMessage::LinkOpen { epoch: LinkEpoch(1), lanes: 2, streams: 4 },
         PeerMessage::LinkAccept { token: LinkToken([2; 16]), lanes: 2 },
@@ -113,13 +131,19 @@ fn peer_messages() -> Vec<PeerMessage> {
             pages: 262_144,
             coding: PeerCoding::Full,
         },
-        PeerMessage::SessionAccept { session, number, journal },
+        PeerMessage::SessionAccept { session, number, journal, vm: Some(terms) },
         PeerMessage::SessionRefuse {
             session,
             number,
             code: code.clone(),
             message: message.clone(),
+            findings: PeerFindings::cut([finding]),
         },
+        PeerMessage::VmOpen { session, number, vm: Box::new(offer) },
+        PeerMessage::ChannelOpen { session, channel: 1 },
+        PeerMessage::Loaded { session, frames: 7, digest: session },
+        PeerMessage::Resumed { session, at_unix_us: 9 },
+        PeerMessage::Resolved { session, journal, run: RunAt::Sink },
         PeerMessage::SessionFailed { session, code: code.clone(), message: message.clone() },
         PeerMessage::Yield { session },
         PeerMessage::Committed { session },
@@ -131,6 +155,30 @@ fn peer_messages() -> Vec<PeerMessage> {
         PeerMessage::Pong { stamp: 1 },
         PeerMessage::Goodbye { reason: message },
     ]
+}
+
+/// Short migration streams of a guest with two blocks. The byte before each chooses the pieces.
+fn qemu_streams() -> std::io::Result<()> {
+    let name = |name: &[u8]| [&[name.len() as u8], name].concat();
+    let head = b"QEVM\0\0\0\x03\x07\0\0\0\x02pc".to_vec();
+    let subsection = [b"\x05", &name(b"configuration/uuid")[..], &[0, 0, 0, 1], &[7; 16]].concat();
+    let commands = b"\x08\0\x01\0\0\x08\0\x02\0\x04\0\0\0\0".to_vec();
+    let start = [b"\x01\0\0\0\x02", &name(b"ram")[..], &[0, 0, 0, 0, 0, 0, 0, 4]].concat();
+    let word = |word: u64| word.to_be_bytes().to_vec();
+    let blocks =
+        [word(0x4_0004), name(b"pc.ram"), word(0x3_0000), name(b"pc.bios"), word(0x1_0000)];
+    let end = [word(0x10), b"\x7e\0\0\0\x02".to_vec()].concat();
+    let begun = [head.clone(), commands, start, blocks.concat(), end.clone()].concat();
+    let part = |kind: u8, body: &[u8]| [&[kind, 0, 0, 0, 2], body, &end].concat();
+    let zero = [word(0x1002), name(b"pc.bios"), vec![0], word(0x2022), vec![0]].concat();
+    let page = [word(0x8), name(b"pc.ram"), vec![9; 4096], word(0x1028), vec![8; 4096]].concat();
+    let whole = [begun.clone(), part(2, &zero), part(3, &page), b"\x04devices".to_vec()].concat();
+    let xbzrle = part(2, &[word(0x60), vec![1, 0, 2, 5, 0]].concat());
+    save("qemu_stream", "head", &[&[0][..], &head, &subsection].concat())?;
+    save("qemu_stream", "blocks", &[&[1][..], &begun].concat())?;
+    save("qemu_stream", "zeros", &[&[2][..], &begun, &part(2, &zero), &part(3, &zero)].concat())?;
+    save("qemu_stream", "xbzrle", &[&[3][..], &begun, &part(2, &zero), &xbzrle].concat())?;
+    save("qemu_stream", "pages", &[&[200][..], &whole].concat())
 }
 
 /// Descriptions of extents for the round trip, and what they are coded to for the decoder.
@@ -149,6 +197,34 @@ fn payloads() -> std::io::Result<()> {
         let mut payload = vec![0; ENCODED_BYTES_MAX];
         let bytes = dwcp_fuzz::codec::encode(&mut encoder, mask, edits, &mut payload);
         save("codec_decode", name, &payload[..bytes])?;
+    }
+    streams()
+}
+
+/// Descriptions of streams of batches over one long window, and what they are coded to.
+fn streams() -> std::io::Result<()> {
+    // Pieces of 40 bytes: a mask, then edits.
+    let piece = |mask: u64, edits: &[u8]| {
+        let mut piece = mask.to_le_bytes().to_vec();
+        piece.extend_from_slice(edits);
+        piece.resize(40, 0);
+        piece
+    };
+    let text = piece(0b1000_1000, &[0, 3, 9, 40, 1, 3, 5, 30]);
+    let mixed = piece(0b1_1111_0111, &[0, 0, 0, 0, 1, 1, 5, 5, 2, 2, 3, 3, 3, 3, 7, 40]);
+    let cases: [(&str, Vec<u8>); 3] = [
+        ("one", text.clone()),
+        ("repeated", [text.clone(), text.clone(), text.clone()].concat()),
+        ("mixed", [mixed.clone(), text, mixed].concat()),
+    ];
+    for (name, pieces) in cases {
+        let mut stream = Vec::new();
+        for (_, _, payload) in dwcp_fuzz::codec::encode_stream(&pieces) {
+            stream.extend_from_slice(&(payload.len() as u16).to_le_bytes());
+            stream.extend_from_slice(&payload);
+        }
+        save("codec_stream_round_trip", name, &pieces)?;
+        save("codec_stream_decode", name, &stream)?;
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! Targets for the coding of pages.
 
 use dwcp_codec::{
-    BaseIn, Bases, Coding, Decoder, ENCODED_BYTES_MAX, EXTENT_PAGES, Encoder, EncoderConfig,
-    ExtentInput, HashKey, PAGE_BYTES, Page, PageHash, PageHasher,
+    BaseIn, Bases, BatchInput, Coding, DecodeError, Decoder, ENCODED_BYTES_MAX, EXTENT_PAGES,
+    Encoder, EncoderConfig, ExtentInput, HashKey, LongWindowDecoder, LongWindowEncoder, PAGE_BYTES,
+    Page, PageHash, PageHasher,
 };
 use std::cell::RefCell;
 
@@ -87,11 +88,124 @@ pub fn round_trip(data: &[u8]) {
     });
 }
 
+/// The window of [`decode_stream`] and [`encode_stream`]: small, so that inputs leave it behind.
+const WINDOW_LOG: u32 = 17;
+
+/// A stream of batches over one long window, each behind its length (u16, little-endian), gives
+/// pages that match their digest until the first error, and the same error for ever after.
+pub fn decode_stream(data: &[u8]) {
+    let mut window = LongWindowDecoder::new(WINDOW_LOG).expect("a window of this size is possible");
+    let memory_bytes = window.memory_bytes();
+    let (mut rest, mut spent) = (data, false);
+    CODERS.with_borrow_mut(|(_, decoder)| {
+        while let Some((length, behind)) = rest.split_first_chunk::<2>() {
+            let length = usize::from(u16::from_le_bytes(*length)).min(behind.len());
+            let (payload, behind) = behind.split_at(length);
+            rest = behind;
+            let key = &hasher();
+            match decoder.decode_batch(
+                key,
+                payload,
+                REGION_PAGES,
+                &mut Scattered,
+                Some(&mut window),
+            ) {
+                Err(error) => {
+                    assert_eq!(spent, error == DecodeError::WindowSpent);
+                    spent = true;
+                }
+                Ok(batch) => {
+                    assert!(!spent, "a spent window decodes no more");
+                    let count = batch.numbers.len();
+                    assert!((1..=EXTENT_PAGES).contains(&count));
+                    assert_eq!((batch.hashes.len(), batch.classes.len()), (count, count));
+                    let mut numbers = batch.numbers.to_vec();
+                    numbers.sort_unstable();
+                    numbers.dedup();
+                    assert_eq!(numbers.len(), count, "each page once");
+                    assert!(numbers.iter().all(|number| *number < REGION_PAGES));
+                    let (pages, behind) = batch.pages.as_chunks::<PAGE_BYTES>();
+                    assert!(pages.len() == count && behind.is_empty());
+                    for (page, hash) in pages.iter().zip(batch.hashes) {
+                        assert_eq!(key.hash(page), *hash);
+                    }
+                }
+            }
+        }
+    });
+    assert!(window.memory_bytes() <= memory_bytes, "memory is bounded by the window");
+}
+
+/// What is encoded as a stream of batches decodes to the same pages.
+pub fn stream_round_trip(data: &[u8]) {
+    let mut window = LongWindowDecoder::new(WINDOW_LOG).expect("a window of this size is possible");
+    for (mask, edits, payload) in encode_stream(data) {
+        CODERS.with_borrow_mut(|(_, decoder)| {
+            let batch = decoder
+                .decode_batch(&hasher(), &payload, REGION_PAGES, &mut Scattered, Some(&mut window))
+                .expect("what the encoder made can be decoded");
+            assert!(batch.numbers.iter().copied().eq(numbers(mask).map(scattered)));
+            assert_eq!(batch.pages, pages_of(mask, edits));
+        });
+    }
+}
+
+/// Encodes the stream of batches that `data` describes in pieces of at most 40 bytes, each a mask
+/// and edits as in [`round_trip`]; returns what was coded with each payload.
+pub fn encode_stream(data: &[u8]) -> Vec<(u64, &[u8], Vec<u8>)> {
+    let level = i32::from(data.first().copied().unwrap_or(1) % 3 + 1);
+    let mut window = LongWindowEncoder::new(WINDOW_LOG, level).expect("the window is possible");
+    let pieces = data.chunks(40).take(16).filter_map(|piece| piece.split_first_chunk::<8>());
+    let masks = pieces.map(|(mask, edits)| (u64::from_le_bytes(*mask), edits));
+    masks
+        .filter(|(mask, _)| *mask != 0)
+        .map(|(mask, edits)| {
+            let mut payload = vec![0; ENCODED_BYTES_MAX];
+            let bytes = CODERS.with_borrow_mut(|(encoder, _)| {
+                let window = Some(&mut window);
+                with_pages(mask, edits, |pages, hashes, bases, coding| {
+                    let numbers: Vec<u64> = numbers(mask).map(scattered).collect();
+                    let input = BatchInput { numbers: &numbers, pages, hashes, bases, coding };
+                    encoder.encode_batch(&hasher(), &input, window, &mut payload).bytes
+                })
+            });
+            payload.truncate(bytes);
+            (mask, edits, payload)
+        })
+        .collect()
+}
+
+/// Another place for a page, so that neighbours are out of order; its own inverse.
+const fn scattered(page: u64) -> u64 {
+    page ^ 0xa_5a15
+}
+
+/// The sink of a stream: holds at each place what [`Held`] has for the page that was put there.
+struct Scattered;
+
+impl Bases for Scattered {
+    fn base(&mut self, page: u64, version: u64, out: &mut Page) -> Option<PageHash> {
+        Held.base(scattered(page), version, out)
+    }
+}
+
 /// The extent that all encoded pages belong to.
 const FIRST_PAGE: u64 = 128;
 
 /// Encodes the pages that `mask` and `edits` describe; returns the payload's length.
 pub fn encode(encoder: &mut Encoder, mask: u64, edits: &[u8], payload: &mut [u8]) -> usize {
+    with_pages(mask, edits, |pages, hashes, bases, coding| {
+        let input = ExtentInput { first_page: FIRST_PAGE, mask, pages, hashes, bases, coding };
+        encoder.encode(&hasher(), &input, payload).bytes
+    })
+}
+
+/// Makes the pages that `mask` and `edits` describe, with their hashes, bases and coding.
+fn with_pages<T>(
+    mask: u64,
+    edits: &[u8],
+    use_them: impl FnOnce(&[u8], &[PageHash], &[Option<BaseIn<'_>>], Coding) -> T,
+) -> T {
     let pages = pages_of(mask, edits);
     let hashes: Vec<PageHash> =
         pages.as_chunks::<PAGE_BYTES>().0.iter().map(|page| hasher().hash(page)).collect();
@@ -107,17 +221,7 @@ pub fn encode(encoder: &mut Encoder, mask: u64, edits: &[u8], payload: &mut [u8]
     let zstd_level = i32::from(edits.first().copied().unwrap_or(1) % 3 + 1);
     let coding =
         if edits.len() % 16 == 15 { Coding::Passthrough } else { Coding::Full { zstd_level } };
-    let input = ExtentInput {
-        first_page: FIRST_PAGE,
-        mask,
-        pages: &pages,
-        hashes: &hashes,
-        bases: &bases,
-        coding,
-    };
-    let encoded = encoder.encode(&hasher(), &input, payload);
-    assert!(encoded.bytes <= ENCODED_BYTES_MAX);
-    encoded.bytes
+    use_them(&pages, &hashes, &bases, coding)
 }
 
 /// Numbers of the pages in `mask`.

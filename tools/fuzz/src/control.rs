@@ -12,6 +12,7 @@ mod api {
     mod notification;
     mod request;
     mod schema;
+    mod vm;
 }
 
 use crate::limits::REQUEST_DESCRIPTORS_MAX;

@@ -8,6 +8,7 @@
 
 pub mod codec;
 pub mod control;
+pub mod qemu;
 pub mod wire;
 
 // The control crate's pure modules refer to its limits by this path; see `control`.

@@ -47,6 +47,24 @@
 //!   machine by `restore(.., None, ..)` for a `Query` about a session that it does not know, and
 //!   bounds how many of these a peer may cause.
 //!
+//! # A virtual machine's session
+//! The same machines run it, over one lane; what a region's lanes report is then the VMM's doing.
+//! ```text
+//! the VMM at the sink listens    -> LaneOpened at the sink      the lane is open -> at the source
+//! the guest was stopped          -> Finish (no client may ask for it, nor for rounds)
+//! the VMM at the source is done  -> LaneRoundDone{last}
+//! the VMM at the sink has loaded -> LaneVerified at the sink    and the digests are equal: source
+//! ```
+//! A sink that has verified such a session and loses its link *parks*: it is in doubt, keeps the
+//! paused guest, and never commits by itself. `Query` or `Abort` of the source ends that, and so
+//! does an operator.
+//!
+//! # When an operator decides
+//! `Resolve` ends a doubt at either end by a record that says so (`Resolved`). The source tells the
+//! sink with `Resolved` as soon as there is a link and is over when the sink has answered. An end
+//! whose own record says otherwise keeps to its record: nothing here makes a second one run. It
+//! reports `Conflict`, and both ends keep that as evidence.
+//!
 //! # Who owns the region
 //! The source does until `Yielded` is written to its journal: any failure before that leaves the
 //! region with it. From then until it hears `Committed` or an outcome it is in doubt and claims
@@ -54,11 +72,13 @@
 //! lanes are verified and `Yield` has arrived. Asked about a session that it has not committed, it
 //! first makes sure that it never will (`Aborted` in the journal), then says so. It says so only if
 //! its journal is the one that it had when it accepted the session: a journal that was lost may
-//! have held the commit, and then the answer is that it does not know.
+//! have held the commit, and then the answer is that it does not know. An operator's record counts
+//! like a record of the machine's own; only an operator can make two owners.
 
 pub mod phase;
 pub mod reason;
 pub mod record;
+pub mod resolve;
 pub mod sink;
 pub mod source;
 pub mod timing;
@@ -66,4 +86,4 @@ pub mod timing;
 mod lanes;
 
 /// The most actions that one input gives.
-pub const ACTIONS_MAX: usize = 4;
+pub const ACTIONS_MAX: usize = 5;

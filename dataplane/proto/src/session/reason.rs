@@ -1,5 +1,6 @@
 //! Why sessions end, and why a client's request is refused.
 
+use super::resolve::RunAt;
 use crate::ids::LaneId;
 use crate::wire::peer::{Code, Message};
 
@@ -41,6 +42,14 @@ pub enum EndReason {
         /// The data plane's code.
         code: &'static str,
     },
+    /// The virtual machine here could not go on.
+    #[error("{message} ({code})")]
+    VmFailed {
+        /// Its stable code.
+        code: &'static str,
+        /// What happened.
+        message: Message,
+    },
     /// The connection to the peer is gone.
     #[error("the link to the peer was lost")]
     LinkLost,
@@ -64,6 +73,12 @@ pub enum EndReason {
         /// The phase.
         phase: &'static str,
     },
+    /// An operator ended the doubt.
+    #[error("an operator decided that the {run} runs")]
+    Resolved {
+        /// Who runs.
+        run: RunAt,
+    },
     /// The daemon was restarted while the session ran.
     #[error("the daemon was restarted while the session ran")]
     Restarted,
@@ -79,12 +94,14 @@ impl EndReason {
             Self::Refused { .. } => "session_refused",
             Self::PeerFailed { .. } => "session_failed_at_peer",
             Self::LaneFailed { .. } => "session_lane_failed",
+            Self::VmFailed { .. } => "session_vm_failed",
             Self::LinkLost => "session_link_lost",
             Self::TimedOut => "session_timed_out",
             Self::Journal => "session_journal_failed",
             Self::NotCommitted => "session_not_committed",
             Self::OutcomeUnknown => "session_outcome_unknown",
             Self::Violation { .. } => "session_protocol_violation",
+            Self::Resolved { .. } => "session_resolved",
             Self::Restarted => "session_daemon_restarted",
         }
     }
@@ -95,6 +112,9 @@ impl EndReason {
         match self {
             Self::ClientAborted | Self::PeerAborted { .. } => "open a new session when wanted",
             Self::Refused { .. } => "see the sink's message; then open a new session",
+            Self::VmFailed { .. } => {
+                "the guest stays at the source; mend the cause, then migrate it again"
+            }
             Self::PeerFailed { .. } | Self::LaneFailed { .. } | Self::Restarted => {
                 "the region is unchanged at the source; see the cause, then open a new session"
             }
@@ -104,8 +124,9 @@ impl EndReason {
             Self::Journal => "check the disk under --state, then restart the daemon",
             Self::NotCommitted => "the source may go on; open a new session when wanted",
             Self::OutcomeUnknown => {
-                "restore the sink's --state directory, or look which end runs and decide by hand"
+                "restore the sink's --state directory, or look which end runs and decide with resolve"
             }
+            Self::Resolved { .. } => "make sure that the other end does not run as well",
             Self::Violation { .. } => "compare the versions of both daemons and report this",
         }
     }
@@ -113,7 +134,10 @@ impl EndReason {
     /// The code for the peer.
     #[must_use]
     pub fn peer_code(&self) -> Code {
-        Code::cut(self.code())
+        match self {
+            Self::VmFailed { code, .. } => Code::cut(code),
+            _ => Code::cut(self.code()),
+        }
     }
 
     /// The sentence for the peer.
@@ -140,6 +164,12 @@ pub enum StepError {
         /// The request.
         request: &'static str,
     },
+    /// A virtual machine sets its own pace.
+    #[error("{request} is for regions; this session moves a virtual machine")]
+    OnlyRegions {
+        /// The request.
+        request: &'static str,
+    },
     /// The commit has begun and can't be taken back.
     #[error("the commit has begun: the session can't be ended any more")]
     TooLate,
@@ -152,6 +182,7 @@ impl StepError {
         match self {
             Self::NotNow { .. } => "session_not_now",
             Self::RoundRunning { .. } => "session_round_running",
+            Self::OnlyRegions { .. } => "session_of_a_vm",
             Self::TooLate => "session_too_late",
         }
     }

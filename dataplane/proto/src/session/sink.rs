@@ -2,18 +2,23 @@
 //!
 //! Runs on the control thread; pure. Invariants: `Committed` is ordered from the journal only when
 //! every lane is verified and `Yield` has arrived; `NotCommitted` is said only after `Aborted` is
-//! in the journal that the session was accepted with; after that nothing leads to a commit.
+//! in the journal that the session was accepted with; after that nothing leads to a commit. Only
+//! an operator's record, ordered in [`SinkInput::Resolve`], makes an owner without a yield.
+
+mod parked;
 
 use super::ACTIONS_MAX;
 use super::lanes::LaneSet;
 use super::phase::SinkPhase;
 use super::reason::{EndReason, StepError};
 use super::record::SinkRecord;
+use super::resolve::{Conflict, RunAt};
 use super::timing::SessionTiming;
 use crate::ids::{LaneId, SessionId, SessionNumber};
 use crate::time::Nanos;
-use crate::wire::peer::{Outcome, PeerMessage};
+use crate::wire::peer::{Message, Outcome, PeerMessage};
 use crate::wire::token::JournalId;
+use crate::wire::vm::VmTerms;
 
 /// What a new session needs. The driver has checked region and permission before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +31,8 @@ pub struct SinkSpec {
     pub lanes: u16,
     /// The journal of this daemon.
     pub journal: JournalId,
+    /// Of a virtual machine: what both ends reserve, not above the source's offer.
+    pub vm: Option<VmTerms>,
 }
 
 /// What happened.
@@ -35,6 +42,8 @@ pub enum SinkInput {
     Peer(PeerMessage),
     /// A client of this daemon gives the session up.
     Abort,
+    /// An operator ends the doubt of a parked session.
+    Resolve(RunAt),
     /// A lane reserved its memory.
     LaneOpened(LaneId),
     /// On this lane the memory was read back and matches.
@@ -45,6 +54,13 @@ pub enum SinkInput {
         lane: LaneId,
         /// The data plane's code.
         code: &'static str,
+    },
+    /// The virtual machine here can't go on.
+    VmFailed {
+        /// Its stable code.
+        code: &'static str,
+        /// What happened.
+        message: Message,
     },
     /// The record is durable.
     JournalWritten(SinkRecord),
@@ -87,10 +103,13 @@ pub enum SinkReport {
     Verified,
     /// This end owns the region.
     Committed,
-    /// Whether the commit is durable is not known.
+    /// Whether the commit is durable is not known; or the link was lost when all was verified, and
+    /// a virtual machine waits here for the source's word.
     InDoubt(EndReason),
     /// The session ended and this end does not own the region.
     Ended(EndReason),
+    /// The source's decision contradicts what this end's journal says.
+    Conflict(Conflict),
 }
 
 /// The sink's side of a session.
@@ -111,6 +130,9 @@ pub struct SinkSession {
     durable: Option<SinkRecord>,
     /// The source waits for an answer that waits for the journal.
     query_waits: bool,
+    /// What an operator decided at the source, once the source has told.
+    decided: Option<RunAt>,
+    vm: Option<VmTerms>,
     deadline: Option<Nanos>,
 }
 
@@ -125,6 +147,7 @@ impl SinkSession {
     pub fn open(spec: SinkSpec, timing: SessionTiming, now: Nanos) -> (Self, Actions) {
         let mut this = Self::new(spec.session, spec.journal, SinkPhase::Opening);
         this.number = spec.number;
+        this.vm = spec.vm;
         this.lanes = Some(LaneSet::new(spec.lanes));
         this.lanes_open = true;
         this.deadline = Some(now + timing.open_timeout);
@@ -136,13 +159,25 @@ impl SinkSession {
     #[must_use]
     pub fn restore(session: SessionId, record: Option<SinkRecord>, journal: JournalId) -> Self {
         let phase = match record {
-            Some(SinkRecord::Committed) => SinkPhase::Committed,
-            Some(SinkRecord::Aborted) => SinkPhase::Aborted,
+            Some(record) if record.owns() => SinkPhase::Committed,
+            Some(_) => SinkPhase::Aborted,
             None => SinkPhase::Failed,
         };
         let mut this = Self::new(session, journal, phase);
         this.durable = record;
-        this.reason = (phase != SinkPhase::Committed).then_some(EndReason::Restarted);
+        this.reason = match record {
+            Some(SinkRecord::Resolved { run }) => Some(EndReason::Resolved { run }),
+            Some(SinkRecord::Committed) => None,
+            _ => Some(EndReason::Restarted),
+        };
+        this
+    }
+
+    /// Makes a parked session again after a restart: its guest still waits.
+    #[must_use]
+    pub fn restore_parked(session: SessionId, journal: JournalId) -> Self {
+        let mut this = Self::new(session, journal, SinkPhase::InDoubt);
+        this.reason = Some(EndReason::LinkLost);
         this
     }
 
@@ -159,6 +194,8 @@ impl SinkSession {
             writing: None,
             durable: None,
             query_waits: false,
+            decided: None,
+            vm: None,
             deadline: None,
         }
     }
@@ -205,14 +242,18 @@ impl SinkSession {
         let actions = match input {
             SinkInput::Peer(message) => self.on_peer(message),
             SinkInput::Abort => self.abort()?,
+            SinkInput::Resolve(run) => self.resolve(run)?,
             SinkInput::LaneOpened(lane) => self.on_lane_opened(lane),
             SinkInput::LaneVerified(lane) => self.on_lane_verified(lane),
             SinkInput::LaneFailed { lane, code } => {
                 self.fail_if_possible(EndReason::LaneFailed { lane, code }, true)
             }
+            SinkInput::VmFailed { code, message } => {
+                self.fail_if_possible(EndReason::VmFailed { code, message }, true)
+            }
             SinkInput::JournalWritten(record) => self.on_journal(record, true),
             SinkInput::JournalFailed(record) => self.on_journal(record, false),
-            SinkInput::LinkLost => self.fail_if_possible(EndReason::LinkLost, false),
+            SinkInput::LinkLost => self.on_link_lost(),
             SinkInput::Tick => self.on_tick(now),
         };
         assert!(actions.len() <= ACTIONS_MAX, "an input gives few actions");
@@ -221,7 +262,7 @@ impl SinkSession {
 
     /// True while a failure simply leaves the region with the source: no commit was ordered.
     fn may_fail(&self) -> bool {
-        self.phase <= SinkPhase::Verified && self.writing.is_none()
+        (self.phase <= SinkPhase::Verified || self.is_parked()) && self.writing.is_none()
     }
 
     fn fail_if_possible(&mut self, reason: EndReason, tell: bool) -> Actions {
@@ -268,7 +309,7 @@ impl SinkSession {
             lanes.clear();
         }
         let (session, number, journal) = (self.session, self.number, self.journal);
-        let accept = PeerMessage::SessionAccept { session, number, journal };
+        let accept = PeerMessage::SessionAccept { session, number, journal, vm: self.vm };
         vec![SinkAction::Send(accept), SinkAction::Report(SinkReport::Opened)]
     }
 
@@ -293,6 +334,14 @@ impl SinkSession {
     fn on_peer(&mut self, message: PeerMessage) -> Actions {
         match message {
             PeerMessage::Query { journal, .. } => self.on_query(journal),
+            PeerMessage::Resolved { journal, run, .. } => self.on_decision(journal, run),
+            PeerMessage::Abort { .. } if self.was_let_run() => {
+                let committed = PeerMessage::Committed { session: self.session };
+                vec![
+                    SinkAction::Report(SinkReport::Conflict(Conflict::BothRun)),
+                    SinkAction::Send(committed),
+                ]
+            }
             PeerMessage::Yield { .. } if self.may_fail() => self.on_yield(),
             PeerMessage::Yield { .. } if matches!(self.phase, SinkPhase::Committed) => {
                 vec![SinkAction::Send(PeerMessage::Committed { session: self.session })]
@@ -315,7 +364,7 @@ impl SinkSession {
     /// The source may yield before this end's lanes have reported: it heard from them first.
     fn on_yield(&mut self) -> Actions {
         match self.phase {
-            SinkPhase::Verified => {
+            _ if self.has_all() => {
                 self.yielded = true;
                 vec![self.order(SinkRecord::Committed)]
             }
@@ -339,7 +388,8 @@ impl SinkSession {
             self.query_waits = true;
             return Vec::new();
         }
-        if self.phase == SinkPhase::InDoubt || journal != self.journal {
+        let lost = self.phase == SinkPhase::InDoubt && !self.is_parked();
+        if lost || journal != self.journal {
             return vec![self.answer(Outcome::Unknown)];
         }
         let mut actions = match self.may_fail() {
@@ -361,22 +411,31 @@ impl SinkSession {
         self.durable = written.then_some(record);
         let asked = std::mem::take(&mut self.query_waits);
         let mut actions = Vec::new();
+        if written {
+            actions.extend(self.contradiction());
+        }
         match (record, written) {
-            (SinkRecord::Committed, true) => {
+            (record, true) if record.owns() => {
                 self.phase = SinkPhase::Committed;
+                self.reason = parked::reason_of(record);
                 let committed = PeerMessage::Committed { session: self.session };
                 actions.push(SinkAction::Send(committed));
                 actions.push(SinkAction::Report(SinkReport::Committed));
                 self.close_lanes(&mut actions);
             }
-            (SinkRecord::Committed, false) => {
+            (SinkRecord::Resolved { run }, true) => {
+                self.phase = SinkPhase::Aborted;
+                self.reason = parked::reason_of(record);
+                actions.push(SinkAction::Report(SinkReport::Ended(EndReason::Resolved { run })));
+            }
+            (SinkRecord::Committed | SinkRecord::Resolved { .. }, false) => {
                 self.phase = SinkPhase::InDoubt;
                 self.reason = Some(EndReason::Journal);
                 actions.push(SinkAction::Report(SinkReport::InDoubt(EndReason::Journal)));
                 self.close_lanes(&mut actions);
             }
             // The phase was an end before the record was ordered.
-            (SinkRecord::Aborted, _) => {}
+            (_, _) => {}
         }
         if asked {
             let outcome = self.durable.map_or(Outcome::Unknown, outcome_of);
@@ -407,8 +466,8 @@ impl SinkSession {
 
 /// What a durable record means to the source.
 const fn outcome_of(record: SinkRecord) -> Outcome {
-    match record {
-        SinkRecord::Committed => Outcome::Committed,
-        SinkRecord::Aborted => Outcome::NotCommitted,
+    match record.owns() {
+        true => Outcome::Committed,
+        false => Outcome::NotCommitted,
     }
 }

@@ -1,22 +1,27 @@
 //! The source's machine of a session. See [`super`] for a good run and the driver's rules.
 //!
 //! Runs on the control thread; pure. Invariant: it claims the region before `Yielded` is in the
-//! journal and after `NotCommitted` was heard, never in between and never after `Committed`.
+//! journal and after `NotCommitted` was heard, never in between and never after `Committed`. Only
+//! an operator's record, in `resolved`, ends a doubt otherwise.
 
 mod port;
+mod resolved;
+mod restored;
 
-pub use port::{SourceAction, SourceInput, SourceReport, SourceSpec};
+pub use port::{SourceAction, SourceInput, SourceReport, SourceSpec, SourceWhat};
 
 use super::ACTIONS_MAX;
 use super::lanes::LaneSet;
 use super::phase::SourcePhase;
 use super::reason::{EndReason, StepError};
 use super::record::SourceRecord;
+use super::resolve::RunAt;
 use super::timing::SessionTiming;
 use crate::ids::{LaneId, Round, SessionId, SessionNumber};
 use crate::time::Nanos;
 use crate::wire::peer::{Outcome, PeerMessage};
 use crate::wire::token::JournalId;
+use crate::wire::vm::VmTerms;
 
 /// The source's side of a session.
 #[derive(Clone, Debug)]
@@ -35,6 +40,10 @@ pub struct SourceSession {
     writing: Option<SourceRecord>,
     /// The sink may still hold a record that we don't need any more.
     settle_owed: bool,
+    /// What an operator decided, while the sink has not answered to it.
+    telling: Option<RunAt>,
+    /// Of a virtual machine: what was offered, then what was agreed on.
+    terms: Option<VmTerms>,
     link_up: bool,
     deadline: Option<Nanos>,
 }
@@ -48,43 +57,22 @@ impl SourceSession {
     /// When the number of lanes is zero or above the limit.
     #[must_use]
     pub fn open(spec: SourceSpec, timing: SessionTiming, now: Nanos) -> (Self, Actions) {
-        let SourceSpec { session, number, region, pages, coding, lanes } = spec;
+        let SourceSpec { session, number, what, lanes } = spec;
         let mut this = Self::new(session, timing, SourcePhase::Opening);
         this.number = number;
         this.lanes = Some(LaneSet::new(lanes));
         this.link_up = true;
         this.deadline = Some(now + timing.open_timeout);
-        let open = PeerMessage::SessionOpen { session, number, region, pages, coding };
+        let open = match what {
+            SourceWhat::Region { region, pages, coding } => {
+                PeerMessage::SessionOpen { session, number, region, pages, coding }
+            }
+            SourceWhat::Vm(vm) => {
+                this.terms = Some(vm.terms);
+                PeerMessage::VmOpen { session, number, vm }
+            }
+        };
         (this, vec![SourceAction::Send(open)])
-    }
-
-    /// Makes a session again from its newest journal record, after a restart.
-    #[must_use]
-    pub fn restore(
-        session: SessionId,
-        record: SourceRecord,
-        timing: SessionTiming,
-    ) -> (Self, Actions) {
-        let mut this = Self::new(session, timing, SourcePhase::InDoubt);
-        match record {
-            SourceRecord::Yielded { sink_journal } => {
-                this.sink_journal = Some(sink_journal);
-                this.reason = Some(EndReason::Restarted);
-                let report = SourceReport::InDoubt(EndReason::Restarted);
-                (this, vec![SourceAction::Report(report), SourceAction::Reconnect])
-            }
-            SourceRecord::Done => {
-                this.phase = SourcePhase::Committed;
-                this.settle_owed = true;
-                (this, Vec::new())
-            }
-            SourceRecord::Kept => {
-                this.phase = SourcePhase::Failed;
-                this.reason = Some(EndReason::NotCommitted);
-                this.settle_owed = true;
-                (this, Vec::new())
-            }
-        }
     }
 
     fn new(session: SessionId, timing: SessionTiming, phase: SourcePhase) -> Self {
@@ -101,6 +89,8 @@ impl SourceSession {
             sink_journal: None,
             writing: None,
             settle_owed: false,
+            telling: None,
+            terms: None,
             link_up: false,
             deadline: None,
         }
@@ -130,16 +120,22 @@ impl SourceSession {
         self.round
     }
 
+    /// Of a virtual machine: what was offered, and once the sink accepted what was agreed on.
+    #[must_use]
+    pub const fn terms(&self) -> Option<VmTerms> {
+        self.terms
+    }
+
     /// When to feed `Tick`, if ever.
     #[must_use]
     pub const fn deadline(&self) -> Option<Nanos> {
         self.deadline
     }
 
-    /// True when the session has ended and awaits no journal: it may become history.
+    /// True when the session has ended and awaits no journal and no answer: it may become history.
     #[must_use]
     pub const fn is_over(&self) -> bool {
-        self.phase.is_end() && self.writing.is_none()
+        self.phase.is_end() && self.writing.is_none() && self.telling.is_none()
     }
 
     /// Takes an input and tells what to do.
@@ -154,16 +150,16 @@ impl SourceSession {
             SourceInput::Round => self.start_round(false)?,
             SourceInput::Finish => self.start_round(true)?,
             SourceInput::Abort => self.abort()?,
+            SourceInput::Resolve(run) => self.resolve(run)?,
             SourceInput::Peer(message) => self.on_peer(now, message),
             SourceInput::LaneOpened(lane) => self.on_lane_opened(lane),
             SourceInput::LaneRoundDone { lane, round } => self.on_round_done(lane, round),
             SourceInput::LaneVerified(lane) => self.on_lane_verified(lane),
             SourceInput::LaneFailed { lane, code } => {
-                if self.may_fail() {
-                    self.end(SourcePhase::Failed, EndReason::LaneFailed { lane, code })
-                } else {
-                    Vec::new()
-                }
+                self.fail_if_possible(EndReason::LaneFailed { lane, code })
+            }
+            SourceInput::VmFailed { code, message } => {
+                self.fail_if_possible(EndReason::VmFailed { code, message })
             }
             SourceInput::JournalWritten(record) => self.on_journal(now, record, true),
             SourceInput::JournalFailed(record) => self.on_journal(now, record, false),
@@ -177,6 +173,9 @@ impl SourceSession {
 
     fn start_round(&mut self, last: bool) -> Result<Actions, StepError> {
         let request = if last { "finish" } else { "a round" };
+        if self.terms.is_some() && !last {
+            return Err(StepError::OnlyRegions { request });
+        }
         if self.phase != SourcePhase::PreCopy {
             return Err(StepError::NotNow { request, phase: self.phase.name() });
         }
@@ -206,6 +205,10 @@ impl SourceSession {
     /// up.
     fn may_fail(&self) -> bool {
         self.phase < SourcePhase::Yielded && self.writing.is_none()
+    }
+
+    fn fail_if_possible(&mut self, reason: EndReason) -> Actions {
+        if self.may_fail() { self.end(SourcePhase::Failed, reason) } else { Vec::new() }
     }
 
     /// Ends the session with the region at the source.
@@ -276,6 +279,8 @@ impl SourceSession {
                 vec![SourceAction::Send(PeerMessage::Yield { session: self.session })]
             }
             SourceRecord::Yielded { .. } => self.doubt(now, EndReason::LinkLost),
+            SourceRecord::Resolved { run, .. } => self.on_resolved(now, run, written),
+            SourceRecord::ResolvedTold { .. } => self.on_told(written),
             SourceRecord::Done => self.settle(SourceReport::Committed, written),
             SourceRecord::Kept => {
                 self.phase = SourcePhase::Failed;
@@ -326,15 +331,18 @@ impl SourceSession {
 
     fn on_peer(&mut self, now: Nanos, message: PeerMessage) -> Actions {
         match message {
-            PeerMessage::SessionAccept { number, journal, .. }
+            PeerMessage::SessionAccept { number, journal, vm, .. }
                 if self.phase == SourcePhase::Opening
                     && number == self.number
-                    && self.sink_journal.is_none() =>
+                    && self.sink_journal.is_none()
+                    && self.may_agree(vm) =>
             {
+                self.terms = vm;
                 self.sink_journal = Some(journal);
                 self.lanes_open = true;
                 vec![SourceAction::OpenLanes]
             }
+            // What else the sink found the driver keeps.
             PeerMessage::SessionRefuse { number, code, message, .. }
                 if self.phase == SourcePhase::Opening
                     && number == self.number
@@ -354,11 +362,23 @@ impl SourceSession {
             PeerMessage::Outcome { outcome, .. } if self.awaits_outcome() => {
                 self.on_outcome(now, outcome)
             }
+            PeerMessage::Committed { .. } if self.awaits_answer() => {
+                self.on_answer(Outcome::Committed)
+            }
+            PeerMessage::Outcome { outcome, .. } if self.awaits_answer() => self.on_answer(outcome),
             other if self.may_fail() => {
                 let (message, phase) = (other.name(), self.phase.name());
                 self.end(SourcePhase::Failed, EndReason::Violation { message, phase })
             }
             other => vec![SourceAction::Ignored { message: other.name() }],
+        }
+    }
+
+    /// True when the sink's terms are not above the offer, and there exactly when there was one.
+    fn may_agree(&self, terms: Option<VmTerms>) -> bool {
+        match (&self.terms, terms) {
+            (Some(offered), Some(terms)) => terms.within(offered),
+            (offered, terms) => offered.is_none() && terms.is_none(),
         }
     }
 
@@ -401,6 +421,7 @@ impl SourceSession {
             _ if self.writing.is_some() => Vec::new(),
             SourcePhase::Yielded => self.doubt(now, EndReason::LinkLost),
             SourcePhase::InDoubt => vec![self.ask(now)],
+            _ if self.telling.is_some() => vec![self.tell_decision(now)],
             phase if phase.is_end() => Vec::new(),
             _ => self.end(SourcePhase::Failed, EndReason::LinkLost),
         }
@@ -410,6 +431,9 @@ impl SourceSession {
         self.link_up = true;
         if self.phase == SourcePhase::InDoubt && self.writing.is_none() {
             return vec![self.ask(now)];
+        }
+        if self.awaits_answer() {
+            return vec![self.tell_decision(now)];
         }
         if self.settle_owed {
             let settled = PeerMessage::Settled { session: self.session };
@@ -427,6 +451,7 @@ impl SourceSession {
             SourcePhase::Opening => self.end(SourcePhase::Failed, EndReason::TimedOut),
             SourcePhase::Yielded => self.doubt(now, EndReason::TimedOut),
             SourcePhase::InDoubt => vec![self.ask(now)],
+            _ if self.awaits_answer() => vec![self.tell_decision(now)],
             _ => Vec::new(),
         }
     }

@@ -11,6 +11,12 @@
 //! 7 abort       session u32, code u16
 //! 8 ping        stamp u64
 //! 9 pong        stamp u64
+//! 10 stream     session u32, channel u16, kind u8, reserved u8 (zero), sequence u64,
+//!               position u64, payload (by kind: 1 bytes as they are, 2 coded pages, 3 a block of
+//!               guest memory, 4 the end of the channel, without payload)
+//! 11 delivered  session u32, channel u16, position u64
+//! 12 reply      session u32, channel u16, reserved u16 (zero), offset u64, payload
+//! 13 reply ack  session u32, channel u16, offset u64
 //! ```
 //!
 //! Acks and NACKs speak of the stream that carries them. Runs on the shard that owns the stream.
@@ -19,9 +25,11 @@
 use super::WireError;
 use super::bytes::{array, put, u16_at, u32_at, u64_at};
 use super::limits::{
-    FRAME_HEADER_BYTES, PAGES_FRAME_HEADER_BYTES, PAGES_PAYLOAD_BYTES_MAX, RECORD_PLAIN_BYTES_MAX,
+    CHANNELS_MAX, FRAME_HEADER_BYTES, PAGES_FRAME_HEADER_BYTES, PAGES_PAYLOAD_BYTES_MAX,
+    RECORD_PLAIN_BYTES_MAX, REPLY_BYTES_MAX, REPLY_FRAME_HEADER_BYTES, STREAM_FRAME_HEADER_BYTES,
+    STREAM_PAYLOAD_BYTES_MAX,
 };
-use crate::ids::{Round, Sequence, SessionNumber};
+use crate::ids::{ChannelId, Position, Round, Sequence, SessionNumber};
 
 const PAGES: u8 = 1;
 const ACK: u8 = 2;
@@ -32,9 +40,42 @@ const VERIFY_FAILED: u8 = 6;
 const ABORT: u8 = 7;
 const PING: u8 = 8;
 const PONG: u8 = 9;
+const STREAM: u8 = 10;
+const DELIVERED: u8 = 11;
+const REPLY: u8 = 12;
+const REPLY_ACK: u8 = 13;
 
 /// What stands between the frame header and the payload of a frame with pages.
 const PAGES_FIELDS_BYTES: usize = PAGES_FRAME_HEADER_BYTES - FRAME_HEADER_BYTES;
+/// The same of a frame of a migration stream, and of a reply.
+const STREAM_FIELDS_BYTES: usize = STREAM_FRAME_HEADER_BYTES - FRAME_HEADER_BYTES;
+const REPLY_FIELDS_BYTES: usize = REPLY_FRAME_HEADER_BYTES - FRAME_HEADER_BYTES;
+
+/// What the payload of a frame of a migration stream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum StreamKind {
+    /// Bytes of the migration stream as they are; never empty.
+    Opaque = 1,
+    /// A batch of coded pages.
+    Pages = 2,
+    /// A block of guest memory is announced: pages name it from now on.
+    Block = 3,
+    /// The channel's input has ended; no payload, and no frame of the channel follows.
+    End = 4,
+}
+
+impl StreamKind {
+    fn decode(found: u8) -> Result<Self, WireError> {
+        match found {
+            1 => Ok(Self::Opaque),
+            2 => Ok(Self::Pages),
+            3 => Ok(Self::Block),
+            4 => Ok(Self::End),
+            _ => Err(WireError::Unknown { what: "stream kind", found: found.into() }),
+        }
+    }
+}
 
 /// Why the sink could not apply a frame with pages and wants them whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +166,82 @@ pub enum Frame<'a> {
         /// The ping's stamp.
         stamp: u64,
     },
+    /// A part of a VMM's migration stream. An ack of it means: held at the sink.
+    Stream {
+        /// Which part, and of what.
+        part: StreamPart,
+        /// The bytes, as the kind says.
+        payload: &'a [u8],
+    },
+    /// The sink's VMM took every frame of the channel through this position.
+    Delivered {
+        /// The session.
+        session: SessionNumber,
+        /// The channel.
+        channel: ChannelId,
+        /// The newest position that is covered.
+        position: Position,
+    },
+    /// Bytes that the sink's VMM answered on its channel. One is under way at a time.
+    Reply {
+        /// The session.
+        session: SessionNumber,
+        /// The channel.
+        channel: ChannelId,
+        /// How many bytes of the channel's replies came before.
+        offset: u64,
+        /// The bytes; empty when the VMM ended its side of the channel.
+        payload: &'a [u8],
+    },
+    /// The source's VMM took the reply.
+    ReplyAck {
+        /// The session.
+        session: SessionNumber,
+        /// The channel.
+        channel: ChannelId,
+        /// The offset of the reply.
+        offset: u64,
+    },
+}
+
+/// Which part of a migration stream a frame carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamPart {
+    /// The session.
+    pub session: SessionNumber,
+    /// The VMM's connection.
+    pub channel: ChannelId,
+    /// What the payload is.
+    pub kind: StreamKind,
+    /// The number of this transmission in its lane's session; another one when it is sent again.
+    pub sequence: Sequence,
+    /// The part's place in its channel, from 0; the same when it is sent again.
+    pub position: Position,
+}
+
+/// Writes the head of a frame of a migration stream whose payload of `payload_bytes` lies, or will
+/// lie, right behind it. Returns the length of the head.
+///
+/// # Panics
+/// When `out` is shorter than the head or the payload has not the length of its kind.
+pub fn write_stream_header(out: &mut [u8], part: StreamPart, payload_bytes: usize) -> usize {
+    assert!(fits_kind(part.kind, payload_bytes), "a payload has the length of its kind");
+    let mut at = write_header(out, STREAM, STREAM_FIELDS_BYTES + payload_bytes);
+    put(out, &mut at, &part.session.0.to_be_bytes());
+    put(out, &mut at, &part.channel.0.to_be_bytes());
+    put(out, &mut at, &[part.kind as u8, 0]);
+    put(out, &mut at, &part.sequence.0.to_be_bytes());
+    put(out, &mut at, &part.position.0.to_be_bytes());
+    assert!(at == STREAM_FRAME_HEADER_BYTES);
+    at
+}
+
+/// True when a payload of this length may come with the kind.
+const fn fits_kind(kind: StreamKind, payload_bytes: usize) -> bool {
+    match kind {
+        StreamKind::End => payload_bytes == 0,
+        _ => payload_bytes > 0 && payload_bytes <= STREAM_PAYLOAD_BYTES_MAX,
+    }
 }
 
 /// Writes the head of a frame with pages whose payload of `payload_bytes` lies, or will lie, right
@@ -162,6 +279,8 @@ impl<'a> Frame<'a> {
         FRAME_HEADER_BYTES
             + match self {
                 Self::Pages { payload, .. } => PAGES_FIELDS_BYTES + payload.len(),
+                Self::Stream { payload, .. } => STREAM_FIELDS_BYTES + payload.len(),
+                Self::Reply { payload, .. } => REPLY_FIELDS_BYTES + payload.len(),
                 _ => match body_bytes(self.kind()) {
                     Some(bytes) => bytes,
                     None => 0,
@@ -179,13 +298,18 @@ impl<'a> Frame<'a> {
             put(out, &mut at, payload);
             return at;
         }
+        if let Self::Stream { part, payload } = *self {
+            let mut at = write_stream_header(out, part, payload.len());
+            put(out, &mut at, payload);
+            return at;
+        }
         let bytes = self.encoded_bytes();
         let mut at = write_header(out, self.kind(), bytes - FRAME_HEADER_BYTES);
         if let Some(session) = self.session() {
             put(out, &mut at, &session.0.to_be_bytes());
         }
         match *self {
-            Self::Pages { .. } | Self::Verified { .. } => {}
+            Self::Pages { .. } | Self::Stream { .. } | Self::Verified { .. } => {}
             Self::Ack { through, .. } => put(out, &mut at, &through.0.to_be_bytes()),
             Self::Nack { sequence, reason, .. } => {
                 put(out, &mut at, &sequence.0.to_be_bytes());
@@ -199,6 +323,18 @@ impl<'a> Frame<'a> {
             Self::Abort { code, .. } => put(out, &mut at, &code.to_be_bytes()),
             Self::Ping { stamp } | Self::Pong { stamp } => {
                 put(out, &mut at, &stamp.to_be_bytes());
+            }
+            Self::Delivered { channel, position: Position(number), .. }
+            | Self::ReplyAck { channel, offset: number, .. } => {
+                put(out, &mut at, &channel.0.to_be_bytes());
+                put(out, &mut at, &number.to_be_bytes());
+            }
+            Self::Reply { channel, offset, payload, .. } => {
+                assert!(payload.len() <= REPLY_BYTES_MAX, "a reply is bounded");
+                put(out, &mut at, &channel.0.to_be_bytes());
+                put(out, &mut at, &[0, 0]);
+                put(out, &mut at, &offset.to_be_bytes());
+                put(out, &mut at, payload);
             }
         }
         assert!(at == bytes, "a frame has the length of its type");
@@ -232,7 +368,13 @@ impl<'a> Frame<'a> {
     fn decode_body(kind: u8, body: &'a [u8]) -> Result<Self, WireError> {
         let fits = match body_bytes(kind) {
             Some(bytes) => body.len() == bytes,
-            None if kind == PAGES => body.len() >= PAGES_FIELDS_BYTES,
+            None if kind == PAGES => (PAGES_FIELDS_BYTES
+                ..=PAGES_FIELDS_BYTES + PAGES_PAYLOAD_BYTES_MAX)
+                .contains(&body.len()),
+            None if kind == STREAM => body.len() >= STREAM_FIELDS_BYTES,
+            None if kind == REPLY => {
+                (REPLY_FIELDS_BYTES..=REPLY_FIELDS_BYTES + REPLY_BYTES_MAX).contains(&body.len())
+            }
             None => return Err(WireError::Unknown { what: "frame type", found: kind.into() }),
         };
         if !fits {
@@ -257,8 +399,45 @@ impl<'a> Frame<'a> {
             VERIFY_FAILED => Self::VerifyFailed { session, page: u64_at(body, 4) },
             ABORT => Self::Abort { session, code: u16_at(body, 4) },
             PING => Self::Ping { stamp: u64_at(body, 0) },
+            STREAM => Self::decode_stream(session, body)?,
+            DELIVERED => Self::Delivered {
+                session,
+                channel: channel(body)?,
+                position: Position(place(u64_at(body, 6))?),
+            },
+            REPLY if body[6..8] != [0; 2] => {
+                return Err(WireError::Reserved { what: "a reply" });
+            }
+            REPLY => Self::Reply {
+                session,
+                channel: channel(body)?,
+                offset: place(u64_at(body, 8))?,
+                payload: &body[REPLY_FIELDS_BYTES..],
+            },
+            REPLY_ACK => {
+                Self::ReplyAck { session, channel: channel(body)?, offset: place(u64_at(body, 6))? }
+            }
             _ => Self::Pong { stamp: u64_at(body, 0) },
         })
+    }
+
+    fn decode_stream(session: SessionNumber, body: &'a [u8]) -> Result<Self, WireError> {
+        let kind = StreamKind::decode(body[6])?;
+        if body[7] != 0 {
+            return Err(WireError::Reserved { what: "a stream frame" });
+        }
+        let payload = &body[STREAM_FIELDS_BYTES..];
+        if !fits_kind(kind, payload.len()) {
+            return Err(WireError::FrameLength { kind: STREAM, bytes: body.len() as u32 });
+        }
+        let part = StreamPart {
+            session,
+            channel: channel(body)?,
+            kind,
+            sequence: sequence(u64_at(body, 8))?,
+            position: Position(place(u64_at(body, 16))?),
+        };
+        Ok(Self::Stream { part, payload })
     }
 
     /// The session that the frame speaks of, if any.
@@ -271,7 +450,11 @@ impl<'a> Frame<'a> {
             | Self::Verify { session, .. }
             | Self::Verified { session }
             | Self::VerifyFailed { session, .. }
-            | Self::Abort { session, .. } => Some(session),
+            | Self::Abort { session, .. }
+            | Self::Stream { part: StreamPart { session, .. }, .. }
+            | Self::Delivered { session, .. }
+            | Self::Reply { session, .. }
+            | Self::ReplyAck { session, .. } => Some(session),
             Self::Ping { .. } | Self::Pong { .. } => None,
         }
     }
@@ -287,6 +470,10 @@ impl<'a> Frame<'a> {
             Self::Abort { .. } => ABORT,
             Self::Ping { .. } => PING,
             Self::Pong { .. } => PONG,
+            Self::Stream { .. } => STREAM,
+            Self::Delivered { .. } => DELIVERED,
+            Self::Reply { .. } => REPLY,
+            Self::ReplyAck { .. } => REPLY_ACK,
         }
     }
 }
@@ -300,6 +487,7 @@ const fn body_bytes(kind: u8) -> Option<usize> {
         VERIFIED => Some(4),
         ABORT => Some(4 + 2),
         PING | PONG => Some(8),
+        DELIVERED | REPLY_ACK => Some(4 + 2 + 8),
         _ => None,
     }
 }
@@ -311,4 +499,21 @@ fn sequence(found: u64) -> Result<Sequence, WireError> {
         return Err(WireError::OutOfRange { what: "a sequence", found });
     }
     Ok(Sequence(found))
+}
+
+/// The channel in the fields of a frame, right behind the session.
+fn channel(body: &[u8]) -> Result<ChannelId, WireError> {
+    let found = u16_at(body, 4);
+    if found >= CHANNELS_MAX {
+        return Err(WireError::OutOfRange { what: "a channel", found: found.into() });
+    }
+    Ok(ChannelId(found))
+}
+
+/// A position or offset from the wire: the top bit would let an addition overflow.
+fn place(found: u64) -> Result<u64, WireError> {
+    if found > u64::MAX / 2 {
+        return Err(WireError::OutOfRange { what: "a position", found });
+    }
+    Ok(found)
 }

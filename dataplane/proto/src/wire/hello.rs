@@ -33,8 +33,10 @@ pub const FEATURE_PAGES_ZSTD: u64 = 1 << 1;
 /// Records travel in the clear. Offered and required by a daemon with `--insecure-plaintext`, so
 /// that it never meets one without.
 pub const FEATURE_PLAIN_RECORDS: u64 = 1 << 2;
+/// Migration streams of VMMs may be carried (frames 10 to 13).
+pub const FEATURE_STREAM: u64 = 1 << 3;
 /// What this version offers.
-pub const FEATURES_OFFERED: u64 = FEATURE_PAGES_DELTA | FEATURE_PAGES_ZSTD;
+pub const FEATURES_OFFERED: u64 = FEATURE_PAGES_DELTA | FEATURE_PAGES_ZSTD | FEATURE_STREAM;
 
 /// A host's name for people.
 pub type HostName = Text<HOST_NAME_BYTES_MAX>;

@@ -32,8 +32,24 @@ pub const FRAME_HEADER_BYTES: usize = 8;
 pub const PAGES_FRAME_HEADER_BYTES: usize = FRAME_HEADER_BYTES + 4 + 4 + 8;
 /// The longest frame without pages: `Verify`, with session, digest and page count.
 pub const SMALL_FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES + 4 + 16 + 8;
+/// Bytes in front of the payload of a frame of a migration stream: header, session, channel, kind,
+/// one reserved, sequence, position.
+pub const STREAM_FRAME_HEADER_BYTES: usize = FRAME_HEADER_BYTES + 4 + 2 + 1 + 1 + 8 + 8;
+/// The longest payload of such a frame: a batch of as many pages as an extent has.
+pub const STREAM_PAYLOAD_BYTES_MAX: usize = PAGES_PAYLOAD_BYTES_MAX;
+/// Bytes in front of the payload of a reply: header, session, channel, two reserved, offset.
+pub const REPLY_FRAME_HEADER_BYTES: usize = FRAME_HEADER_BYTES + 4 + 2 + 2 + 8;
+/// The longest payload of a reply. A VMM answers with some bytes for each request; more than this
+/// at a time only delays them.
+pub const REPLY_BYTES_MAX: usize = 32 * 1024;
+/// The most channels of a migration stream: its first connection and as many as fill the link.
+pub const CHANNELS_MAX: u16 = 32;
+/// The unit in which both ends of a migration stream count what is sent and not yet delivered.
+pub const HELD_UNIT_BYTES: usize = 4096;
+/// The least bound of undelivered bytes: some full records.
+pub const UNDELIVERED_BYTES_MIN: u64 = 1 << 20;
 /// The longest plaintext of a record: one frame with a whole incompressible extent.
-pub const RECORD_PLAIN_BYTES_MAX: usize = PAGES_FRAME_HEADER_BYTES + PAGES_PAYLOAD_BYTES_MAX;
+pub const RECORD_PLAIN_BYTES_MAX: usize = STREAM_FRAME_HEADER_BYTES + STREAM_PAYLOAD_BYTES_MAX;
 /// The longest record on the wire.
 pub const RECORD_BYTES_MAX: usize = RECORD_HEADER_BYTES + RECORD_PLAIN_BYTES_MAX + RECORD_TAG_BYTES;
 /// An arena slot that holds any record: the longest one in whole pages.
@@ -59,8 +75,7 @@ pub const HELLO_BYTES_MAX: usize = 1024;
 
 /// Bytes in front of a peer message: its length as a big-endian `u32`.
 pub const PEER_LENGTH_BYTES: usize = 4;
-/// The longest peer message. The longest real one (open of a session) is below 1 KiB; the rest is
-/// room for later versions.
+/// The longest peer message. The longest real one opens a virtual machine's session.
 pub const PEER_MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// The longest name of a region.
 pub const REGION_NAME_BYTES_MAX: usize = 128;
@@ -68,6 +83,14 @@ pub const REGION_NAME_BYTES_MAX: usize = 128;
 pub const CODE_BYTES_MAX: usize = 64;
 /// The longest text for people in a peer message.
 pub const MESSAGE_BYTES_MAX: usize = 512;
+/// The longest facts about a virtual machine: some hundred devices of a hundred bytes each.
+pub const FACTS_BYTES_MAX: usize = 24 * 1024;
+/// The most findings in a refusal: more than a person mends at once.
+pub const FINDINGS_MAX: usize = 16;
+/// The longest zstd window of a stream session, as a binary logarithm: 128 MiB at both ends.
+pub const STREAM_WINDOW_LOG_MAX: u8 = 27;
+/// The most bytes that a stream session may have sent and not delivered: 100 Gbit/s for 340 ms.
+pub const UNDELIVERED_BYTES_MAX: u64 = 1 << 32;
 /// The most pages of a region: 2^36 pages are 256 TiB, the reach of 48-bit addresses.
 pub const REGION_PAGES_MAX: u64 = 1 << 36;
 
@@ -89,6 +112,17 @@ pub const COMMIT_TIMEOUT: Nanos = Nanos::from_millis(2_000);
 /// How often a session in doubt asks again while the link is up.
 pub const QUERY_INTERVAL: Nanos = Nanos::from_millis(1_000);
 
+/// What a frame of a migration stream with this payload counts for while it is undelivered: whole
+/// units, so that what the source may send is exactly what the sink has room to hold.
+#[must_use]
+pub const fn held_bytes(payload_bytes: usize) -> usize {
+    if payload_bytes == 0 {
+        HELD_UNIT_BYTES
+    } else {
+        payload_bytes.next_multiple_of(HELD_UNIT_BYTES)
+    }
+}
+
 const _: () = {
     assert!(WIRE_VERSION_LOWEST >= 1 && WIRE_VERSION_LOWEST <= WIRE_VERSION);
     // The record header carries the version in one byte.
@@ -98,12 +132,21 @@ const _: () = {
     assert!(CODING_OVERHEAD_BYTES_MAX == 4096);
     assert!(PAGES_PAYLOAD_BYTES_MAX == 266_240);
     assert!(SMALL_FRAME_BYTES_MAX <= RECORD_PLAIN_BYTES_MAX);
-    assert!(RECORD_BYTES_MAX == 266_296 && RECORD_BYTES_MAX <= RECORD_SLOT_BYTES);
+    assert!(PAGES_FRAME_HEADER_BYTES <= STREAM_FRAME_HEADER_BYTES);
+    assert!(REPLY_FRAME_HEADER_BYTES + REPLY_BYTES_MAX <= RECORD_PLAIN_BYTES_MAX);
+    assert!(UNDELIVERED_BYTES_MIN as usize >= 2 * held_bytes(STREAM_PAYLOAD_BYTES_MAX));
+    assert!(RECORD_BYTES_MAX == 266_304 && RECORD_BYTES_MAX <= RECORD_SLOT_BYTES);
     assert!(RECORD_SLOT_BYTES.is_multiple_of(PAGE_BYTES));
     assert!(KEY_RECORDS_MAX < 1 << 24);
     assert!(HELLO_FIXED_BYTES + HOST_NAME_BYTES_MAX <= HELLO_BYTES_MAX);
     assert!(
         6 * (MESSAGE_BYTES_MAX + CODE_BYTES_MAX + REGION_NAME_BYTES_MAX) < PEER_MESSAGE_BYTES_MAX
+    );
+    // A text has no control characters, so that JSON's escapes at most double it.
+    assert!(2 * FACTS_BYTES_MAX + 4096 < PEER_MESSAGE_BYTES_MAX);
+    assert!(
+        (FINDINGS_MAX + 1) * (2 * (2 * MESSAGE_BYTES_MAX + CODE_BYTES_MAX) + 64)
+            < PEER_MESSAGE_BYTES_MAX
     );
     assert!(WINDOW_BYTES_FLOOR >= RECORD_BYTES_MAX as u64);
     assert!(WINDOW_BYTES_FLOOR <= WINDOW_BYTES_START);

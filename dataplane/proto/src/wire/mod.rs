@@ -1,7 +1,7 @@
 //! The bytes between two daemons: layouts, limits, sealing. Every integer is big-endian.
 //!
 //! A peer connection starts with a HELLO in each direction ([`hello`]) and goes on with JSON
-//! messages behind a length ([`peer`]). A data stream starts with a clear [`preface`] and goes on
+//! messages behind a length ([`peer`], [`vm`]). A data stream starts with a clear [`preface`] and goes on
 //! with records ([`header`], [`record`], [`reader`]), each of which holds one or more frames
 //! ([`frame`]). Pure functions over slices; nothing is kept between calls but a record's counters.
 
@@ -16,6 +16,7 @@ pub mod reader;
 pub mod record;
 pub mod text;
 pub mod token;
+pub mod vm;
 
 mod bytes;
 mod error;

@@ -8,12 +8,14 @@
 
 use super::bytes::array;
 use super::limits::{
-    CODE_BYTES_MAX, LANES_MAX, MESSAGE_BYTES_MAX, PEER_LENGTH_BYTES, PEER_MESSAGE_BYTES_MAX,
-    REGION_NAME_BYTES_MAX, REGION_PAGES_MAX, STREAMS_MAX,
+    CHANNELS_MAX, CODE_BYTES_MAX, LANES_MAX, MESSAGE_BYTES_MAX, PEER_LENGTH_BYTES,
+    PEER_MESSAGE_BYTES_MAX, REGION_NAME_BYTES_MAX, REGION_PAGES_MAX, STREAMS_MAX,
 };
 use super::text::Text;
 use super::token::{JournalId, LinkToken};
+use super::vm::{PeerFindings, VmOffer, VmTerms};
 use crate::ids::{LinkEpoch, SessionId, SessionNumber};
+use crate::session::resolve::RunAt;
 use serde::{Deserialize, Serialize};
 
 /// The name of a region.
@@ -85,6 +87,16 @@ pub enum PeerMessage {
         /// How pages will be coded.
         coding: PeerCoding,
     },
+    /// Source: take a virtual machine's session. Sent only to a peer with
+    /// [`FEATURE_STREAM`](super::hello::FEATURE_STREAM).
+    VmOpen {
+        /// The session.
+        session: SessionId,
+        /// Its name in frames.
+        number: SessionNumber,
+        /// What is to be taken.
+        vm: Box<VmOffer>,
+    },
     /// Sink: all my lanes are open for it.
     SessionAccept {
         /// The session.
@@ -93,6 +105,9 @@ pub enum PeerMessage {
         number: SessionNumber,
         /// The journal that the commit will be written to.
         journal: JournalId,
+        /// Of a virtual machine: what both ends reserve, nothing above the offer.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        vm: Option<VmTerms>,
     },
     /// Sink: no.
     SessionRefuse {
@@ -104,6 +119,32 @@ pub enum PeerMessage {
         code: Code,
         /// What is wrong and what to do.
         message: Message,
+        /// Of a virtual machine: everything that doesn't fit.
+        #[serde(default, skip_serializing_if = "PeerFindings::is_empty")]
+        findings: PeerFindings,
+    },
+    /// Source of a virtual machine's session: the VMM opened one more connection.
+    ChannelOpen {
+        /// The session.
+        session: SessionId,
+        /// The connection's number, from 1 on; 0 is there from the start.
+        channel: u16,
+    },
+    /// Sink of a virtual machine's session: the VMM has loaded all of it; the guest is paused.
+    Loaded {
+        /// The session.
+        session: SessionId,
+        /// How many frames were handed to the VMM.
+        frames: u64,
+        /// Their digest, in the form of a session's name.
+        digest: SessionId,
+    },
+    /// Sink of a virtual machine's session: the committed guest runs.
+    Resumed {
+        /// The session.
+        session: SessionId,
+        /// By the clock of the sink's VMM, in microseconds since 1970.
+        at_unix_us: u64,
     },
     /// Sink: the session failed here; it was not committed.
     SessionFailed {
@@ -147,6 +188,15 @@ pub enum PeerMessage {
         /// The answer.
         outcome: Outcome,
     },
+    /// Source: an operator ended my doubt like this. Answered like `Query`.
+    Resolved {
+        /// The session.
+        session: SessionId,
+        /// The journal that the sink named when it accepted.
+        journal: JournalId,
+        /// Who runs.
+        run: RunAt,
+    },
     /// Source: I durably know how the session ended and will not ask again; forget it.
     Settled {
         /// The session.
@@ -175,6 +225,11 @@ impl PeerMessage {
     pub const fn session(&self) -> Option<SessionId> {
         match self {
             Self::SessionOpen { session, .. }
+            | Self::VmOpen { session, .. }
+            | Self::ChannelOpen { session, .. }
+            | Self::Loaded { session, .. }
+            | Self::Resumed { session, .. }
+            | Self::Resolved { session, .. }
             | Self::SessionAccept { session, .. }
             | Self::SessionRefuse { session, .. }
             | Self::SessionFailed { session, .. }
@@ -196,14 +251,19 @@ impl PeerMessage {
             Self::LinkAccept { .. } => "link_accept",
             Self::LinkRefuse { .. } => "link_refuse",
             Self::SessionOpen { .. } => "session_open",
+            Self::VmOpen { .. } => "vm_open",
             Self::SessionAccept { .. } => "session_accept",
             Self::SessionRefuse { .. } => "session_refuse",
+            Self::ChannelOpen { .. } => "channel_open",
+            Self::Loaded { .. } => "loaded",
+            Self::Resumed { .. } => "resumed",
             Self::SessionFailed { .. } => "session_failed",
             Self::Yield { .. } => "yield",
             Self::Committed { .. } => "committed",
             Self::Abort { .. } => "abort",
             Self::Query { .. } => "query",
             Self::Outcome { .. } => "outcome",
+            Self::Resolved { .. } => "resolved",
             Self::Settled { .. } => "settled",
             Self::Ping { .. } => "ping",
             Self::Pong { .. } => "pong",
@@ -221,6 +281,11 @@ impl PeerMessage {
             }
         };
         match *self {
+            Self::VmOpen { ref vm, .. } => vm.terms.check(),
+            Self::SessionAccept { vm: Some(terms), .. } => terms.check(),
+            Self::ChannelOpen { channel, .. } => {
+                range("channel", channel.into(), u64::from(CHANNELS_MAX) - 1)
+            }
             Self::LinkOpen { lanes, streams, .. } => {
                 range("lanes", lanes.into(), LANES_MAX.into())?;
                 range("streams", streams.into(), STREAMS_MAX.into())?;
@@ -247,7 +312,7 @@ pub enum PeerError {
     #[error("the peer's message is not understood: {0}")]
     Json(#[from] serde_json::Error),
     /// A number is outside its range.
-    #[error("{what} is {found}, allowed are 1 to {max}")]
+    #[error("{what} is {found}, which is not allowed; the most is {max}")]
     OutOfRange {
         /// The field.
         what: &'static str,

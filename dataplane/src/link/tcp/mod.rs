@@ -11,9 +11,10 @@ use crate::port::{StreamEnd, StreamSetup};
 use dwcp_ffi::arena::{Arena, ArenaError, Lease};
 use dwcp_ffi::poll::WakeReceiver;
 use dwcp_ffi::spsc::Full;
-use dwcp_ffi::uring::{Completion, Uring, UringConfig, UringError, Wait};
+use dwcp_ffi::uring::{Completion, Interest, Uring, UringConfig, UringError, Wait};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::limits::RECORD_BYTES_MAX;
+use std::os::fd::BorrowedFd;
 use stream::TcpStream;
 
 /// Bytes of an arena slot: one record of the largest size and the header of the next, in whole
@@ -31,6 +32,8 @@ pub struct TcpConfig {
     pub streams_max: usize,
     /// Slots for records in flight, besides the streams' receive buffers.
     pub send_slots: usize,
+    /// Watches of local sockets at a time.
+    pub watches_max: usize,
     /// Lock the arena into memory and register it with the kernel, or fail. Without it every send
     /// is a plain one.
     pub lock_memory: bool,
@@ -72,6 +75,7 @@ impl TcpLink {
             UringConfig {
                 sockets_max: config.streams_max as u32,
                 data_buffers: 0,
+                watches_max: config.watches_max as u32,
                 register_arena: config.lock_memory,
                 ..UringConfig::default()
             },
@@ -103,7 +107,10 @@ impl TcpLink {
             Completion::Released { copied, .. } => stream.released(copied),
             Completion::Received { lease, result, .. } => stream.received(lease, result),
             Completion::Closed { .. } => stream.closed(),
-            Completion::Woken | Completion::Data { .. } | Completion::RecvEnded { .. } => {}
+            Completion::Woken
+            | Completion::Ready { .. }
+            | Completion::Data { .. }
+            | Completion::RecvEnded { .. } => {}
         }
     }
 
@@ -162,9 +169,16 @@ impl Link for TcpLink {
         Ok(sealed)
     }
 
+    fn watch(&mut self, socket: BorrowedFd<'_>, name: u32, interest: Interest) -> bool {
+        self.ring.watch(socket, name, interest)
+    }
+
     fn poll(&mut self, wait: Wait, mut on_event: impl FnMut(LinkEvent<'_>)) -> bool {
         let Self { streams, ring, .. } = self;
-        let completions = ring.poll(wait, &mut |completion| Self::complete(streams, completion));
+        let completions = ring.poll(wait, &mut |completion| match completion {
+            Completion::Ready { name } => on_event(LinkEvent::Ready { name }),
+            other => Self::complete(streams, other),
+        });
         // The ring itself failing is this process's broken invariant, not a peer's doing.
         let worked = match completions {
             Ok(count) => count > 0,

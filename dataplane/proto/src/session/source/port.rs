@@ -5,7 +5,9 @@
 use crate::ids::{LaneId, Round, SessionId, SessionNumber};
 use crate::session::reason::EndReason;
 use crate::session::record::SourceRecord;
-use crate::wire::peer::{PeerCoding, PeerMessage, RegionName};
+use crate::session::resolve::{Conflict, RunAt};
+use crate::wire::peer::{Message, PeerCoding, PeerMessage, RegionName};
+use crate::wire::vm::VmOffer;
 
 /// What a new session is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,14 +16,26 @@ pub struct SourceSpec {
     pub session: SessionId,
     /// Its name in frames.
     pub number: SessionNumber,
-    /// The sink's region.
-    pub region: RegionName,
-    /// The region's pages.
-    pub pages: u64,
-    /// How pages will be coded.
-    pub coding: PeerCoding,
-    /// The link's lanes.
+    /// What moves.
+    pub what: SourceWhat,
+    /// How many lanes serve it.
     pub lanes: u16,
+}
+
+/// What a session moves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceWhat {
+    /// A region, in rounds that clients ask for.
+    Region {
+        /// The sink's region.
+        region: RegionName,
+        /// Its pages.
+        pages: u64,
+        /// How they will be coded.
+        coding: PeerCoding,
+    },
+    /// A virtual machine, which sets its own pace.
+    Vm(Box<VmOffer>),
 }
 
 /// What happened.
@@ -33,6 +47,8 @@ pub enum SourceInput {
     Finish,
     /// A client gives the session up.
     Abort,
+    /// An operator ends the doubt.
+    Resolve(RunAt),
     /// The sink sent a message about this session.
     Peer(PeerMessage),
     /// A lane reserved its memory.
@@ -52,6 +68,13 @@ pub enum SourceInput {
         lane: LaneId,
         /// The data plane's code.
         code: &'static str,
+    },
+    /// The virtual machine here can't go on.
+    VmFailed {
+        /// Its stable code.
+        code: &'static str,
+        /// What happened.
+        message: Message,
     },
     /// The record is durable.
     JournalWritten(SourceRecord),
@@ -112,4 +135,6 @@ pub enum SourceReport {
     InDoubt(EndReason),
     /// The session ended and the source owns the region.
     Ended(EndReason),
+    /// The sink's record contradicts the operator's decision.
+    Conflict(Conflict),
 }

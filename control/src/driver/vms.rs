@@ -1,0 +1,138 @@
+//! The core's virtual machines: attaching, detaching, listing.
+//!
+//! Part of [`Core`], on the control thread. A QEMU that an operator names is asked what it is before
+//! it is attached, so that a wrong path is found now and not when a guest should move.
+
+use super::core::Core;
+use crate::api::{ApiCode, ApiError, Reply, VmAttach};
+use crate::limits::SOCKET_PATH_BYTES_MAX;
+use crate::state::{AttachedVm, Change};
+use crate::vm::{VmError, VmFacts};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// What a QEMU that is to be attached said of itself.
+#[derive(Debug)]
+pub(crate) struct Probed {
+    vm: AttachedVm,
+    outcome: Result<VmFacts, VmError>,
+    reply: Reply,
+}
+
+impl Core {
+    pub(super) fn vm_attach(&mut self, attach: VmAttach, reply: Reply) {
+        let checked = self.vms.check_name(&attach.name).and_then(|()| self.attached(attach));
+        let vm = match checked {
+            Ok(vm) => vm,
+            Err(error) => return self.answer(reply, Err(error)),
+        };
+        if vm.spawn.is_some() {
+            let attached = self.vm_keep(vm).map(|vm| vm_view(&vm));
+            return self.answer(reply, attached);
+        }
+        let (probe, probes) = (self.vm_host.probe(vm.qmp.clone()), self.probes.clone());
+        tokio::task::spawn_local(async move {
+            let outcome = probe.await;
+            // A daemon that has ended answers nobody.
+            let _ = probes.send(Probed { vm, outcome, reply }).await;
+        });
+    }
+
+    fn attached(&self, attach: VmAttach) -> Result<AttachedVm, ApiError> {
+        let VmAttach { name, qmp, incoming, spawn, accept_from } = attach;
+        if incoming && accept_from.is_empty() && self.identity.is_secure() {
+            let message = "accept_from must name the hosts that may send this machine";
+            return Err(ApiError::new(ApiCode::ParamsInvalid, message));
+        }
+        let qmp = match qmp {
+            Some(qmp) => PathBuf::from(qmp),
+            None => self.vm_directory()?.join(format!("{name}.qmp")),
+        };
+        if qmp.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            let message = format!("the QMP socket {} would be too long", qmp.display());
+            return Err(ApiError::new(ApiCode::ParamsInvalid, message)
+                .with("cure", "give the virtual machine a shorter name"));
+        }
+        Ok(AttachedVm { name, qmp, incoming, spawn, accept_from, left: false })
+    }
+
+    /// The private directory of sockets between QEMUs and this daemon. One that an operator made
+    /// keeps its rights.
+    pub(super) fn vm_directory(&self) -> Result<PathBuf, ApiError> {
+        let path = self.config.socket.path.with_extension("vm");
+        let made = match path.is_dir() {
+            true => Ok(()),
+            false => {
+                use std::os::unix::fs::DirBuilderExt;
+                std::fs::DirBuilder::new().mode(0o700).create(&path)
+            }
+        };
+        made.map_err(|error| {
+            let message = format!("the directory {} can't be made: {error}", path.display());
+            ApiError::new(ApiCode::VmUnusable, message)
+        })?;
+        Ok(path)
+    }
+
+    /// A QEMU that is to be attached has answered, or not.
+    pub(crate) fn on_probed(&mut self, probed: Probed) {
+        let Probed { vm, outcome, reply } = probed;
+        let attached = match outcome {
+            Ok(facts) => self.vm_keep(vm).map(|vm| {
+                let mut view = vm_view(&vm);
+                view["qemu"] = json!({
+                    "version": facts.version.to_string(), "run_state": facts.run_state,
+                    "machine": facts.machine, "ram_bytes": facts.ram_bytes,
+                    "cpu_count": facts.cpu_count,
+                });
+                view
+            }),
+            Err(error) => Err(vm_error(&error)),
+        };
+        self.answer(reply, attached);
+    }
+
+    fn vm_keep(&mut self, vm: AttachedVm) -> Result<AttachedVm, ApiError> {
+        self.vms.attach(vm.clone())?;
+        tracing::info!(vm = %vm.name, qmp = %vm.qmp.display(), incoming = vm.incoming, "attached");
+        self.note(Change::Vm { name: vm.name.clone(), vm: Some(vm.clone()) });
+        Ok(vm)
+    }
+
+    pub(super) fn vm_detach(&mut self, name: String) -> Result<Value, ApiError> {
+        self.vms.detach(&name)?;
+        tracing::info!(vm = %name, "detached");
+        self.note(Change::Vm { name, vm: None });
+        Ok(json!({}))
+    }
+
+    pub(super) fn vm_list(&self) -> Value {
+        let view = |entry: &crate::migration::VmEntry| {
+            let mut view = vm_view(&entry.vm);
+            view["state"] = json!(match (entry.used_by, entry.vm.left) {
+                (Some(_), _) => "busy",
+                (None, true) => "left",
+                (None, false) => "free",
+            });
+            if let Some(session) = entry.used_by {
+                view["session"] = json!(session);
+            }
+            view
+        };
+        Value::Array(self.vms.iter().map(view).collect())
+    }
+}
+
+fn vm_view(vm: &AttachedVm) -> Value {
+    json!({
+        "name": vm.name, "qmp": vm.qmp, "incoming": vm.incoming, "spawn": vm.spawn,
+        "accept_from": vm.accept_from,
+    })
+}
+
+/// What a client is told of a QEMU that can't be used.
+pub(super) fn vm_error(error: &VmError) -> ApiError {
+    ApiError::new(ApiCode::VmUnusable, error.to_string())
+        .with("reason", error.code())
+        .with("reason_cure", error.cure())
+}

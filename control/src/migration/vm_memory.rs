@@ -1,0 +1,82 @@
+//! What a virtual machine's session takes from the budget of memory, part by part.
+//!
+//! Pure arithmetic.
+
+use crate::api::Role;
+use dwcp_dataplane::port::{
+    STORE_PAGE_BYTES, STORE_SLOT_BYTES, stream_sink_bytes, stream_source_bytes,
+};
+use dwcp_proto::wire::vm::VmTerms;
+use std::fmt;
+
+/// The parts of one end's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VmMemory {
+    /// What is kept of each page besides its content.
+    pub(crate) tables_bytes: u64,
+    /// Page versions kept as bases.
+    pub(crate) bases_bytes: u64,
+    /// Coded bytes that are not delivered yet: kept for a second sending at the source, waiting for
+    /// their turn at the sink.
+    pub(crate) held_bytes: u64,
+    /// The long zstd window.
+    pub(crate) window_bytes: u64,
+}
+
+impl VmMemory {
+    /// What a session on these terms takes.
+    pub(crate) fn of(terms: &VmTerms, role: Role) -> Self {
+        let held = match role {
+            Role::Source => stream_source_bytes,
+            Role::Sink => stream_sink_bytes,
+        };
+        let window = 1_u64.checked_shl(terms.window_log.into()).unwrap_or(u64::MAX);
+        Self {
+            tables_bytes: terms.pages_max.saturating_mul(STORE_PAGE_BYTES),
+            bases_bytes: terms.base_pages.saturating_mul(STORE_SLOT_BYTES),
+            held_bytes: held(terms.undelivered_bytes_max),
+            window_bytes: if terms.window_log == 0 { 0 } else { window },
+        }
+    }
+
+    /// All of it.
+    pub(crate) fn total(&self) -> u64 {
+        let parts = [self.tables_bytes, self.bases_bytes, self.held_bytes, self.window_bytes];
+        parts.into_iter().fold(0, u64::saturating_add)
+    }
+}
+
+impl fmt::Display for VmMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tables_bytes, bases_bytes, held_bytes, window_bytes } = self;
+        write!(
+            f,
+            "tables {tables_bytes} + bases {bases_bytes} + undelivered {held_bytes} + zstd window \
+             {window_bytes} bytes"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_are_said_and_no_offer_overflows() {
+        let terms = VmTerms {
+            window_log: 20,
+            pages_max: 10,
+            base_pages: 2,
+            undelivered_bytes_max: 1 << 20,
+        };
+        for role in [Role::Source, Role::Sink] {
+            let memory = VmMemory::of(&terms, role);
+            assert!(memory.held_bytes >= 1 << 20);
+            assert_eq!(memory.total(), 320 + 8208 + memory.held_bytes + (1 << 20));
+            assert!(memory.to_string().starts_with("tables 320 + bases 8208 + undelivered "));
+            let huge = VmTerms { pages_max: u64::MAX, base_pages: u64::MAX, ..terms };
+            assert_eq!(VmMemory::of(&huge, role).total(), u64::MAX);
+            assert_eq!(VmMemory::of(&VmTerms { window_log: 0, ..terms }, role).window_bytes, 0);
+        }
+    }
+}

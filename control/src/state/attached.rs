@@ -1,0 +1,42 @@
+//! A virtual machine as its host's operator attached it, kept over restarts.
+//!
+//! Plain value of the journal and of the table of virtual machines.
+
+use crate::vm::VmTarget;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// An attached virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AttachedVm {
+    /// Its name, the same on all hosts.
+    pub(crate) name: String,
+    /// The QMP socket of its QEMU.
+    pub(crate) qmp: PathBuf,
+    /// It waits for a guest to come.
+    pub(crate) incoming: bool,
+    /// How its QEMU is started, if this daemon does that.
+    pub(crate) spawn: Option<Vec<String>>,
+    /// Hosts that may send a guest.
+    pub(crate) accept_from: Vec<String>,
+    /// Its guest runs at another host now: only attaching anew makes it of use again.
+    pub(crate) left: bool,
+}
+
+impl AttachedVm {
+    /// What its task drives.
+    pub(crate) fn target(&self) -> VmTarget {
+        let qmp = self.qmp.clone();
+        match &self.spawn {
+            Some(command) => VmTarget::Spawn { command: command.clone(), qmp },
+            None => VmTarget::Monitor { qmp },
+        }
+    }
+
+    /// A guest has come: its QEMU is like any other that runs one.
+    pub(crate) fn arrive(&mut self) {
+        self.incoming = false;
+        self.spawn = None;
+        self.left = false;
+    }
+}

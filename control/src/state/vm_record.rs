@@ -1,0 +1,44 @@
+//! The part of a session's record that is about its virtual machine.
+//!
+//! Plain value, as the journal keeps it and `session.show` tells it. What is private here is shown
+//! all the same: other programs read it as JSON.
+
+use crate::vm::{Finding, GuestState, SavedSettings};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A session's virtual machine at this end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// Its name.
+    pub name: String,
+    /// The QMP socket of its QEMU here.
+    pub qmp: PathBuf,
+    /// When the guest was stopped for the switchover, by the source's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_at_unix_us: Option<u64>,
+    /// When the guest went on at the sink, by the sink's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed_at_unix_us: Option<u64>,
+    /// Why its migration stream is carried without being read, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opaque: Option<String>,
+    /// The peer's last word on this session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_said: Option<String>,
+    /// What the guest does in the QEMU at this end, as far as was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) guest: Option<GuestState>,
+    /// The QEMU here has been brought to what the session's end asks for.
+    #[serde(default)]
+    pub(crate) settled: bool,
+    /// Source: the session ended before the yield and the sink may not have heard of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) abort_owed: bool,
+    /// Source: the user's migration settings, while ours are in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) saved: Option<SavedSettings>,
+    /// Sink: what does not fit well and keeps nothing from moving.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) warnings: Vec<Finding>,
+}

@@ -1,0 +1,393 @@
+//! The forecast of a migration, and the decision when QEMU may stop the guest.
+//!
+//! Pure: figures of QEMU and of the data plane in, progress and a setting out. QEMU judges by how
+//! fast its local socket drains, which coding distorts: pages that shrink tenfold make the link
+//! look ten times as fast, and the last pages, the busiest ones, shrink least. So the raw
+//! bandwidth is stated with the worst ratio of the last seconds.
+
+use super::task::{LinkFigures, MigrationProgress, Stage, Verdict};
+use serde_json::Value;
+use std::collections::VecDeque;
+
+/// How many ratios are remembered: 3 s at five figures a second, so a few rounds near the end.
+const RATIOS_KEPT: usize = 15;
+
+/// Device state in coded bytes: 110 to 280 KB were seen, and it hardly shrinks.
+const DEVICE_STATE_BYTES: u64 = 300_000;
+
+/// Journals are written at both ends between the stop and the resumption.
+const COMMIT_MS: u64 = 10;
+
+/// The data path, the return path and the commit take a round trip each, of which the first half
+/// overlaps with the last pages.
+const ROUND_TRIPS: u64 = 2;
+
+/// How many figures in a row must say so before a migration is called hopeless: 2 s.
+const HOPELESS_FIGURES: u32 = 10;
+
+/// QEMU takes 0 as "estimate it yourself", and versions divide by 1000 as whole numbers.
+const BANDWIDTH_MIN: u64 = 1000;
+
+/// A downtime limit that QEMU meets only when next to nothing is left.
+const HELD_LIMIT_MS: u64 = 1;
+
+/// What QEMU tells of its migration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct QemuFigures {
+    pub(super) total_bytes: u64,
+    pub(super) remaining_bytes: u64,
+    pub(super) transferred_bytes: u64,
+    pub(super) rounds: u64,
+    pub(super) dirty_pages_per_second: u64,
+    pub(super) page_bytes: u64,
+    /// What QEMU believes that its socket takes.
+    pub(super) socket_bytes_per_second: u64,
+    pub(super) throttle_percent: u32,
+}
+
+impl QemuFigures {
+    /// Reads an answer to `query-migrate`. What is not there counts as 0.
+    pub(super) fn parse(answer: &Value) -> Self {
+        let ram = answer.get("ram");
+        let number = |name| ram.and_then(|ram| ram.get(name)).and_then(Value::as_u64).unwrap_or(0);
+        let megabits = ram.and_then(|ram| ram.get("mbps")).and_then(Value::as_f64).unwrap_or(0.0);
+        let throttle = answer.get("cpu-throttle-percentage").and_then(Value::as_u64).unwrap_or(0);
+        Self {
+            total_bytes: number("total"),
+            remaining_bytes: number("remaining"),
+            transferred_bytes: number("transferred"),
+            rounds: number("dirty-sync-count"),
+            dirty_pages_per_second: number("dirty-pages-rate"),
+            page_bytes: number("page-size").max(1),
+            // Saturating: a float cast of ours can't wrap.
+            socket_bytes_per_second: (megabits.max(0.0) * 125_000.0) as u64,
+            throttle_percent: u32::try_from(throttle).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// What QEMU is to be told, so that it stops the guest when the pause fits and not before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Switchover {
+    /// The raw bandwidth of the switchover, for a QEMU that can be told.
+    Bandwidth {
+        /// To set.
+        bytes_per_second: u64,
+    },
+    /// The downtime limit, for an older QEMU.
+    Limit {
+        /// To set.
+        ms: u64,
+    },
+}
+
+/// What was concluded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Outlook {
+    pub(super) progress: MigrationProgress,
+    pub(super) switchover: Switchover,
+}
+
+/// The state of the forecast of one migration.
+#[derive(Clone, Debug)]
+pub(super) struct Forecast {
+    limit_ms: u64,
+    /// QEMU can be told the bandwidth.
+    can_state: bool,
+    ratios_milli: VecDeque<u32>,
+    round: u64,
+    /// The most that was left in this round, that is at its beginning.
+    round_bytes: u64,
+    hopeless: u32,
+}
+
+impl Forecast {
+    /// For a pause of at most `limit_ms`.
+    pub(super) fn new(limit_ms: u64, can_state: bool) -> Self {
+        Self {
+            limit_ms,
+            can_state,
+            ratios_milli: VecDeque::with_capacity(RATIOS_KEPT),
+            round: 0,
+            round_bytes: 0,
+            hopeless: 0,
+        }
+    }
+
+    /// The downtime limit that is aimed at.
+    pub(super) fn limit_ms(&self) -> u64 {
+        self.limit_ms
+    }
+
+    /// Aims at another downtime limit from now on.
+    pub(super) fn set_limit_ms(&mut self, limit_ms: u64) {
+        self.limit_ms = limit_ms.max(1);
+    }
+
+    /// Takes new figures.
+    pub(super) fn step(&mut self, qemu: &QemuFigures, link: &LinkFigures) -> Outlook {
+        if self.ratios_milli.len() == RATIOS_KEPT {
+            self.ratios_milli.pop_front();
+        }
+        // Nothing coded yet: no shrinking is promised.
+        self.ratios_milli.push_back(if link.ratio_milli == 0 { 1000 } else { link.ratio_milli });
+        if qemu.rounds != self.round {
+            self.round = qemu.rounds;
+            self.round_bytes = 0;
+        }
+        self.round_bytes = self.round_bytes.max(qemu.remaining_bytes);
+
+        let rate = link.rate_bytes_per_second;
+        let lowest = self.ratios_milli.iter().copied().min().unwrap_or(1000);
+        let sum: u64 = self.ratios_milli.iter().copied().map(u64::from).sum();
+        let mean = sum / u64::try_from(self.ratios_milli.len()).unwrap_or(u64::MAX).max(1);
+        let careful = scaled(rate, lowest.into(), 1000);
+        let carried = scaled(rate, mean, 1000);
+        let dirty = qemu.dirty_pages_per_second.saturating_mul(qemu.page_bytes);
+        let overhead_ms = overhead_ms(link);
+        // The link's own share may eat the whole limit. A quarter stays for pages, or a short
+        // limit on a long link would never be tried at all; the forecast tells the true pause.
+        let pages_ms = self.limit_ms.saturating_sub(overhead_ms).max(self.limit_ms / 4).max(1);
+        let allowed = scaled(careful, pages_ms, 1000);
+        let fits = qemu.remaining_bytes <= allowed;
+        let switchover = self.switchover(allowed, fits, qemu.socket_bytes_per_second);
+        let pause = |bytes, speed| millis(bytes, speed).map(|ms| ms.saturating_add(overhead_ms));
+        let progress = MigrationProgress {
+            stage: Stage::Precopy,
+            total_bytes: qemu.total_bytes,
+            remaining_bytes: qemu.remaining_bytes,
+            transferred_bytes: qemu.transferred_bytes,
+            rounds: qemu.rounds,
+            dirty_bytes_per_second: dirty,
+            carried_bytes_per_second: carried,
+            end_in_ms: end_in_ms(qemu.remaining_bytes, carried, dirty, allowed)
+                .map(|ms| ms.saturating_add(overhead_ms)),
+            pause_ms: pause(qemu.remaining_bytes, careful),
+            throttle_percent: qemu.throttle_percent,
+            downtime_limit_ms: self.limit_ms,
+            verdict: self.verdict(dirty, carried, allowed, pause(self.round_bytes, careful)),
+        };
+        Outlook { progress, switchover }
+    }
+
+    fn switchover(&self, allowed: u64, fits: bool, socket: u64) -> Switchover {
+        if self.can_state {
+            // QEMU stops when what is left <= bandwidth x limit: with this one that is `allowed`.
+            let bytes_per_second = scaled(allowed, 1000, self.limit_ms).max(BANDWIDTH_MIN);
+            return Switchover::Bandwidth { bytes_per_second };
+        }
+        // QEMU multiplies the limit by its own estimate, so the limit is chosen to make that
+        // `allowed`, never above the user's.
+        let ms = if !fits {
+            HELD_LIMIT_MS
+        } else {
+            millis(allowed, socket).unwrap_or(self.limit_ms).clamp(HELD_LIMIT_MS, self.limit_ms)
+        };
+        Switchover::Limit { ms }
+    }
+
+    fn verdict(
+        &mut self,
+        dirty: u64,
+        carried: u64,
+        allowed: u64,
+        pause_ms: Option<u64>,
+    ) -> Verdict {
+        // In the first round nothing is known of what the guest writes.
+        if self.round < 2 || carried == 0 {
+            return Verdict::Unknown;
+        }
+        if dirty < carried || self.round_bytes <= allowed {
+            self.hopeless = 0;
+            return Verdict::Converging;
+        }
+        self.hopeless = self.hopeless.saturating_add(1);
+        if self.hopeless < HOPELESS_FIGURES {
+            return Verdict::Unknown;
+        }
+        Verdict::WillNotConverge {
+            dirty_bytes_per_second: dirty,
+            carried_bytes_per_second: carried,
+            downtime_needed_ms: pause_ms.unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// What a pause takes beside the pages.
+fn overhead_ms(link: &LinkFigures) -> u64 {
+    let round_trips = ROUND_TRIPS.saturating_mul(link.rtt_ns).div_ceil(1_000_000);
+    let queued = link.backlog_bytes.saturating_add(DEVICE_STATE_BYTES);
+    let drain = millis(queued, link.rate_bytes_per_second).unwrap_or(0);
+    round_trips.saturating_add(drain).saturating_add(COMMIT_MS)
+}
+
+/// The time until what is left fits: each round copies what the guest wrote during the one before.
+fn end_in_ms(remaining: u64, carried: u64, dirty: u64, allowed: u64) -> Option<u64> {
+    // More rounds than this say that the end can't be foretold.
+    const ROUNDS_MAX: u32 = 64;
+    let mut left = remaining;
+    let mut sum: u64 = 0;
+    for _ in 0..ROUNDS_MAX {
+        let round = millis(left, carried)?;
+        sum = sum.saturating_add(round);
+        if left <= allowed {
+            return Some(sum);
+        }
+        if dirty >= carried {
+            return None;
+        }
+        left = scaled(dirty, round, 1000);
+    }
+    None
+}
+
+fn millis(bytes: u64, bytes_per_second: u64) -> Option<u64> {
+    (bytes_per_second > 0).then(|| scaled(bytes, 1000, bytes_per_second))
+}
+
+/// `value * times / parts`, saturating.
+fn scaled(value: u64, times: u64, parts: u64) -> u64 {
+    let product = u128::from(value) * u128::from(times) / u128::from(parts.max(1));
+    u64::try_from(product).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: u64 = 12_000_000;
+    const LINK: LinkFigures = LinkFigures {
+        rate_bytes_per_second: RATE,
+        ratio_milli: 4000,
+        rtt_ns: 20_000_000,
+        backlog_bytes: 100_000,
+    };
+
+    fn qemu(remaining_bytes: u64, rounds: u64, dirty_pages_per_second: u64) -> QemuFigures {
+        QemuFigures {
+            total_bytes: 512 << 20,
+            remaining_bytes,
+            transferred_bytes: 1 << 20,
+            rounds,
+            dirty_pages_per_second,
+            page_bytes: 4096,
+            socket_bytes_per_second: 4 * RATE,
+            throttle_percent: 0,
+        }
+    }
+
+    /// Would QEMU stop the guest now? By its own rule.
+    fn stops(outlook: &Outlook, qemu: &QemuFigures, limit_ms: u64) -> bool {
+        let threshold = match outlook.switchover {
+            Switchover::Bandwidth { bytes_per_second } => bytes_per_second / 1000 * limit_ms,
+            Switchover::Limit { ms } => qemu.socket_bytes_per_second / 1000 * ms,
+        };
+        qemu.remaining_bytes <= threshold
+    }
+
+    #[test]
+    fn a_ratio_that_collapses_at_the_end_never_makes_a_longer_pause_than_allowed() {
+        const LIMIT_MS: u64 = 500;
+        for can_state in [true, false] {
+            let mut forecast = Forecast::new(LIMIT_MS, can_state);
+            // Rounds shrink; the pages that are left are the busiest ones and shrink no more.
+            let series = [
+                (400 << 20, 1, 4200),
+                (160 << 20, 1, 4100),
+                (30 << 20, 2, 3900),
+                (18 << 20, 3, 3000),
+                (9 << 20, 4, 1050),
+                (8 << 20, 5, 1050),
+                (5 << 20, 6, 1050),
+                (4 << 20, 7, 1050),
+                (2 << 20, 8, 1050),
+                (1 << 20, 9, 1050),
+            ];
+            let mut stopped = None;
+            for (remaining, rounds, ratio_milli) in series {
+                let figures = qemu(remaining, rounds, 900);
+                let link = LinkFigures { ratio_milli, ..LINK };
+                let outlook = forecast.step(&figures, &link);
+                if stops(&outlook, &figures, LIMIT_MS) {
+                    let pages_ms = remaining * 1000 / (RATE * u64::from(ratio_milli) / 1000);
+                    stopped = Some(pages_ms + overhead_ms(&link));
+                    break;
+                }
+            }
+            let pause_ms = stopped.expect("it ends");
+            assert!(pause_ms <= LIMIT_MS, "{pause_ms} ms with can_state={can_state}");
+        }
+    }
+
+    #[test]
+    fn an_old_qemu_is_held_until_the_rest_fits() {
+        let mut forecast = Forecast::new(300, false);
+        let far = forecast.step(&qemu(100 << 20, 2, 10), &LINK);
+        assert_eq!(far.switchover, Switchover::Limit { ms: 1 });
+        let near = forecast.step(&qemu(1 << 20, 3, 10), &LINK);
+        let Switchover::Limit { ms } = near.switchover else { panic!("{near:?}") };
+        assert!(ms > 1 && ms <= 300, "{ms}");
+    }
+
+    #[test]
+    fn without_figures_of_the_link_nothing_is_stopped() {
+        let none = LinkFigures::default();
+        let new = Forecast::new(300, true).step(&qemu(1 << 20, 1, 0), &none);
+        assert_eq!(new.switchover, Switchover::Bandwidth { bytes_per_second: BANDWIDTH_MIN });
+        assert_eq!(new.progress.end_in_ms, None);
+        assert_eq!(new.progress.verdict, Verdict::Unknown);
+        let old = Forecast::new(300, false).step(&qemu(1 << 20, 1, 0), &none);
+        assert_eq!(old.switchover, Switchover::Limit { ms: 1 });
+    }
+
+    #[test]
+    fn a_guest_that_writes_faster_than_the_link_carries_is_called_hopeless_with_its_cure() {
+        let mut forecast = Forecast::new(300, true);
+        let slow = LinkFigures { ratio_milli: 1000, ..LINK };
+        let busy = qemu(80 << 20, 3, 5000);
+        let mut last = Verdict::Unknown;
+        for step in 0..HOPELESS_FIGURES {
+            assert_eq!(last, Verdict::Unknown, "step {step}");
+            last = forecast.step(&busy, &slow).progress.verdict;
+        }
+        let Verdict::WillNotConverge { downtime_needed_ms, .. } = last else { panic!("{last:?}") };
+        // With the limit that is named it ends.
+        forecast.set_limit_ms(downtime_needed_ms);
+        let outlook = forecast.step(&busy, &slow);
+        assert_eq!(outlook.progress.verdict, Verdict::Converging);
+        assert!(last.because().unwrap().contains("--downtime-limit"));
+    }
+
+    #[test]
+    fn the_end_is_foretold_by_the_rounds_to_come() {
+        // 100 MB at 10 MB/s while 1 MB/s is written: 10 s, then 1 s, then 0.1 s.
+        assert_eq!(end_in_ms(100_000_000, 10_000_000, 1_000_000, 1_000_000), Some(11_100));
+        assert_eq!(end_in_ms(100, 10, 10, 1), None);
+        assert_eq!(end_in_ms(5, 10, 100, 5), Some(500));
+        assert_eq!(end_in_ms(5, 0, 0, 5), None);
+    }
+
+    #[test]
+    fn wild_figures_neither_wrap_nor_panic() {
+        let wild = QemuFigures {
+            total_bytes: u64::MAX,
+            remaining_bytes: u64::MAX,
+            dirty_pages_per_second: u64::MAX,
+            page_bytes: u64::MAX,
+            rounds: 9,
+            ..QemuFigures::default()
+        };
+        let link = LinkFigures {
+            rate_bytes_per_second: u64::MAX,
+            ratio_milli: u32::MAX,
+            rtt_ns: u64::MAX / 4,
+            backlog_bytes: u64::MAX,
+        };
+        for can_state in [true, false] {
+            let mut forecast = Forecast::new(u64::MAX, can_state);
+            forecast.step(&wild, &link);
+            forecast.step(&QemuFigures::default(), &LinkFigures::default());
+        }
+        assert_eq!(QemuFigures::parse(&Value::Null).page_bytes, 1);
+    }
+}

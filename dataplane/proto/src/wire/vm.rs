@@ -1,0 +1,126 @@
+//! What peer messages say of a virtual machine's session: the source's offer, the sink's terms, the
+//! findings of the preflight.
+//!
+//! Plain values with their bounds; used on the control thread.
+
+use super::limits::{
+    FACTS_BYTES_MAX, FINDINGS_MAX, REGION_PAGES_MAX, STREAM_WINDOW_LOG_MAX, UNDELIVERED_BYTES_MAX,
+};
+use super::peer::{Code, Message, PeerCoding, PeerError, RegionName};
+use super::text::Text;
+use serde::{Deserialize, Serialize};
+
+/// What a host knows of its virtual machine, as JSON that this crate does not read.
+pub type FactsText = Text<FACTS_BYTES_MAX>;
+
+/// What both ends reserve for a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmTerms {
+    /// The binary logarithm of the long zstd window, 0 for none.
+    pub window_log: u8,
+    /// The most guest pages in the tables.
+    pub pages_max: u64,
+    /// Page versions kept as bases.
+    pub base_pages: u64,
+    /// The most coded bytes that are sent and not yet handed to the VMM at the sink.
+    pub undelivered_bytes_max: u64,
+}
+
+impl VmTerms {
+    pub(super) fn check(&self) -> Result<(), PeerError> {
+        let range = |what, found: u64, least: u64, max: u64| match (least..=max).contains(&found) {
+            true => Ok(()),
+            false => Err(PeerError::OutOfRange { what, found, max }),
+        };
+        range("window_log", self.window_log.into(), 0, STREAM_WINDOW_LOG_MAX.into())?;
+        range("pages_max", self.pages_max, 1, REGION_PAGES_MAX)?;
+        range("base_pages", self.base_pages, 0, self.pages_max)?;
+        range("undelivered_bytes_max", self.undelivered_bytes_max, 1, UNDELIVERED_BYTES_MAX)
+    }
+
+    /// True when nothing here is above what `offered` says.
+    #[must_use]
+    pub const fn within(&self, offered: &Self) -> bool {
+        self.window_log <= offered.window_log
+            && self.pages_max <= offered.pages_max
+            && self.base_pages <= offered.base_pages
+            && self.undelivered_bytes_max <= offered.undelivered_bytes_max
+    }
+}
+
+/// What the source offers to send.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmOffer {
+    /// The virtual machine's name, the same at both ends.
+    pub name: RegionName,
+    /// What the source knows of it.
+    pub facts: FactsText,
+    /// How its pages will be coded.
+    pub coding: PeerCoding,
+    /// What the source would reserve.
+    pub terms: VmTerms,
+}
+
+/// One thing that keeps a virtual machine from moving.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerFinding {
+    /// Its stable name.
+    pub code: Code,
+    /// What was found, with both values.
+    pub message: Message,
+    /// What to do about it.
+    pub cure: Message,
+}
+
+/// A list of findings that is never longer than it may be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<PeerFinding>", into = "Vec<PeerFinding>")]
+pub struct PeerFindings(Vec<PeerFinding>);
+
+impl PeerFindings {
+    /// The first findings of a list, as many as a message may hold.
+    #[must_use]
+    pub fn cut(findings: impl IntoIterator<Item = PeerFinding>) -> Self {
+        Self(findings.into_iter().take(FINDINGS_MAX).collect())
+    }
+
+    /// True when nothing was found.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The findings.
+    #[must_use]
+    pub fn as_slice(&self) -> &[PeerFinding] {
+        &self.0
+    }
+}
+
+/// More findings than a message may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{found} findings are more than {FINDINGS_MAX}")]
+pub struct TooManyFindings {
+    /// How many.
+    pub found: usize,
+}
+
+impl TryFrom<Vec<PeerFinding>> for PeerFindings {
+    type Error = TooManyFindings;
+
+    fn try_from(findings: Vec<PeerFinding>) -> Result<Self, TooManyFindings> {
+        match findings.len() {
+            0..=FINDINGS_MAX => Ok(Self(findings)),
+            found => Err(TooManyFindings { found }),
+        }
+    }
+}
+
+impl From<PeerFindings> for Vec<PeerFinding> {
+    fn from(findings: PeerFindings) -> Self {
+        findings.0
+    }
+}

@@ -1,0 +1,23 @@
+//! The stream attach point: a VMM's own migration stream, taken from a local socket at the source
+//! and written to one at the sink.
+//!
+//! Each connection of the VMM is a channel. Its bytes go as parts in total order: the sink handles
+//! them exactly in the order of their positions, whatever order they come in, so both ends see the
+//! same history. An ack of a part means that the sink holds it; `Delivered` tells what the VMM took.
+//! The way back (the VMM's replies) is one part at a time.
+
+mod budget;
+mod digest;
+mod pipe;
+mod pool;
+mod reorder;
+mod reply;
+mod retain;
+mod sink;
+mod source;
+pub mod store;
+
+pub use budget::{stream_sink_bytes, stream_source_bytes};
+pub(crate) use pipe::Pipes;
+pub(crate) use sink::StreamSink;
+pub(crate) use source::{NEWS_MAX, Produced, StreamSource};

@@ -1,0 +1,438 @@
+//! The sink of a stream session: holds what came, hands it to the VMM in order.
+//!
+//! Owned by one shard. What comes in its turn, while the VMM takes it, is written without another
+//! copy; everything else waits in a pool of fixed size. One turn hands over a bounded number of
+//! bytes. A part counts as delivered when the VMM's socket took its last byte.
+
+use super::digest::{ChannelDigest, digest_of};
+use super::pipe::{Moved, PipeId, Pipes};
+use super::pool::Chain;
+use super::reorder::{Held, Reorder, Taken};
+use super::reply::{Answers, OutOfPlace};
+use super::source::NEWS_MAX;
+use crate::port::{ChannelEnd, ChannelId, Event, StreamSinkSetup};
+use crate::stats::{SessionCounter, SessionStats};
+use dwcp_codec::PageHasher;
+use dwcp_ffi::arena::ArenaError;
+use dwcp_proto::ids::{Position, SessionKey};
+use dwcp_proto::wire::frame::{Frame, StreamKind, StreamPart};
+use dwcp_proto::wire::limits::CHANNELS_MAX;
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+/// Bytes that one turn of the shard hands to the VMM of one session.
+const BYTES_PER_TURN: usize = 256 << 10;
+
+/// Pieces that one write hands over: as many as a full record has units.
+const SLICES_MAX: usize = 64;
+
+/// What the source sent that can't be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StreamSinkError {
+    #[error("more is undelivered than was agreed")]
+    Overflow,
+    #[error("a part follows the end of its channel")]
+    AfterEnd,
+    #[error("parts with pages came for a session without them")]
+    PagesUnasked,
+    #[error(transparent)]
+    Reply(#[from] OutOfPlace),
+}
+
+impl StreamSinkError {
+    /// The stable code of the error.
+    pub(crate) const fn code(&self) -> &'static str {
+        match self {
+            Self::Overflow => "stream_overflow",
+            Self::AfterEnd => "stream_after_end",
+            Self::PagesUnasked => "stream_pages_unasked",
+            Self::Reply(_) => "stream_reply_out_of_place",
+        }
+    }
+}
+
+/// A part whose turn has come and of which so much is written.
+#[derive(Debug)]
+struct Begun {
+    chain: Chain,
+    written: usize,
+}
+
+#[derive(Debug)]
+struct Channel {
+    id: ChannelId,
+    pipe: Option<PipeId>,
+    /// The position whose turn comes next.
+    next: Position,
+    begun: Option<Begun>,
+    /// How many parts the VMM took, and how many the source knows of.
+    delivered: u64,
+    told: u64,
+    ended: bool,
+    /// The VMM takes nothing any more.
+    broken: bool,
+    /// The control thread knows that the VMM ended it.
+    gone: bool,
+    answers: Answers,
+    digest: ChannelDigest,
+}
+
+impl Channel {
+    fn new(id: ChannelId, hasher: &PageHasher) -> Self {
+        Self {
+            id,
+            pipe: None,
+            next: Position(0),
+            begun: None,
+            delivered: 0,
+            told: 0,
+            ended: false,
+            broken: false,
+            gone: false,
+            answers: Answers::new(),
+            digest: ChannelDigest::new(hasher),
+        }
+    }
+
+    /// True when nothing waits for the VMM, so that what comes in its turn may be written at once.
+    fn is_free(&self) -> bool {
+        self.pipe.is_some() && self.begun.is_none() && !self.broken
+    }
+}
+
+/// The sink of a stream session.
+#[derive(Debug)]
+pub(crate) struct StreamSink {
+    pub(crate) session: SessionKey,
+    pub(crate) stats: SessionStats,
+    hasher: PageHasher,
+    reorder: Reorder,
+    channels: Vec<Channel>,
+    /// Bytes that may still be handed over in this turn.
+    left_of_turn: usize,
+    /// Which channel comes first in the next turn.
+    turn: usize,
+    verify: bool,
+    failed: bool,
+    news: VecDeque<Event>,
+}
+
+impl StreamSink {
+    pub(crate) fn new(setup: StreamSinkSetup) -> Result<Self, ArenaError> {
+        let hasher = PageHasher::new(&setup.hash_key);
+        Ok(Self {
+            session: setup.session,
+            stats: setup.stats,
+            reorder: Reorder::new(setup.undelivered_bytes_max)?,
+            channels: (0..CHANNELS_MAX).map(|id| Channel::new(ChannelId(id), &hasher)).collect(),
+            hasher,
+            left_of_turn: BYTES_PER_TURN,
+            turn: 0,
+            verify: false,
+            failed: false,
+            news: VecDeque::with_capacity(NEWS_MAX),
+        })
+    }
+
+    /// Takes a channel's socket over. False when there is one already, or no such channel.
+    pub(crate) fn add_channel(&mut self, id: ChannelId, pipe: PipeId) -> bool {
+        match self.channels.get_mut(usize::from(id.0)) {
+            Some(channel) if channel.pipe.is_none() && !self.failed => {
+                channel.pipe = Some(pipe);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Answers with a digest as soon as all that came in order is handed to the VMM.
+    pub(crate) fn start_verify(&mut self) {
+        self.verify = true;
+    }
+
+    /// Takes a part in: from now on the source need not keep it.
+    pub(crate) fn accept(
+        &mut self,
+        pipes: &mut Pipes,
+        part: &StreamPart,
+        payload: &[u8],
+    ) -> Result<(), StreamSinkError> {
+        if self.failed {
+            return Ok(());
+        }
+        let StreamPart { channel, kind, position, .. } = *part;
+        let at = usize::from(channel.0);
+        let Channel { next, ended, .. } = self.channels[at];
+        if position == next && !ended && self.channels[at].is_free() && self.left_of_turn > 0 {
+            return self.handle(pipes, at, kind, payload);
+        }
+        match self.reorder.hold(channel, next, position, (kind, payload)) {
+            Taken::Held if ended => Err(StreamSinkError::AfterEnd),
+            Taken::Held => {
+                let high_water = self.reorder.high_water_bytes() as u64;
+                self.stats.set(SessionCounter::ReorderHighWater.index(), high_water);
+                Ok(())
+            }
+            Taken::Duplicate => {
+                self.stats.add(SessionCounter::DuplicateFrames.index(), 1);
+                Ok(())
+            }
+            Taken::Overflow => Err(StreamSinkError::Overflow),
+        }
+    }
+
+    /// Handles a part whose turn has come; what the VMM does not take now is held.
+    fn handle(
+        &mut self,
+        pipes: &mut Pipes,
+        at: usize,
+        kind: StreamKind,
+        payload: &[u8],
+    ) -> Result<(), StreamSinkError> {
+        let channel = &mut self.channels[at];
+        channel.digest.add(channel.next, kind, payload.len(), [payload]);
+        self.begun(at, payload.len());
+        match kind {
+            StreamKind::Opaque => {
+                let taken = self.write(pipes, at, payload);
+                if taken < payload.len() {
+                    let rest = self.reorder.put(&payload[taken..]);
+                    let chain = rest.ok_or(StreamSinkError::Overflow)?;
+                    self.channels[at].begun = Some(Begun { chain, written: 0 });
+                } else {
+                    self.channels[at].delivered += 1;
+                }
+                Ok(())
+            }
+            StreamKind::End => {
+                self.end(pipes, at);
+                Ok(())
+            }
+            StreamKind::Pages | StreamKind::Block => Err(StreamSinkError::PagesUnasked),
+        }
+    }
+
+    /// A part's turn has come.
+    fn begun(&mut self, at: usize, payload_bytes: usize) {
+        let channel = &mut self.channels[at];
+        channel.next = channel.next.next();
+        self.stats.add(SessionCounter::Frames.index(), 1);
+        self.stats.add(SessionCounter::CodedBytes.index(), payload_bytes as u64);
+    }
+
+    /// The source's VMM ended the channel: so does this end, after all that came before.
+    fn end(&mut self, pipes: &mut Pipes, at: usize) {
+        let channel = &mut self.channels[at];
+        channel.ended = true;
+        channel.delivered += 1;
+        if let Some(pipe) = channel.pipe {
+            pipes.end_writing(pipe);
+        }
+        self.tell(at, ChannelEnd::Peer);
+    }
+
+    /// Writes to the VMM what it takes. Returns how much that was.
+    fn write(&mut self, pipes: &mut Pipes, at: usize, bytes: &[u8]) -> usize {
+        match self.channels[at].pipe {
+            Some(pipe) => {
+                let moved = pipes.write(pipe, &[IoSlice::new(bytes)]);
+                self.wrote(at, moved)
+            }
+            None => 0,
+        }
+    }
+
+    /// What came of a write. Returns how many bytes went.
+    fn wrote(&mut self, at: usize, moved: Moved) -> usize {
+        match moved {
+            Moved::Bytes(bytes) => {
+                self.left_of_turn = self.left_of_turn.saturating_sub(bytes);
+                self.stats.add(SessionCounter::VmmOutBytes.index(), bytes as u64);
+                return bytes;
+            }
+            Moved::Later => {}
+            Moved::Ended => self.broken(at, ChannelEnd::Closed),
+            Moved::Failed(errno) => self.broken(at, ChannelEnd::Socket { errno }),
+        }
+        0
+    }
+
+    /// The VMM takes nothing any more on a channel.
+    fn broken(&mut self, at: usize, end: ChannelEnd) {
+        self.channels[at].broken = true;
+        self.channels[at].answers.end();
+        self.gone(at, end);
+    }
+
+    /// The VMM ended a channel: said once.
+    fn gone(&mut self, at: usize, end: ChannelEnd) {
+        if !std::mem::replace(&mut self.channels[at].gone, true) {
+            self.tell(at, end);
+        }
+    }
+
+    fn tell(&mut self, at: usize, end: ChannelEnd) {
+        let (session, channel) = (self.session, self.channels[at].id);
+        self.news.push_back(Event::ChannelEnded { session, channel, end });
+    }
+
+    /// A bounded piece of handing over and of reading replies; begins a new turn. True when
+    /// anything was done.
+    pub(crate) fn work(&mut self, pipes: &mut Pipes) -> Result<bool, StreamSinkError> {
+        if self.failed {
+            return Ok(false);
+        }
+        self.left_of_turn = BYTES_PER_TURN;
+        let mut worked = false;
+        let count = self.channels.len();
+        for turn in 0..count {
+            let at = (self.turn + turn) % count;
+            while self.left_of_turn > 0 && self.advance(pipes, at)? {
+                worked = true;
+            }
+            worked |= self.read_answers(pipes, at);
+        }
+        self.turn = (self.turn + 1) % count;
+        if self.verify && self.is_settled() {
+            self.verify = false;
+            let digests = self.channels.iter().map(|channel| (channel.id, &channel.digest));
+            let (frames, digest) = digest_of(&self.hasher, digests);
+            let session = self.session;
+            self.news.push_back(Event::StreamDigest { session, frames, digest });
+            worked = true;
+        }
+        Ok(worked)
+    }
+
+    /// One step of a channel: writes on, or begins the next part that is held. False when the
+    /// channel has to wait.
+    fn advance(&mut self, pipes: &mut Pipes, at: usize) -> Result<bool, StreamSinkError> {
+        let channel = &mut self.channels[at];
+        let Some(pipe) = channel.pipe.filter(|_| !channel.broken) else { return Ok(false) };
+        if let Some(begun) = channel.begun.take() {
+            return Ok(self.write_on(pipes, pipe, at, begun));
+        }
+        let (id, next) = (channel.id, channel.next);
+        let Some(Held { kind, chain }) = self.reorder.take(id, next) else { return Ok(false) };
+        if channel.ended {
+            return Err(StreamSinkError::AfterEnd);
+        }
+        channel.digest.add(next, kind, chain.bytes(), self.reorder.parts(&chain));
+        self.begun(at, chain.bytes());
+        match kind {
+            StreamKind::Opaque => {
+                self.channels[at].begun = Some(Begun { chain, written: 0 });
+            }
+            StreamKind::End => {
+                self.end(pipes, at);
+                self.reorder.free(chain);
+            }
+            StreamKind::Pages | StreamKind::Block => return Err(StreamSinkError::PagesUnasked),
+        }
+        Ok(true)
+    }
+
+    /// Writes more of a part that was begun. False when the VMM takes nothing now.
+    fn write_on(&mut self, pipes: &mut Pipes, pipe: PipeId, at: usize, mut begun: Begun) -> bool {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let mut count = 0;
+        let mut skip = begun.written;
+        for piece in self.reorder.parts(&begun.chain) {
+            let skipped = skip.min(piece.len());
+            skip -= skipped;
+            if skipped < piece.len() && count < SLICES_MAX {
+                slices[count] = IoSlice::new(&piece[skipped..]);
+                count += 1;
+            }
+        }
+        let moved = pipes.write(pipe, &slices[..count]);
+        let taken = self.wrote(at, moved);
+        begun.written += taken;
+        if begun.written == begun.chain.bytes() {
+            self.reorder.free(begun.chain);
+            self.channels[at].delivered += 1;
+        } else {
+            self.channels[at].begun = Some(begun);
+        }
+        taken > 0
+    }
+
+    fn read_answers(&mut self, pipes: &mut Pipes, at: usize) -> bool {
+        let channel = &mut self.channels[at];
+        let Some(pipe) = channel.pipe else { return false };
+        match channel.answers.read(pipes, pipe) {
+            None | Some(Moved::Later) => return false,
+            Some(Moved::Bytes(bytes)) => {
+                self.stats.add(SessionCounter::ReplyBytes.index(), bytes as u64);
+            }
+            Some(Moved::Ended) => self.gone(at, ChannelEnd::Closed),
+            Some(Moved::Failed(errno)) => self.gone(at, ChannelEnd::Socket { errno }),
+        }
+        true
+    }
+
+    /// True when all that came in order is handed to the VMM.
+    fn is_settled(&self) -> bool {
+        self.channels
+            .iter()
+            .all(|channel| channel.begun.is_none() && !self.reorder.has(channel.id, channel.next))
+    }
+
+    /// The next small frame that has to be sent.
+    pub(crate) fn next_due(&mut self) -> Option<Frame<'static>> {
+        let channel = self.channels.iter_mut().find(|channel| channel.delivered > channel.told)?;
+        channel.told = channel.delivered;
+        let (session, position) = (self.session.number, Position(channel.delivered - 1));
+        Some(Frame::Delivered { session, channel: channel.id, position })
+    }
+
+    /// True when a small frame has to be sent.
+    pub(crate) fn is_due(&self) -> bool {
+        self.channels.iter().any(|channel| channel.delivered > channel.told)
+    }
+
+    /// The next reply that has to be sent.
+    pub(crate) fn reply_due(&self) -> Option<Frame<'_>> {
+        let session = self.session.number;
+        self.channels.iter().find_map(|Channel { id, answers, .. }| {
+            let (offset, payload) = answers.due()?;
+            Some(Frame::Reply { session, channel: *id, offset, payload })
+        })
+    }
+
+    /// The reply of a channel went out.
+    pub(crate) fn reply_sent(&mut self, channel: ChannelId) {
+        self.channels[usize::from(channel.0)].answers.sent();
+    }
+
+    /// The source's VMM took a reply.
+    pub(crate) fn reply_acked(
+        &mut self,
+        channel: ChannelId,
+        offset: u64,
+    ) -> Result<(), StreamSinkError> {
+        self.channels[usize::from(channel.0)].answers.acked(offset)?;
+        Ok(())
+    }
+
+    /// A stream of the link died: what was said last may have died with it, so it is said again.
+    pub(crate) fn say_again(&mut self) {
+        for channel in &mut self.channels {
+            channel.told = 0;
+            channel.answers.send_again();
+        }
+    }
+
+    /// What the control thread has to be told, taken out.
+    pub(crate) fn news(&mut self) -> Option<Event> {
+        self.news.pop_front()
+    }
+
+    /// Ends all work and closes the VMM's sockets. False when the session had failed before.
+    pub(crate) fn fail(&mut self, pipes: &mut Pipes) -> bool {
+        self.channels.iter_mut().filter_map(|channel| channel.pipe.take()).for_each(|pipe| {
+            pipes.close(pipe);
+        });
+        !std::mem::replace(&mut self.failed, true)
+    }
+}

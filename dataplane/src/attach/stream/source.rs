@@ -1,0 +1,294 @@
+//! The source of a stream session: takes what the VMM writes, keeps it until the sink has it.
+//!
+//! Owned by one shard. Work comes in bounded steps: one call fills at most one frame. It reads from
+//! the VMM only when the frame may be sent, so nothing piles up here and the VMM feels the link.
+
+use super::digest::{ChannelDigest, digest_of};
+use super::pipe::{Moved, PipeId, Pipes};
+use super::reply::{OutOfPlace, Replies};
+use super::retain::{NeverSent, Part, Retained};
+use crate::port::{ChannelEnd, ChannelId, Event, StreamSourceSetup};
+use crate::stats::{SessionCounter, SessionStats};
+use dwcp_codec::PageHasher;
+use dwcp_ffi::arena::ArenaError;
+use dwcp_ffi::counters::HistogramWriter;
+use dwcp_proto::ids::{Position, SessionKey};
+use dwcp_proto::time::Nanos;
+use dwcp_proto::wire::frame::{Frame, StreamKind};
+use dwcp_proto::wire::limits::CHANNELS_MAX;
+use std::collections::VecDeque;
+
+/// The most bytes of the VMM that one frame carries as they are. More would only keep the other
+/// work of the shard waiting.
+const OPAQUE_BYTES_MAX: usize = 256 << 10;
+
+/// A frame that a step filled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Produced {
+    /// The name under which it is kept.
+    pub(crate) name: u32,
+    pub(crate) part: Part,
+    pub(crate) payload_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Channel {
+    id: ChannelId,
+    pipe: PipeId,
+    /// The VMM ended its writing, and the last part is sent.
+    ended: bool,
+    replies: Replies,
+    digest: ChannelDigest,
+}
+
+/// The source of a stream session.
+#[derive(Debug)]
+pub(crate) struct StreamSource {
+    pub(crate) session: SessionKey,
+    pub(crate) stats: SessionStats,
+    pub(crate) frame_rtt_ns: HistogramWriter,
+    hasher: PageHasher,
+    retained: Retained,
+    channels: Vec<Channel>,
+    /// Which channel gets the next turn.
+    turn: usize,
+    verify: bool,
+    failed: bool,
+    /// What the control thread has to be told.
+    news: VecDeque<Event>,
+}
+
+/// What a session may have to tell at a time: see [`crate::shard::ShardConfig::events_reserved`].
+pub(crate) const NEWS_MAX: usize = 2 * CHANNELS_MAX as usize + 4;
+
+impl StreamSource {
+    pub(crate) fn new(setup: StreamSourceSetup) -> Result<Self, ArenaError> {
+        Ok(Self {
+            session: setup.session,
+            stats: setup.stats,
+            frame_rtt_ns: setup.frame_rtt_ns,
+            hasher: PageHasher::new(&setup.hash_key),
+            retained: Retained::new(setup.undelivered_bytes_max)?,
+            channels: Vec::with_capacity(usize::from(CHANNELS_MAX)),
+            turn: 0,
+            verify: false,
+            failed: false,
+            news: VecDeque::with_capacity(NEWS_MAX),
+        })
+    }
+
+    /// Takes a channel's socket over. False when there is one already, or no such channel.
+    pub(crate) fn add_channel(&mut self, id: ChannelId, pipe: PipeId) -> bool {
+        let known = self.channels.iter().any(|channel| channel.id == id);
+        if known || id.0 >= CHANNELS_MAX || self.failed {
+            return false;
+        }
+        let (replies, digest) = (Replies::new(), ChannelDigest::new(&self.hasher));
+        self.channels.push(Channel { id, pipe, ended: false, replies, digest });
+        true
+    }
+
+    /// Answers with a digest as soon as all that the VMM wrote is sent.
+    pub(crate) fn start_verify(&mut self) {
+        self.verify = true;
+    }
+
+    /// True when a step would fill a frame if it had one.
+    pub(crate) fn wants_frame(&self, pipes: &Pipes) -> bool {
+        let open = self.open_channels();
+        !self.failed
+            && (self.retained.wants_resend()
+                || self.channels.iter().any(|channel| {
+                    let has_input = !channel.ended && pipes.is_readable(channel.pipe);
+                    has_input && self.retained.room(channel.id, open) > 0
+                }))
+    }
+
+    /// Fills `out` with the next frame's payload: what a dead stream lost first, then what is new.
+    pub(crate) fn fill(
+        &mut self,
+        pipes: &mut Pipes,
+        out: &mut [u8],
+        now: Nanos,
+    ) -> Option<Produced> {
+        if self.failed {
+            return None;
+        }
+        if let Some((name, part, payload_bytes)) = self.retained.resend(out) {
+            self.stats.add(SessionCounter::FramesResent.index(), 1);
+            return Some(Produced { name, part, payload_bytes });
+        }
+        let count = self.channels.len();
+        for turn in 0..count {
+            let index = (self.turn + turn) % count;
+            if let Some((kind, bytes)) = self.read_channel(index, pipes, out) {
+                self.turn = (index + 1) % count;
+                return Some(self.keep(index, kind, &out[..bytes], now));
+            }
+        }
+        None
+    }
+
+    /// Reads the next part of a channel, if it may be sent.
+    fn read_channel(
+        &mut self,
+        index: usize,
+        pipes: &mut Pipes,
+        out: &mut [u8],
+    ) -> Option<(StreamKind, usize)> {
+        let room = self.retained.room(self.channels[index].id, self.open_channels());
+        let channel = &mut self.channels[index];
+        if room == 0 || channel.ended {
+            return None;
+        }
+        let end = match pipes.read(channel.pipe, &mut out[..room.min(OPAQUE_BYTES_MAX)]) {
+            Moved::Bytes(bytes) => {
+                self.stats.add(SessionCounter::VmmInBytes.index(), bytes as u64);
+                self.stats.add(SessionCounter::OpaqueBytes.index(), bytes as u64);
+                return Some((StreamKind::Opaque, bytes));
+            }
+            Moved::Later => return None,
+            Moved::Ended => ChannelEnd::Closed,
+            Moved::Failed(errno) => ChannelEnd::Socket { errno },
+        };
+        channel.ended = true;
+        self.news.push_back(Event::ChannelEnded {
+            session: self.session,
+            channel: channel.id,
+            end,
+        });
+        Some((StreamKind::End, 0))
+    }
+
+    /// Keeps a new part and counts it into the digest.
+    fn keep(&mut self, index: usize, kind: StreamKind, payload: &[u8], now: Nanos) -> Produced {
+        let channel = &mut self.channels[index];
+        let (name, part) = self.retained.keep(channel.id, kind, payload, now);
+        channel.digest.add(part.position, kind, payload.len(), [payload]);
+        self.stats.add(SessionCounter::Frames.index(), 1);
+        self.stats.add(SessionCounter::CodedBytes.index(), payload.len() as u64);
+        self.note_window();
+        Produced { name, part, payload_bytes: payload.len() }
+    }
+
+    /// A bounded piece of everything but new frames. True when anything was done.
+    pub(crate) fn work(&mut self, pipes: &mut Pipes) -> bool {
+        if self.failed {
+            return false;
+        }
+        let mut worked = false;
+        for channel in &mut self.channels {
+            worked |= channel.replies.write(pipes, Some(channel.pipe));
+        }
+        if self.verify && self.is_settled(pipes) {
+            self.verify = false;
+            let digests = self.channels.iter().map(|channel| (channel.id, &channel.digest));
+            let (frames, digest) = digest_of(&self.hasher, digests);
+            let session = self.session;
+            self.news.push_back(Event::StreamDigest { session, frames, digest });
+            worked = true;
+        }
+        worked
+    }
+
+    /// True when everything that the VMM wrote is sent, as far as the last read could tell.
+    fn is_settled(&self, pipes: &Pipes) -> bool {
+        let read = |channel: &Channel| channel.ended || !pipes.is_readable(channel.pipe);
+        !self.retained.wants_resend() && self.channels.iter().all(read)
+    }
+
+    /// The frame went to the link as a record of `wire_bytes`.
+    pub(crate) fn posted(&mut self, wire_bytes: usize) {
+        self.stats.add(SessionCounter::WireBytes.index(), wire_bytes as u64);
+    }
+
+    /// The sink holds the part.
+    pub(crate) fn acked(&mut self, name: u32) {
+        self.retained.acked(name);
+    }
+
+    /// The part's stream died, or never took it.
+    pub(crate) fn lost(&mut self, name: u32) {
+        self.retained.lost(name);
+    }
+
+    /// The sink's VMM took every part of the channel through `position`.
+    pub(crate) fn delivered(
+        &mut self,
+        channel: ChannelId,
+        position: Position,
+        now: Nanos,
+    ) -> Result<(), NeverSent> {
+        let bytes = self.retained.delivered(channel, position, now)?;
+        self.stats.add(SessionCounter::DeliveredBytes.index(), bytes);
+        self.note_window();
+        Ok(())
+    }
+
+    fn note_window(&mut self) {
+        let undelivered = self.retained.undelivered_bytes();
+        let window = self.retained.window();
+        let stats = &mut self.stats;
+        stats.set(SessionCounter::UndeliveredBytes.index(), undelivered);
+        stats.set(SessionCounter::BacklogBytes.index(), window.backlog_bytes(undelivered));
+        stats.set(SessionCounter::DeliveryRate.index(), window.rate_bytes_per_second());
+        stats.set(SessionCounter::RttMinNanos.index(), window.rtt_min().map_or(0, |rtt| rtt.0));
+    }
+
+    /// The sink's VMM answered, or ended its side.
+    pub(crate) fn reply(
+        &mut self,
+        pipes: &mut Pipes,
+        id: ChannelId,
+        offset: u64,
+        payload: &[u8],
+    ) -> Result<(), OutOfPlace> {
+        let Some(channel) = self.channels.iter_mut().find(|channel| channel.id == id) else {
+            // A reply to a channel that is not here yet: the sink asks again when a stream dies,
+            // and control opens channels at the source first.
+            return Ok(());
+        };
+        if !channel.replies.take(offset, payload)? {
+            return Ok(());
+        }
+        self.stats.add(SessionCounter::ReplyBytes.index(), payload.len() as u64);
+        if channel.replies.has_ended() {
+            pipes.end_writing(channel.pipe);
+            let end = ChannelEnd::Peer;
+            self.news.push_back(Event::ChannelEnded { session: self.session, channel: id, end });
+        } else {
+            channel.replies.write(pipes, Some(channel.pipe));
+        }
+        Ok(())
+    }
+
+    /// The next small frame that has to be sent.
+    pub(crate) fn next_due(&mut self) -> Option<Frame<'static>> {
+        let session = self.session.number;
+        self.channels.iter_mut().find_map(|channel| {
+            let offset = channel.replies.next_due()?;
+            Some(Frame::ReplyAck { session, channel: channel.id, offset })
+        })
+    }
+
+    /// True when a small frame has to be sent.
+    pub(crate) fn is_due(&self) -> bool {
+        self.channels.iter().any(|channel| channel.replies.is_due())
+    }
+
+    /// What the control thread has to be told, taken out.
+    pub(crate) fn news(&mut self) -> Option<Event> {
+        self.news.pop_front()
+    }
+
+    /// Ends all work and closes the VMM's sockets. False when the session had failed before.
+    pub(crate) fn fail(&mut self, pipes: &mut Pipes) -> bool {
+        self.channels.iter().for_each(|channel| pipes.close(channel.pipe));
+        self.channels.clear();
+        !std::mem::replace(&mut self.failed, true)
+    }
+
+    fn open_channels(&self) -> usize {
+        self.channels.iter().filter(|channel| !channel.ended).count()
+    }
+}

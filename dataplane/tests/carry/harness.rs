@@ -1,0 +1,251 @@
+//! A pair of shards that carries the streams of stand-ins for VMMs.
+
+use crate::pair::{PATIENCE, Pair, next};
+use dwcp_dataplane::port::{
+    ChannelEnd, ChannelId, ChannelSetup, Command, Event, HashKey, StreamCoding, StreamSinkSetup,
+    StreamSourceSetup,
+};
+use dwcp_dataplane::stats::{SESSION_COUNTER_COUNT, SessionStatsReader};
+use dwcp_ffi::counters::{counters, histogram};
+use dwcp_proto::ids::LaneId;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// What a test asks for.
+#[derive(Clone, Copy)]
+pub(crate) struct Options {
+    pub(crate) streams: u16,
+    pub(crate) undelivered: u64,
+    pub(crate) coding: StreamCoding,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { streams: 1, undelivered: 8 << 20, coding: StreamCoding::Passthrough }
+    }
+}
+
+pub(crate) struct Carry {
+    pub(crate) pair: Pair,
+    source_stats: SessionStatsReader,
+    sink_stats: SessionStatsReader,
+    /// What [`Carry::is_quiet`] saw, and how often in a row.
+    quiet: (u64, u32),
+}
+
+impl Carry {
+    pub(crate) fn new(options: Options) -> Self {
+        let mut pair = Pair::new(options.streams);
+        let session = pair.session;
+        let (stats, source_stats) = counters();
+        let window_log = match options.coding {
+            StreamCoding::Pages { window_log, .. } => window_log,
+            StreamCoding::Passthrough => 0,
+        };
+        pair.source.command(Command::OpenStreamSource(Box::new(StreamSourceSetup {
+            session,
+            lane: LaneId(0),
+            coding: options.coding,
+            pages_max: 1 << 16,
+            base_pages: 256,
+            undelivered_bytes_max: options.undelivered,
+            hash_key: HashKey([5; 32]),
+            stats,
+            frame_rtt_ns: histogram().0,
+        })));
+        let (stats, sink_stats) = counters();
+        pair.sink.command(Command::OpenStreamSink(Box::new(StreamSinkSetup {
+            session,
+            lane: LaneId(0),
+            window_log,
+            pages_max: 1 << 16,
+            base_pages: 256,
+            undelivered_bytes_max: options.undelivered,
+            hash_key: HashKey([5; 32]),
+            stats,
+        })));
+        for side in [&mut pair.source, &mut pair.sink] {
+            side.event(|event| matches!(event, Event::Opened { .. }).then_some(()));
+        }
+        Self { pair, source_stats, sink_stats, quiet: (0, 0) }
+    }
+
+    /// A channel at both ends: the VMM's socket at the source and at the sink.
+    pub(crate) fn channel(&mut self, number: u16) -> (UnixStream, UnixStream) {
+        (self.source_channel(number), self.sink_channel(number))
+    }
+
+    pub(crate) fn source_channel(&mut self, number: u16) -> UnixStream {
+        let (vmm, command) = self.socket(number);
+        self.pair.source.command(command);
+        vmm
+    }
+
+    pub(crate) fn sink_channel(&mut self, number: u16) -> UnixStream {
+        let (vmm, command) = self.socket(number);
+        self.pair.sink.command(command);
+        vmm
+    }
+
+    fn socket(&self, number: u16) -> (UnixStream, Command) {
+        let (vmm, ours) = UnixStream::pair().unwrap();
+        vmm.set_read_timeout(Some(PATIENCE)).unwrap();
+        vmm.set_write_timeout(Some(PATIENCE)).unwrap();
+        let (session, channel, socket) = (self.pair.session, ChannelId(number), ours.into());
+        (vmm, Command::AddChannel(Box::new(ChannelSetup { session, channel, socket })))
+    }
+
+    /// Writes at one end and reads all of it at the other.
+    pub(crate) fn move_bytes(&mut self, from: &UnixStream, to: &UnixStream, sent: &[u8]) {
+        self.move_rest(from, to, sent, 0);
+    }
+
+    /// As [`Carry::move_bytes`], when the first `written` bytes are written already.
+    pub(crate) fn move_rest(
+        &mut self,
+        from: &UnixStream,
+        to: &UnixStream,
+        sent: &[u8],
+        written: usize,
+    ) {
+        std::thread::scope(|scope| {
+            scope.spawn(move || { &*from }.write_all(&sent[written..]).unwrap());
+            let mut got = vec![0; sent.len()];
+            { to }.read_exact(&mut got).unwrap();
+            assert!(got == sent, "what arrives is what was written");
+        });
+    }
+
+    /// As [`Carry::move_bytes`], calling `meanwhile` with what has arrived so far.
+    pub(crate) fn move_bytes_while(
+        &mut self,
+        from: &UnixStream,
+        to: &UnixStream,
+        sent: &[u8],
+        mut meanwhile: impl FnMut(&mut Self, usize),
+    ) {
+        let arrived = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| { from }.write_all(sent).unwrap());
+            let reading = scope.spawn(|| {
+                let mut at = 0;
+                let mut part = vec![0; 100_000];
+                while at < sent.len() {
+                    let bytes = { to }.read(&mut part).unwrap();
+                    assert!(bytes > 0 && part[..bytes] == sent[at..at + bytes], "at byte {at}");
+                    at += bytes;
+                    arrived.store(at as u64, Ordering::Relaxed);
+                }
+            });
+            while !reading.is_finished() {
+                meanwhile(self, arrived.load(Ordering::Relaxed) as usize);
+                std::thread::yield_now();
+            }
+        });
+    }
+
+    /// The source's VMM ends its input; the sink's sees the end after everything.
+    pub(crate) fn end_of_input(&mut self, number: u16, near: UnixStream, mut far: UnixStream) {
+        near.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(far.read(&mut [0; 8]).unwrap(), 0);
+        assert_eq!(self.source_channel_end(), (number, ChannelEnd::Closed));
+        assert_eq!(self.sink_channel_end(), (number, ChannelEnd::Peer));
+    }
+
+    pub(crate) fn source_channel_end(&mut self) -> (u16, ChannelEnd) {
+        self.pair.source.event(channel_end)
+    }
+
+    pub(crate) fn sink_channel_end(&mut self) -> (u16, ChannelEnd) {
+        self.pair.sink.event(channel_end)
+    }
+
+    /// Both ends say what they carried, and say the same.
+    pub(crate) fn assert_same_digest(&mut self) {
+        let session = self.pair.session;
+        let [source, sink] = [&mut self.pair.source, &mut self.pair.sink].map(|side| {
+            side.command(Command::Verify { session });
+            side.event(|event| match event {
+                Event::StreamDigest { frames, digest, .. } => Some((frames, digest)),
+                Event::Failed { cause, .. } => panic!("the session failed: {cause}"),
+                _ => None,
+            })
+        });
+        assert_eq!(source, sink);
+        assert!(source.0 > 0);
+    }
+
+    /// Calls `done` until it says so, within the test's patience.
+    pub(crate) fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !done(self) {
+            assert!(Instant::now() < end, "it did not happen");
+            std::thread::yield_now();
+        }
+    }
+
+    /// True when nothing was sent or delivered while this was asked many times in a row.
+    pub(crate) fn is_quiet(&mut self, extra: u64) -> bool {
+        let sum = self.source_counters().iter().fold(extra, |sum, count| sum.wrapping_add(*count));
+        let times = if self.quiet.0 == sum { self.quiet.1 + 1 } else { 0 };
+        self.quiet = (sum, times);
+        times > 20_000
+    }
+
+    pub(crate) fn cut_stream(&mut self, index: usize) {
+        self.pair.try_cut_stream(index);
+    }
+
+    pub(crate) fn source_counters(&self) -> [u64; SESSION_COUNTER_COUNT] {
+        self.source_stats.snapshot()
+    }
+
+    pub(crate) fn sink_counters(&self) -> [u64; SESSION_COUNTER_COUNT] {
+        self.sink_stats.snapshot()
+    }
+
+    pub(crate) fn close(self) {
+        self.pair.close();
+    }
+}
+
+fn channel_end(event: Event) -> Option<(u16, ChannelEnd)> {
+    match event {
+        Event::ChannelEnded { channel, end, .. } => Some((channel.0, end)),
+        _ => None,
+    }
+}
+
+/// Bytes that look like nothing.
+pub(crate) fn bytes(seed: u64, count: usize) -> Vec<u8> {
+    let mut state = seed;
+    let words = (0..count.div_ceil(8))
+        .flat_map(|_| next(&mut state).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    words.take(count).collect()
+}
+
+/// Writes and reads chunks of random length, one answer for some of them.
+pub(crate) fn chatter(seed: u64, mut near: &UnixStream, mut far: &UnixStream) {
+    let mut state = seed;
+    for turn in 0..60 {
+        let sent = bytes(seed + turn, 1 + next(&mut state) as usize % 300_000);
+        std::thread::scope(|scope| {
+            scope.spawn(|| { near }.write_all(&sent).unwrap());
+            let mut got = vec![0; sent.len()];
+            far.read_exact(&mut got).unwrap();
+            assert!(got == sent, "seed {seed}, turn {turn}");
+        });
+        if next(&mut state).is_multiple_of(3) {
+            let answer = bytes(turn, 1 + next(&mut state) as usize % 50_000);
+            std::thread::scope(|scope| {
+                scope.spawn(|| { far }.write_all(&answer).unwrap());
+                let mut got = vec![0; answer.len()];
+                near.read_exact(&mut got).unwrap();
+                assert!(got == answer, "seed {seed}, answer {turn}");
+            });
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Why a step of xtask failed.
 
+use dwcp_tools::lab::LabError;
 use dwcp_tools::tidy::TidyError;
 use std::path::PathBuf;
 
@@ -29,6 +30,8 @@ pub(crate) enum TaskError {
          with a toolchain of that version"
     )]
     Toolchain { found: String, pinned: String },
+    #[error(transparent)]
+    Lab(#[from] LabError),
     #[error(transparent)]
     Tidy(#[from] TidyError),
     #[error("{count} violations of the repository's rules")]

@@ -10,7 +10,7 @@
 //! removed when it is dropped, and what a killed process left behind by the next that comes.
 
 mod abandoned;
-mod command;
+pub(crate) mod command;
 mod error;
 mod guest;
 mod link_spec;
@@ -43,7 +43,7 @@ use tempfile::TempDir;
 
 /// A folder that goes when it is dropped; its name is short, since names of sockets in it may have
 /// 107 bytes.
-fn scratch(what: &str) -> Result<TempDir, LabError> {
+pub(crate) fn scratch(what: &str) -> Result<TempDir, LabError> {
     scratch_in(&std::env::temp_dir(), what)
 }
 

@@ -62,7 +62,7 @@ impl Node {
     }
 
     /// The words before a program that make it run on this host.
-    pub(super) fn words(&self) -> [String; 4] {
+    pub(crate) fn words(&self) -> [String; 4] {
         let ip = find("ip").unwrap_or_else(|| PathBuf::from("ip"));
         let ip = ip.to_string_lossy().into_owned();
         [ip, "netns".to_owned(), "exec".to_owned(), self.namespace.clone()]

@@ -38,6 +38,8 @@ pub(crate) enum TaskError {
     Untidy { count: usize },
     #[error("{failed} of {run} tests failed")]
     Tests { failed: u64, run: u64 },
+    #[error("{failed} of {run} migrations failed or hurt the guest")]
+    Migrations { failed: usize, run: usize },
     #[error("not one test ran")]
     NoTests,
     #[error("fuzz target {target} shows no coverage: it was not built with instrumentation")]

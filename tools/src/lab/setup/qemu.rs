@@ -2,8 +2,8 @@
 //!
 //! Called by [`super::setup`] under its lock. QEMU 7.2 loses pages of emulated guests by itself, so
 //! correctness is judged on 9 or newer. Where the release has an older one, its backports are
-//! asked, on the mirror that apt uses for the release itself and with lists of their own: the machine's
-//! lists and sources stay as they are.
+//! asked, on the mirror that apt uses for the release itself and with lists of their own: the
+//! machine's lists and sources stay as they are.
 
 use super::super::command::run;
 use super::super::error::LabError;

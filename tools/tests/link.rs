@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use dwcp_tools::lab::{Lab, LinkSpec, Net, NetSpec, wait_for};
+use dwcp_tools::lab::{LinkSpec, Net, NetSpec, networks_for_test, wait_for};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -22,8 +22,8 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 /// A network for a test; None if this machine can't have it.
 fn pair(words: &str) -> Option<Net> {
-    Lab::for_test()?;
-    Some(Net::up(&NetSpec::pair(words).unwrap()).unwrap())
+    let spec = NetSpec::pair(words).unwrap();
+    networks_for_test().then(|| Net::up(&spec).unwrap())
 }
 
 fn byte(at: usize) -> u8 {
@@ -196,7 +196,7 @@ fn a_partition_is_silent_and_heals() {
 #[test]
 fn a_third_node_is_the_way_round_a_dead_device() {
     let _alone = ALONE.lock();
-    if Lab::for_test().is_none() {
+    if !networks_for_test() {
         return;
     }
     let spec = NetSpec::pair("delay=1ms").unwrap();
@@ -215,7 +215,7 @@ fn a_third_node_is_the_way_round_a_dead_device() {
 #[test]
 fn nothing_stays_behind_even_after_a_failed_test() {
     let _alone = ALONE.lock();
-    if Lab::for_test().is_none() {
+    if !networks_for_test() {
         return;
     }
     let names = Mutex::new(Vec::new());

@@ -30,7 +30,7 @@ pub use guest::Guest;
 pub use link_spec::LinkSpec;
 pub use net::{Net, NetSpec};
 pub use node::Node;
-pub use place::{Lab, is_root};
+pub use place::{Lab, is_root, networks_for_test};
 pub use qmp::{Event, Qmp};
 pub use relay::{Link, LinkStats, Way};
 pub use setup::{SetupOptions, setup};

@@ -1,9 +1,10 @@
 //! Where the lab keeps what it made: one folder, and the QEMU to use.
 //!
-//! Read-only after [`super::setup`]; any number of processes use it at once.
+//! Read-only after [`super::setup()`]; any number of processes use it at once.
 
 use super::command::{find, run};
 use super::error::LabError;
+use nix::sched::{CloneFlags, unshare};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -26,9 +27,7 @@ impl Lab {
     /// # Errors
     /// Not root, or `cargo xtask lab setup` was never run here.
     pub fn find() -> Result<Self, LabError> {
-        if !is_root() {
-            return missing("the rights of root (namespaces and TUN devices need them)");
-        }
+        can_make_networks()?;
         let lab = Self::here()?;
         for path in [lab.kernel(), lab.initramfs()] {
             if !path.is_file() {
@@ -42,14 +41,7 @@ impl Lab {
     /// past the test's captured output.
     #[must_use]
     pub fn for_test() -> Option<Self> {
-        let error = match Self::find() {
-            Ok(lab) => return Some(lab),
-            Err(error) => error,
-        };
-        let thread = std::thread::current();
-        let line = format!("{} is PASSED OVER: {error}\n", thread.name().unwrap_or("a test"));
-        drop(std::io::stderr().write_all(line.as_bytes()));
-        None
+        Self::find().map_err(|error| pass_over(&error)).ok()
     }
 
     /// The lab's folder and QEMU, whether or not its guests were made already.
@@ -117,6 +109,35 @@ pub(crate) fn folder() -> Result<PathBuf, LabError> {
         .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("dwcp-lab")))
         .or_else(|| set("HOME").map(|home| home.join(".cache/dwcp-lab")))
         .ok_or(LabError::Missing { what: "a folder for the lab".into(), cure: "Set DWCP_LAB_DIR" })
+}
+
+/// True if a test may make networks; otherwise says on standard error, past the test's captured
+/// output, that it is passed over.
+#[must_use]
+pub fn networks_for_test() -> bool {
+    can_make_networks().map_err(|error| pass_over(&error)).is_ok()
+}
+
+/// Whether this process may make namespaces and devices; root in a container may not.
+fn can_make_networks() -> Result<(), LabError> {
+    if !is_root() {
+        return missing("the rights of root (namespaces and TUN devices need them)");
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        return missing("/dev/net/tun");
+    }
+    // On a thread of its own, which takes the namespace with it.
+    let made = std::thread::scope(|scope| scope.spawn(|| unshare(CloneFlags::CLONE_NEWNET)).join());
+    match made {
+        Ok(Ok(())) => Ok(()),
+        _ => missing("the right to make network namespaces"),
+    }
+}
+
+fn pass_over(error: &LabError) {
+    let thread = std::thread::current();
+    let line = format!("{} is PASSED OVER: {error}\n", thread.name().unwrap_or("a test"));
+    drop(std::io::stderr().write_all(line.as_bytes()));
 }
 
 /// True if this process has root's rights.

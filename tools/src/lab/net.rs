@@ -150,6 +150,26 @@ impl Net {
         there.or_else(|| self.links.get(&reversed).map(Link::back))
     }
 
+    /// Takes the carrier from both ends of a link, or gives it back. Unlike `up=0` this is noticed:
+    /// local errors come at once, and the fallback over a third node is used if there is one.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    ///
+    /// # Panics
+    /// There is no link of that name.
+    pub fn set_carrier(&self, name: &str, is_there: bool) -> Result<(), LabError> {
+        assert!(self.links.contains_key(name), "this network has no link {name}");
+        let [a, b] = letters(name)?;
+        let state = if is_there { "up" } else { "down" };
+        for (near, far) in [(a, b), (b, a)] {
+            let line = format!("link set {} {state}\n", Node::device_to(far));
+            ip_batch(&self.nodes[&near], &line)?;
+        }
+        // The kernel has dropped the routes of a device without carrier.
+        if is_there { self.add_routes() } else { Ok(()) }
+    }
+
     fn add_routes(&self) -> Result<(), LabError> {
         for from in self.nodes.values() {
             let mut lines = String::new();
@@ -250,7 +270,7 @@ fn sysctl(name: &str) -> PathBuf {
 
 fn route(from: &Node, to: &Node, hop: char, metric: u32) -> String {
     let device = Node::device_to(hop);
-    format!("route add {} dev {device} src {} metric {metric}\n", to.address, from.address)
+    format!("route replace {} dev {device} src {} metric {metric}\n", to.address, from.address)
 }
 
 pub(super) fn delete_namespace(namespace: &str) -> Result<(), LabError> {

@@ -30,6 +30,9 @@ const CHECK_MAX: Duration = Duration::from_secs(240);
 /// How much of a log an error shows.
 const SHOWN_BYTES: usize = 400;
 
+/// The file that is a guest's memory.
+const RAM: &str = "ram";
+
 /// What a console says when a guest was hurt; `bad=0` is the good news among them.
 const TROUBLE: [&str; 11] = [
     "BUG:",
@@ -78,10 +81,8 @@ impl Vm {
     pub fn start(guest: &Guest, config: VmConfig<'_>) -> Result<Self, LabError> {
         let folder = super::scratch("vm")?;
         let ram = if config.ram_file { Some(super::scratch_in_memory("ram")?) } else { None };
-        let mut words: Vec<String> =
-            config.node.map(|node| node.words().into()).unwrap_or_default();
-        words.push(guest.lab.qemu().to_string_lossy().into_owned());
-        words.extend(options(guest, config, folder.path(), ram.as_ref().map(TempDir::path)));
+        let file = ram.as_ref().map(|folder| folder.path().join(RAM));
+        let words = Self::words(guest, config, folder.path(), file.as_deref());
 
         let path = folder.path().join("errors");
         let errors = File::create(&path).map_err(LabError::file(&path))?;
@@ -95,6 +96,22 @@ impl Vm {
             Err(_) => process.still_runs("QEMU", errors).map(|()| None),
         })?;
         Ok(Self { process, qmp, folder, ram })
+    }
+
+    /// The words that start QEMU, its node's first, for whatever starts it by itself. Two monitors
+    /// `qmp` and `lab.qmp` and the console `serial` are in the folder; `ram` is the file for the
+    /// guest's memory.
+    #[must_use]
+    pub fn words(
+        guest: &Guest,
+        config: VmConfig<'_>,
+        folder: &Path,
+        ram: Option<&Path>,
+    ) -> Vec<String> {
+        let mut words: Vec<String> = config.node.map(|it| it.words().into()).unwrap_or_default();
+        words.push(guest.lab.qemu().to_string_lossy().into_owned());
+        words.extend(options(guest, config, folder, ram));
+        words
     }
 
     /// The lab's own connection to the monitor.
@@ -111,7 +128,7 @@ impl Vm {
     /// The file that is the guest's memory, if it was started so.
     #[must_use]
     pub fn ram_file(&self) -> Option<PathBuf> {
-        self.ram.as_ref().map(|folder| folder.path().join("ram"))
+        self.ram.as_ref().map(|folder| folder.path().join(RAM))
     }
 
     /// The process's id.
@@ -217,7 +234,7 @@ fn options(guest: &Guest, config: VmConfig<'_>, folder: &Path, ram: Option<&Path
     }
     words.extend(guest.options());
     if let Some(ram) = ram {
-        let file = ram.join("ram").display().to_string();
+        let file = ram.display();
         let size = guest.ram_mib();
         let object = format!("memory-backend-file,id=ram0,size={size}M,share=on,mem-path={file}");
         words.extend(["-object".to_owned(), object]);

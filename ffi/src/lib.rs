@@ -21,6 +21,8 @@ pub mod arena;
 pub mod counters;
 pub mod cpu;
 pub mod dirty;
+#[cfg(feature = "lab")]
+pub mod lab;
 mod mapping;
 pub mod poll;
 pub mod region;

@@ -22,6 +22,9 @@ pub(crate) mod troubleshooting {}
 #[doc = include_str!("integration.md")]
 pub(crate) mod integration {}
 
+#[doc = include_str!("lab.md")]
+pub(crate) mod lab {}
+
 /// Why things are as they are: one short record per decision.
 pub(crate) mod decisions {
     #[doc = include_str!("decisions/0001-dependencies.md")]
@@ -50,4 +53,7 @@ pub(crate) mod decisions {
 
     #[doc = include_str!("decisions/0009-receive-single-shot.md")]
     pub(crate) mod receive_single_shot {}
+
+    #[doc = include_str!("decisions/0010-lab-link-emulator.md")]
+    pub(crate) mod lab_link_emulator {}
 }

@@ -14,7 +14,7 @@ const MAY_USE: [(&str, &[&str]); 7] = [
     ("dwcp-codec", &[]),
     ("dwcp-dataplane", &["dwcp-ffi", "dwcp-proto", "dwcp-codec"]),
     ("dwcp-control", &["dwcp-ffi", "dwcp-proto", "dwcp-codec", "dwcp-dataplane"]),
-    ("dwcp-tools", &[]),
+    ("dwcp-tools", &["dwcp-ffi"]),
     (
         "dwcp",
         &["dwcp-ffi", "dwcp-proto", "dwcp-codec", "dwcp-dataplane", "dwcp-control", "dwcp-tools"],

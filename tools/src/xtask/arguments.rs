@@ -12,6 +12,12 @@ Usage: cargo xtask COMMAND
   tidy               check the rules that no compiler checks
   fuzz [TARGET] [--seconds N]
                      build the fuzzers and run one or all of them, 60 seconds each by default
+  lab setup [--real] make this machine ready to run real guests in emulated networks (root);
+                     --real adds redis, nginx, gcc and sqlite for them
+  lab up LINK WORD.. hosts joined by emulated links, until the end of the input; `lab` for more
+  guest GUEST        boot a guest and show its console; `guest` for more
+  peers              migrate a guest to and fro by QEMU's own means and by others, and compare;
+                     `peers --help` for more
   help               this text";
 
 const FUZZ_SECONDS: u32 = 60;
@@ -24,6 +30,9 @@ pub(crate) enum Task {
     Ci(CiOptions),
     Tidy,
     Fuzz { target: Option<String>, seconds: u32 },
+    Lab(Vec<String>),
+    Guest(Vec<String>),
+    Peers(Vec<String>),
 }
 
 /// How to run the steps of CI.
@@ -61,6 +70,10 @@ pub(crate) fn parse(words: &[String]) -> Result<Task, ArgumentError> {
             Some(word) => Err(ArgumentError::Word { word: word.to_owned() }),
         },
         Some("fuzz") => fuzz(words),
+        // What follows is a language of its own, parsed by the module that speaks it.
+        Some("lab") => Ok(Task::Lab(words.map(str::to_owned).collect())),
+        Some("guest") => Ok(Task::Guest(words.map(str::to_owned).collect())),
+        Some("peers") => Ok(Task::Peers(words.map(str::to_owned).collect())),
         Some(word) => Err(ArgumentError::Command { word: word.to_owned() }),
     }
 }

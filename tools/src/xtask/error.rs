@@ -1,5 +1,6 @@
 //! Why a step of xtask failed.
 
+use dwcp_tools::lab::LabError;
 use dwcp_tools::tidy::TidyError;
 use std::path::PathBuf;
 
@@ -35,11 +36,15 @@ pub(crate) enum TaskError {
     )]
     Toolchain { found: String, pinned: String },
     #[error(transparent)]
+    Lab(#[from] LabError),
+    #[error(transparent)]
     Tidy(#[from] TidyError),
     #[error("{count} violations of the repository's rules")]
     Untidy { count: usize },
     #[error("{failed} of {run} tests failed")]
     Tests { failed: u64, run: u64 },
+    #[error("{failed} of {run} migrations failed or hurt the guest")]
+    Migrations { failed: usize, run: usize },
     #[error("not one test ran")]
     NoTests,
     #[error("fuzz target {target} shows no coverage: it was not built with instrumentation")]

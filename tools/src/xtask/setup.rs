@@ -8,6 +8,7 @@
 use crate::call::Call;
 use crate::context::Context;
 use crate::error::TaskError;
+use dwcp_tools::lab::{self, SetupOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -83,7 +84,19 @@ pub(crate) fn run(context: &mut Context) -> Result<(), TaskError> {
         context.promtool = Some(promtool).filter(|path| path.is_file());
     }
     context.has_valgrind = find("valgrind").is_some();
+    if is_root && has_apt {
+        // Without it the tests with real guests are passed over, and say so.
+        said(lab::setup(SetupOptions { real: context.full }).map(drop).map_err(TaskError::Lab));
+    } else {
+        println!("{}", lab_state());
+    }
     complain(&missing, is_root, has_apt)
+}
+
+/// Whether guests can be booted here, for whoever can't install what they need.
+fn lab_state() -> String {
+    let state = lab::Lab::find().map_or_else(|error| error.to_string(), |_| "here".to_owned());
+    format!("lab       {state}")
 }
 
 /// Says what is still missing; an error only for what no run can do without.

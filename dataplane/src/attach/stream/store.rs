@@ -15,8 +15,8 @@
 //! - a page with a slot keeps it, and its reference bit is set;
 //! - a page without takes the slot that was given back last, else the first that was never used,
 //!   else, if the page was put before, the one that the clock finds. A page that comes for the
-//!   first time pushes out no other: most pages of a guest are sent once. The slot's reference bit is
-//!   set if the page was put before, else cleared;
+//!   first time pushes out no other: most pages of a guest are sent once. The slot's reference bit
+//!   is set if the page was put before, else cleared;
 //! - the clock looks at no more than 32 slots from its hand on, clears the reference bits that are
 //!   set, and takes the first slot without one, or else the one behind those; the hand then stands
 //!   behind the slot that was taken.

@@ -513,6 +513,9 @@ mod tests {
         decoder: Decoder,
     }
 
+    /// Channel and position, kind and payload of a part.
+    type Sent<'a> = ((u16, u64), StreamKind, &'a [u8]);
+
     impl Bench {
         fn new() -> Self {
             let sink = StreamSink::new(StreamSinkSetup {
@@ -553,7 +556,7 @@ mod tests {
     #[test]
     fn a_source_that_breaks_the_rules_is_found_out() {
         use StreamKind::{Block, End, Opaque, Pages};
-        let cases: [(&[((u16, u64), StreamKind, &[u8])], _); 7] = [
+        let cases: [(&[Sent<'_>], _); 7] = [
             (&[((0, 0), End, b""), ((0, 1), Opaque, b"x")], "stream_after_end"),
             (&[((0, 1), Opaque, b"x"), ((0, 0), End, b"")], "stream_after_end"),
             (&[((1, 0), Block, b"x")], "stream_pages_channel"),

@@ -149,15 +149,9 @@ impl Pipes {
     /// A watch ended.
     pub(crate) fn ready(&mut self, name: u32) {
         let place = &mut self.places[name as usize / 2];
-        let direction = if name % 2 == 0 { &mut place.read } else { &mut place.write };
+        let direction = if name.is_multiple_of(2) { &mut place.read } else { &mut place.write };
         assert!(*direction == Direction::Watched, "a report of a watch that was not asked for");
         *direction = Direction::Ready;
-    }
-
-    /// How many sockets are open.
-    #[cfg(test)]
-    pub(super) fn open(&self) -> usize {
-        self.places.iter().filter(|place| place.socket.is_some()).count()
     }
 }
 

@@ -4,19 +4,22 @@
 //! copy; everything else waits in a pool of fixed size. One turn hands over a bounded number of
 //! bytes. A part counts as delivered when the VMM's socket took its last byte.
 
+use super::NoMemory;
 use super::digest::{ChannelDigest, digest_of};
 use super::pipe::{Moved, PipeId, Pipes};
-use super::pool::Chain;
+use super::pool::{Chain, guest_memory};
+use super::rebuild::{RebuildError, Rebuilder};
 use super::reorder::{Held, Reorder, Taken};
 use super::reply::{Answers, OutOfPlace};
 use super::source::NEWS_MAX;
+use super::store::PageStore;
 use crate::port::{ChannelEnd, ChannelId, Event, StreamSinkSetup};
 use crate::stats::{SessionCounter, SessionStats};
-use dwcp_codec::PageHasher;
-use dwcp_ffi::arena::ArenaError;
+use dwcp_codec::{Decoder, LongWindowDecoder, PageHasher};
+use dwcp_ffi::arena::Lease;
 use dwcp_proto::ids::{Position, SessionKey};
 use dwcp_proto::wire::frame::{Frame, StreamKind, StreamPart};
-use dwcp_proto::wire::limits::CHANNELS_MAX;
+use dwcp_proto::wire::limits::{CHANNELS_MAX, STREAM_PAYLOAD_BYTES_MAX};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
@@ -33,8 +36,10 @@ pub(crate) enum StreamSinkError {
     Overflow,
     #[error("a part follows the end of its channel")]
     AfterEnd,
-    #[error("parts with pages came for a session without them")]
-    PagesUnasked,
+    #[error("parts with pages came on another channel than the first")]
+    PagesChannel,
+    #[error(transparent)]
+    Rebuild(#[from] RebuildError),
     #[error(transparent)]
     Reply(#[from] OutOfPlace),
 }
@@ -45,17 +50,20 @@ impl StreamSinkError {
         match self {
             Self::Overflow => "stream_overflow",
             Self::AfterEnd => "stream_after_end",
-            Self::PagesUnasked => "stream_pages_unasked",
+            Self::PagesChannel => "stream_pages_channel",
+            Self::Rebuild(error) => error.code(),
             Self::Reply(_) => "stream_reply_out_of_place",
         }
     }
 }
 
-/// A part whose turn has come and of which so much is written.
+/// A part whose turn has come and that is not all written.
 #[derive(Debug)]
-struct Begun {
-    chain: Chain,
-    written: usize,
+enum Begun {
+    /// Bytes that are written as they are, so many of them so far.
+    Opaque(Chain, usize),
+    /// The records of a batch, in the rebuilder.
+    Pages,
 }
 
 #[derive(Debug)]
@@ -107,6 +115,9 @@ pub(crate) struct StreamSink {
     pub(crate) stats: SessionStats,
     hasher: PageHasher,
     reorder: Reorder,
+    rebuilder: Rebuilder,
+    /// A part that was held, in one piece.
+    coded: Option<Lease>,
     channels: Vec<Channel>,
     /// Bytes that may still be handed over in this turn.
     left_of_turn: usize,
@@ -118,12 +129,19 @@ pub(crate) struct StreamSink {
 }
 
 impl StreamSink {
-    pub(crate) fn new(setup: StreamSinkSetup) -> Result<Self, ArenaError> {
+    pub(crate) fn new(setup: StreamSinkSetup) -> Result<Self, NoMemory> {
         let hasher = PageHasher::new(&setup.hash_key);
+        let store = PageStore::new(setup.pages_max, setup.base_pages)?;
+        let window = match setup.window_log {
+            0 => None,
+            log => Some(LongWindowDecoder::new(log.into())?),
+        };
         Ok(Self {
             session: setup.session,
             stats: setup.stats,
             reorder: Reorder::new(setup.undelivered_bytes_max)?,
+            rebuilder: Rebuilder::new(store, window)?,
+            coded: Some(guest_memory(STREAM_PAYLOAD_BYTES_MAX)?),
             channels: (0..CHANNELS_MAX).map(|id| Channel::new(ChannelId(id), &hasher)).collect(),
             hasher,
             left_of_turn: BYTES_PER_TURN,
@@ -154,6 +172,7 @@ impl StreamSink {
     pub(crate) fn accept(
         &mut self,
         pipes: &mut Pipes,
+        decoder: &mut Decoder,
         part: &StreamPart,
         payload: &[u8],
     ) -> Result<(), StreamSinkError> {
@@ -164,7 +183,7 @@ impl StreamSink {
         let at = usize::from(channel.0);
         let Channel { next, ended, .. } = self.channels[at];
         if position == next && !ended && self.channels[at].is_free() && self.left_of_turn > 0 {
-            return self.handle(pipes, at, kind, payload);
+            return self.handle(pipes, decoder, at, (kind, payload));
         }
         match self.reorder.hold(channel, next, position, (kind, payload)) {
             Taken::Held if ended => Err(StreamSinkError::AfterEnd),
@@ -185,12 +204,13 @@ impl StreamSink {
     fn handle(
         &mut self,
         pipes: &mut Pipes,
+        decoder: &mut Decoder,
         at: usize,
-        kind: StreamKind,
-        payload: &[u8],
+        (kind, payload): (StreamKind, &[u8]),
     ) -> Result<(), StreamSinkError> {
         let channel = &mut self.channels[at];
-        channel.digest.add(channel.next, kind, payload.len(), [payload]);
+        let position = channel.next;
+        channel.digest.add(position, kind, payload.len(), [payload]);
         self.begun(at, payload.len());
         match kind {
             StreamKind::Opaque => {
@@ -198,18 +218,39 @@ impl StreamSink {
                 if taken < payload.len() {
                     let rest = self.reorder.put(&payload[taken..]);
                     let chain = rest.ok_or(StreamSinkError::Overflow)?;
-                    self.channels[at].begun = Some(Begun { chain, written: 0 });
+                    self.channels[at].begun = Some(Begun::Opaque(chain, 0));
                 } else {
                     self.channels[at].delivered += 1;
                 }
-                Ok(())
             }
-            StreamKind::End => {
-                self.end(pipes, at);
-                Ok(())
+            StreamKind::End => self.end(pipes, at),
+            StreamKind::Pages | StreamKind::Block if at != 0 => {
+                return Err(StreamSinkError::PagesChannel);
             }
-            StreamKind::Pages | StreamKind::Block => Err(StreamSinkError::PagesUnasked),
+            StreamKind::Block => {
+                self.rebuilder.block(payload)?;
+                self.channels[at].delivered += 1;
+            }
+            StreamKind::Pages => {
+                let part = (position, payload);
+                self.rebuilder.pages(decoder, &self.hasher, &self.stats, part)?;
+                self.write_records(pipes, at);
+            }
         }
+        Ok(())
+    }
+
+    /// Writes more of a batch's records. False when the VMM takes nothing now.
+    fn write_records(&mut self, pipes: &mut Pipes, at: usize) -> bool {
+        let Some(pipe) = self.channels[at].pipe else { return false };
+        let moved = pipes.write(pipe, &[IoSlice::new(self.rebuilder.unwritten())]);
+        let taken = self.wrote(at, moved);
+        if self.rebuilder.wrote(taken) {
+            self.channels[at].delivered += 1;
+        } else {
+            self.channels[at].begun = Some(Begun::Pages);
+        }
+        taken > 0
     }
 
     /// A part's turn has come.
@@ -278,7 +319,11 @@ impl StreamSink {
 
     /// A bounded piece of handing over and of reading replies; begins a new turn. True when
     /// anything was done.
-    pub(crate) fn work(&mut self, pipes: &mut Pipes) -> Result<bool, StreamSinkError> {
+    pub(crate) fn work(
+        &mut self,
+        pipes: &mut Pipes,
+        decoder: &mut Decoder,
+    ) -> Result<bool, StreamSinkError> {
         if self.failed {
             return Ok(false);
         }
@@ -287,7 +332,7 @@ impl StreamSink {
         let count = self.channels.len();
         for turn in 0..count {
             let at = (self.turn + turn) % count;
-            while self.left_of_turn > 0 && self.advance(pipes, at)? {
+            while self.left_of_turn > 0 && self.advance(pipes, decoder, at)? {
                 worked = true;
             }
             worked |= self.read_answers(pipes, at);
@@ -306,38 +351,54 @@ impl StreamSink {
 
     /// One step of a channel: writes on, or begins the next part that is held. False when the
     /// channel has to wait.
-    fn advance(&mut self, pipes: &mut Pipes, at: usize) -> Result<bool, StreamSinkError> {
+    fn advance(
+        &mut self,
+        pipes: &mut Pipes,
+        decoder: &mut Decoder,
+        at: usize,
+    ) -> Result<bool, StreamSinkError> {
         let channel = &mut self.channels[at];
         let Some(pipe) = channel.pipe.filter(|_| !channel.broken) else { return Ok(false) };
-        if let Some(begun) = channel.begun.take() {
-            return Ok(self.write_on(pipes, pipe, at, begun));
+        match channel.begun.take() {
+            Some(Begun::Opaque(chain, written)) => {
+                return Ok(self.write_on(pipes, pipe, at, (chain, written)));
+            }
+            Some(Begun::Pages) => return Ok(self.write_records(pipes, at)),
+            None => {}
         }
         let (id, next) = (channel.id, channel.next);
         let Some(Held { kind, chain }) = self.reorder.take(id, next) else { return Ok(false) };
         if channel.ended {
             return Err(StreamSinkError::AfterEnd);
         }
-        channel.digest.add(next, kind, chain.bytes(), self.reorder.parts(&chain));
-        self.begun(at, chain.bytes());
-        match kind {
-            StreamKind::Opaque => {
-                self.channels[at].begun = Some(Begun { chain, written: 0 });
-            }
-            StreamKind::End => {
-                self.end(pipes, at);
-                self.reorder.free(chain);
-            }
-            StreamKind::Pages | StreamKind::Block => return Err(StreamSinkError::PagesUnasked),
+        if kind == StreamKind::Opaque {
+            channel.digest.add(next, kind, chain.bytes(), self.reorder.parts(&chain));
+            self.begun(at, chain.bytes());
+            self.channels[at].begun = Some(Begun::Opaque(chain, 0));
+            return Ok(true);
         }
-        Ok(true)
+        let Some(mut coded) = self.coded.take() else {
+            unreachable!("it is put back below, and nothing in between asks for it")
+        };
+        let bytes = self.reorder.copy(&chain, &mut coded);
+        self.reorder.free(chain);
+        let handled = self.handle(pipes, decoder, at, (kind, &coded[..bytes]));
+        self.coded = Some(coded);
+        handled.map(|()| true)
     }
 
     /// Writes more of a part that was begun. False when the VMM takes nothing now.
-    fn write_on(&mut self, pipes: &mut Pipes, pipe: PipeId, at: usize, mut begun: Begun) -> bool {
+    fn write_on(
+        &mut self,
+        pipes: &mut Pipes,
+        pipe: PipeId,
+        at: usize,
+        (chain, written): (Chain, usize),
+    ) -> bool {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let mut count = 0;
-        let mut skip = begun.written;
-        for piece in self.reorder.parts(&begun.chain) {
+        let mut skip = written;
+        for piece in self.reorder.parts(&chain) {
             let skipped = skip.min(piece.len());
             skip -= skipped;
             if skipped < piece.len() && count < SLICES_MAX {
@@ -347,12 +408,11 @@ impl StreamSink {
         }
         let moved = pipes.write(pipe, &slices[..count]);
         let taken = self.wrote(at, moved);
-        begun.written += taken;
-        if begun.written == begun.chain.bytes() {
-            self.reorder.free(begun.chain);
+        if written + taken == chain.bytes() {
+            self.reorder.free(chain);
             self.channels[at].delivered += 1;
         } else {
-            self.channels[at].begun = Some(begun);
+            self.channels[at].begun = Some(Begun::Opaque(chain, written + taken));
         }
         taken > 0
     }
@@ -434,5 +494,127 @@ impl StreamSink {
             pipes.close(pipe);
         });
         !std::mem::replace(&mut self.failed, true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dwcp_codec::HashKey;
+    use dwcp_ffi::counters::counters;
+    use dwcp_proto::ids::{LinkId, Sequence, SessionNumber};
+    use dwcp_proto::wire::limits::{HELD_UNIT_BYTES, UNDELIVERED_BYTES_MIN};
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    struct Bench {
+        sink: StreamSink,
+        pipes: Pipes,
+        decoder: Decoder,
+    }
+
+    /// Channel and position, kind and payload of a part.
+    type Sent<'a> = ((u16, u64), StreamKind, &'a [u8]);
+
+    impl Bench {
+        fn new() -> Self {
+            let sink = StreamSink::new(StreamSinkSetup {
+                session: SessionKey { link: LinkId(1), number: SessionNumber(1) },
+                lane: dwcp_proto::ids::LaneId(0),
+                window_log: 0,
+                pages_max: 64,
+                base_pages: 4,
+                undelivered_bytes_max: UNDELIVERED_BYTES_MIN,
+                hash_key: HashKey([5; 32]),
+                stats: counters().0,
+            });
+            Self { sink: sink.unwrap(), pipes: Pipes::new(2), decoder: Decoder::new() }
+        }
+
+        fn channel(&mut self, number: u16) -> UnixStream {
+            let (near, far) = UnixStream::pair().unwrap();
+            let pipe = self.pipes.add(near.into()).unwrap();
+            assert!(self.sink.add_channel(ChannelId(number), pipe));
+            far
+        }
+
+        fn accept(
+            &mut self,
+            (channel, position): (u16, u64),
+            kind: StreamKind,
+            payload: &[u8],
+        ) -> Result<(), &'static str> {
+            let (session, channel) = (self.sink.session.number, ChannelId(channel));
+            let (sequence, position) = (Sequence(1), Position(position));
+            let part = StreamPart { session, channel, kind, sequence, position };
+            let Self { sink, pipes, decoder } = self;
+            let accepted = sink.accept(pipes, decoder, &part, payload);
+            accepted.and_then(|()| sink.work(pipes, decoder).map(drop)).map_err(|e| e.code())
+        }
+    }
+
+    #[test]
+    fn a_source_that_breaks_the_rules_is_found_out() {
+        use StreamKind::{Block, End, Opaque, Pages};
+        let cases: [(&[Sent<'_>], _); 7] = [
+            (&[((0, 0), End, b""), ((0, 1), Opaque, b"x")], "stream_after_end"),
+            (&[((0, 1), Opaque, b"x"), ((0, 0), End, b"")], "stream_after_end"),
+            (&[((1, 0), Block, b"x")], "stream_pages_channel"),
+            (&[((0, 0), Block, b"x")], "stream_block"),
+            (&[((0, 0), Block, &[0, 1, 0, 0, 0, 0, 0, 0, 0x10, 0, b'a'])], "qemu-block-order"),
+            (&[((0, 0), Block, &[0, 0, 0, 0, 0, 0, 0, 0, 0x10, 1, b'a'])], "qemu-block-invalid"),
+            (&[((0, 1), Pages, &[1, 9, 9]), ((0, 0), Opaque, b"x")], "codec-beyond-region"),
+        ];
+        for (parts, code) in cases {
+            let mut bench = Bench::new();
+            let _vmms = [bench.channel(0), bench.channel(1)];
+            let outcomes: Vec<_> = parts
+                .iter()
+                .map(|(place, kind, bytes)| bench.accept(*place, *kind, bytes))
+                .collect();
+            assert_eq!(outcomes.last(), Some(&Err(code)), "{parts:?}: {outcomes:?}");
+        }
+    }
+
+    #[test]
+    fn more_than_was_agreed_is_refused() {
+        let mut bench = Bench::new();
+        let bound = UNDELIVERED_BYTES_MIN / HELD_UNIT_BYTES as u64 + 65;
+        for position in 0..bound {
+            assert_eq!(bench.accept((0, position), StreamKind::Opaque, b"x"), Ok(()));
+        }
+        let more = bench.accept((0, bound), StreamKind::Opaque, b"x");
+        assert_eq!(more, Err("stream_overflow"));
+    }
+
+    #[test]
+    fn what_the_vmm_took_is_told_once_and_again_when_a_stream_dies() {
+        let mut bench = Bench::new();
+        let mut vmm = bench.channel(0);
+        for position in [2, 0, 1, 1] {
+            assert_eq!(bench.accept((0, position), StreamKind::Opaque, &[position as u8]), Ok(()));
+        }
+        let told = bench.sink.next_due();
+        let Some(Frame::Delivered { position: Position(2), .. }) = told else { panic!("{told:?}") };
+        assert_eq!((bench.sink.next_due(), bench.sink.is_due()), (None, false));
+        bench.sink.say_again();
+        assert_eq!(bench.sink.next_due(), told);
+        let mut got = [9; 3];
+        vmm.read_exact(&mut got).unwrap();
+        assert_eq!(got, [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_failed_session_closes_its_sockets_once() {
+        let mut bench = Bench::new();
+        let mut vmm = bench.channel(0);
+        assert!(bench.sink.fail(&mut bench.pipes));
+        assert!(!bench.sink.fail(&mut bench.pipes));
+        assert_eq!(vmm.read(&mut [0]).unwrap(), 0);
+        // Both places are free for the next session.
+        for _ in 0..2 {
+            assert!(bench.pipes.add(UnixStream::pair().unwrap().0.into()).is_some());
+        }
+        assert!(bench.pipes.add(UnixStream::pair().unwrap().0.into()).is_none(), "all are taken");
     }
 }

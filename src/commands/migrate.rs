@@ -97,8 +97,17 @@ pub(super) fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
     let mut view = View::new(name);
     let mut cancelled = false;
     let answer = loop {
-        if let Some(answer) = client.answer(call, STEP).inspect_err(|_| view.end())? {
-            break answer;
+        match client.answer(call, STEP) {
+            Ok(None) => {}
+            Ok(Some(answer)) => break answer,
+            Err(error) => {
+                view.end();
+                if cancelled && error.code() == Some("session_aborted") {
+                    eprintln!("dwcp: {error}");
+                    return Ok(Exit::Interrupted);
+                }
+                return Err(error.into());
+            }
         }
         while let Some(notification) = client.kept_notification() {
             view.take(&notification);
@@ -116,12 +125,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
     };
     view.end();
     show_answer(matches, &answer, summary)?;
-    Ok(match answer["state"].as_str() {
-        Some("committed") => Exit::Done,
-        Some("in_doubt") => Exit::InDoubt,
-        _ if cancelled => Exit::Interrupted,
-        _ => Exit::Failed,
-    })
+    Ok(Exit::Done)
 }
 
 fn params(matches: &ArgMatches) -> Value {

@@ -48,6 +48,7 @@ pub(super) fn command() -> Command {
                 .value_name("COMMAND")
                 .requires("incoming")
                 .conflicts_with("qmp")
+                .value_parser(words)
                 .help(
                     "Start QEMU with this command when the guest comes, and again after a failure",
                 ),
@@ -88,7 +89,7 @@ fn attach(matches: &ArgMatches) -> Result<Exit, Failure> {
     if matches.get_flag("incoming") {
         params.insert("incoming".to_owned(), json!(true));
     }
-    if let Some(command) = matches.get_one::<String>("spawn") {
+    if let Some(command) = matches.get_one::<Vec<String>>("spawn") {
         params.insert("spawn".to_owned(), json!(command));
     }
     if let Some(hosts) = matches.get_many::<String>("accept-from") {
@@ -102,6 +103,12 @@ fn attach(matches: &ArgMatches) -> Result<Exit, Failure> {
         format!("guest {name} is attached as {role}\n")
     })?;
     Ok(Exit::Done)
+}
+
+/// The words of a command line, quoted as for a shell; no shell runs it.
+fn words(command: &str) -> Result<Vec<String>, &'static str> {
+    let words = shlex::split(command).ok_or("a quote is not closed")?;
+    if words.is_empty() { Err("give a program and its arguments") } else { Ok(words) }
 }
 
 fn detach(matches: &ArgMatches) -> Result<Exit, Failure> {
@@ -150,6 +157,7 @@ mod tests {
     fn a_spawned_guest_is_incoming_and_has_no_monitor_of_its_own() {
         let parse = |args: &[&str]| command().try_get_matches_from(args).is_ok();
         assert!(parse(&["vm", "attach", "a", "--incoming", "--spawn", "qemu"]));
+        assert!(!parse(&["vm", "attach", "a", "--incoming", "--spawn", "qemu 'x"]));
         assert!(!parse(&["vm", "attach", "a", "--spawn", "qemu"]));
         assert!(!parse(&["vm", "attach", "a", "--incoming", "--spawn", "q", "--qmp", "p"]));
     }

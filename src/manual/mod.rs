@@ -20,7 +20,19 @@ pub(crate) mod tuning {}
 pub(crate) mod troubleshooting {}
 
 #[doc = include_str!("integration.md")]
-pub(crate) mod integration {}
+pub(crate) mod integration {
+    #[doc = include_str!("integration/qemu.md")]
+    pub(crate) mod qemu {}
+
+    #[doc = include_str!("integration/carry.md")]
+    pub(crate) mod carry {}
+
+    #[doc = include_str!("integration/libvirt.md")]
+    pub(crate) mod libvirt {}
+
+    #[doc = include_str!("integration/wrappers.md")]
+    pub(crate) mod wrappers {}
+}
 
 #[doc = include_str!("lab.md")]
 pub(crate) mod lab {}

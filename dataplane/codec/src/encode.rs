@@ -1,8 +1,8 @@
 //! The coder of extents and batches.
 //!
 //! Owns the classification of pages and all scratch memory that coding needs. Runs on a shard,
-//! which owns one encoder for all its sessions; called once per payload. Each page gets the cheapest
-//! class that its content allows: zero; a delta if the sink holds a version of it and the
+//! which owns one encoder for all its sessions; called once per payload. Each page gets the
+//! cheapest class that its content allows: zero; a delta if the sink holds a version of it and the
 //! difference is small; zstd together with its neighbours; raw where that gains nothing.
 //!
 //! The caller has left out unchanged pages (same hash as what the sink holds). The encoder never

@@ -44,7 +44,8 @@
 //! the varint of the length minus one, and the new bytes.
 //!
 //! zstd frames carry their content size, which must be the exact size of their pages; the stream of
-//! a long window carries none. They have neither checksum nor dictionary id: the digest is the check. The 8 zero bytes keep a base page
+//! a long window carries none. They have neither checksum nor dictionary id: the digest is the
+//! check. The 8 zero bytes keep a base page
 //! that begins with zstd's dictionary magic from being taken for a trained dictionary.
 
 use crate::digest::DIGEST_BYTES;
@@ -76,7 +77,8 @@ pub const fn classes_bytes(pages: usize) -> usize {
     pages.div_ceil(4)
 }
 
-/// The longest payload that the encoder makes of an extent of `pages` pages: all of them raw. Every other class
+/// The longest payload that the encoder makes of an extent of `pages` pages: all of them raw.
+/// Every other class
 /// is taken only where it is smaller than raw by more than all that it adds beside the page.
 #[must_use]
 pub const fn encoded_bytes_max(pages: usize) -> usize {

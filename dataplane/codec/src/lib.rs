@@ -1,7 +1,8 @@
 //! dwcp-codec: what is sent for some pages, and how the sink gets the pages back.
 //!
 //! Owns the page hash, the digests, the coding of an extent or a batch ([`encode::Encoder`]), its
-//! decoding ([`decode::Decoder`]) and the window that batches may share ([`window`]). Pure: bytes in, bytes out; no I/O, no clock, no threads. A shard calls it
+//! decoding ([`decode::Decoder`]) and the window that batches may share ([`window`]). Pure:
+//! bytes in, bytes out; no I/O, no clock, no threads. A shard calls it
 //! between taking pages from a region and handing a frame to the link. The sizes of all buffers are
 //! fixed at construction; encode and decode take no memory from the Rust heap (zstd may resize
 //! its own bounded workspace when the sizes of the payloads change for long).

@@ -11,7 +11,7 @@
 //! start of a frame, where the window is lost.
 
 use crate::error::DecodeError;
-use crate::policy::{ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN};
+use crate::policy::{WINDOW_LDM_LEVEL_MAX, ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN};
 use std::fmt;
 use std::ops::RangeInclusive;
 use zstd_safe::zstd_sys::ZSTD_EndDirective::ZSTD_e_flush;
@@ -76,10 +76,12 @@ impl LongWindowEncoder {
             return Err(WindowError::WindowLog { window_log });
         }
         let no_memory = |_| WindowError::NoMemory { window_log };
+        let level = level.clamp(ZSTD_LEVEL_MIN, ZSTD_LEVEL_MAX);
         let mut context = CCtx::try_create().ok_or(WindowError::NoMemory { window_log })?;
         for parameter in [
-            CParameter::CompressionLevel(level.clamp(ZSTD_LEVEL_MIN, ZSTD_LEVEL_MAX)),
+            CParameter::CompressionLevel(level),
             CParameter::WindowLog(window_log),
+            CParameter::EnableLongDistanceMatching(level <= WINDOW_LDM_LEVEL_MAX),
             CParameter::ChecksumFlag(false),
             CParameter::ContentSizeFlag(false),
         ] {

@@ -60,7 +60,9 @@ impl Ends {
     fn new(window_log: Option<u32>) -> Self {
         let windows = window_log.map(|window_log| {
             let decoder = LongWindowDecoder::new(window_log).unwrap();
-            (LongWindowEncoder::new(window_log, 1).unwrap(), decoder)
+            // Level 1 searches otherwise than 3.
+            let level = if window_log % 2 == 0 { 1 } else { 3 };
+            (LongWindowEncoder::new(window_log, level).unwrap(), decoder)
         });
         let encoder = Encoder::new(EncoderConfig { zstd_level_max: 3 });
         let (sent, got) = (History::default(), History::default());

@@ -152,7 +152,7 @@ impl RegionSink {
                 self.unread += 1;
             }
             self.pages.applied(slot, sequence, *hash);
-            self.stats.add(counter(*class).index(), 1);
+            self.stats.add(class_counter(*class).index(), 1);
         }
         self.stats.add(SessionCounter::Frames.index(), 1);
         self.stats.add(SessionCounter::WireBytes.index(), payload.len() as u64);
@@ -265,7 +265,8 @@ impl RegionSink {
     }
 }
 
-const fn counter(class: Class) -> SessionCounter {
+/// The counter of pages of a class.
+pub(crate) const fn class_counter(class: Class) -> SessionCounter {
     match class {
         Class::Zero => SessionCounter::PagesZero,
         Class::Delta => SessionCounter::PagesDelta,

@@ -14,9 +14,9 @@
 //! - a zero page gives its slot back and takes none;
 //! - a page with a slot keeps it, and its reference bit is set;
 //! - a page without takes the slot that was given back last, else the first that was never used,
-//!   else, if the page was put before, the one that the clock finds. A page that comes for the first
-//!   time pushes out no other: most pages of a guest are sent once. The slot's reference bit is
-//!   set if the page was put before, else cleared;
+//!   else, if the page was put before, the one that the clock finds. A page that comes for the
+//!   first time pushes out no other: most pages of a guest are sent once. The slot's reference bit
+//!   is set if the page was put before, else cleared;
 //! - the clock looks at no more than 32 slots from its hand on, clears the reference bits that are
 //!   set, and takes the first slot without one, or else the one behind those; the hand then stands
 //!   behind the slot that was taken.
@@ -383,7 +383,7 @@ mod tests {
                     let held = source.get(page);
                     prop_assert_eq!(held, sink.get(page));
                     let known = newest.get(&page).filter(|_| page < pages_max);
-                    let expected = known.map(|(version, fill)| (*version, hash_of(&page_of(*fill))));
+                    let expected = known.map(|(at, fill)| (*at, hash_of(&page_of(*fill))));
                     prop_assert_eq!(held.map(|held| (held.version, held.hash)), expected);
                     let (mut one, mut two) = (page_of(200), page_of(200));
                     prop_assert_eq!(source.read(page, &mut one), sink.read(page, &mut two));

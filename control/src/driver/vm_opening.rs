@@ -123,7 +123,7 @@ impl Core {
             CodingName::Passthrough => PeerCoding::Passthrough,
         };
         let name = RegionName::cut(&source.migrate.name);
-        let memory = VmMemory::of(&terms, self.config.memory.source_bytes_per_page);
+        let memory = VmMemory::of(&terms, Role::Source);
         self.check_vm_memory(&memory)?;
         if let Some(source) = self.vm_sources.get_mut(&id) {
             source.offer = Some(Box::new(VmOffer { name, facts, coding, terms }));

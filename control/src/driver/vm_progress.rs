@@ -10,7 +10,6 @@ use crate::vm::VmOrder;
 use dwcp_dataplane::stats::{SessionCounter, StreamCounter};
 use dwcp_proto::ids::{LaneId, LinkId, SessionId};
 use dwcp_proto::time::Nanos;
-use dwcp_proto::wire::limits::PAGE_BYTES;
 use serde_json::{Value, json};
 
 impl Core {
@@ -36,13 +35,19 @@ impl Core {
     fn tell_figures(&mut self, id: SessionId, now: Nanos) {
         let Some(session) = self.sessions.get(&id) else { return };
         let (Some(link), Some(part)) = (session.link, &session.vm) else { return };
-        let rtt_ns = self.rtt_ns(link, part.lane);
-        let wire_bytes = session.count(SessionCounter::WireBytes.index());
-        let page_bytes = u64::try_from(PAGE_BYTES).unwrap_or(u64::MAX);
-        let raw_bytes = session.count(SessionCounter::PagesScanned.index()) * page_bytes;
-        let backlog_bytes = session.count(SessionCounter::BacklogBytes.index());
+        let count = |counter: SessionCounter| session.count(counter.index());
+        // A frame's way to the VMM when it was measured, else a record's way to the peer.
+        let rtt_ns = match count(SessionCounter::RttMinNanos) {
+            0 => self.rtt_ns(link, part.lane),
+            measured => measured,
+        };
+        let coded_bytes = count(SessionCounter::CodedBytes);
+        let raw_bytes = count(SessionCounter::VmmInBytes);
+        let backlog_bytes = count(SessionCounter::UndeliveredBytes);
+        let delivery_rate = count(SessionCounter::DeliveryRate);
         let Some(part) = self.sessions.get_mut(&id).and_then(|s| s.vm.as_mut()) else { return };
-        let rate_bytes_per_second = part.figures.advance(now, wire_bytes, raw_bytes);
+        let sent_rate = part.figures.advance(now, coded_bytes, raw_bytes);
+        let rate_bytes_per_second = if delivery_rate > 0 { delivery_rate } else { sent_rate };
         let ratio_milli = part.figures.ratio_milli;
         part.order(VmOrder::Links { rate_bytes_per_second, ratio_milli, rtt_ns, backlog_bytes });
     }

@@ -165,7 +165,7 @@ impl Core {
             (Role::Sink, SessionState::Committed) => {
                 (self.vm_host.sink(id, target, vm.saved.clone()), VmOrder::Resume)
             }
-            (Role::Sink, _) => return,
+            (Role::Sink, _) => (self.vm_host.sink(id, target, vm.saved.clone()), VmOrder::Discard),
         };
         self.vms.retake(&vm.name, id);
         self.settle_vm(id, vm.name.clone(), task, order);

@@ -131,7 +131,7 @@ impl Core {
         let live = self.live.get();
         let mut terms = sink.offer.terms;
         terms.base_pages = terms.base_pages.min(live.base_pages_max);
-        let memory = VmMemory::of(&terms, self.config.memory.sink_bytes_per_page);
+        let memory = VmMemory::of(&terms, Role::Sink);
         self.check_vm_memory(&memory)?;
         let lanes = self.links.get(&sink.link).map_or(1, |entry| entry.link.lanes());
         let Some(sink) = self.vm_sinks.remove(&id) else { return Ok(Vec::new()) };

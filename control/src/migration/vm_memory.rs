@@ -2,7 +2,10 @@
 //!
 //! Pure arithmetic.
 
-use dwcp_proto::wire::limits::PAGE_BYTES;
+use crate::api::Role;
+use dwcp_dataplane::port::{
+    STORE_PAGE_BYTES, STORE_SLOT_BYTES, stream_sink_bytes, stream_source_bytes,
+};
 use dwcp_proto::wire::vm::VmTerms;
 use std::fmt;
 
@@ -22,13 +25,16 @@ pub(crate) struct VmMemory {
 
 impl VmMemory {
     /// What a session on these terms takes.
-    pub(crate) fn of(terms: &VmTerms, table_bytes_per_page: u64) -> Self {
-        let page = u64::try_from(PAGE_BYTES).unwrap_or(u64::MAX);
+    pub(crate) fn of(terms: &VmTerms, role: Role) -> Self {
+        let held = match role {
+            Role::Source => stream_source_bytes,
+            Role::Sink => stream_sink_bytes,
+        };
         let window = 1_u64.checked_shl(terms.window_log.into()).unwrap_or(u64::MAX);
         Self {
-            tables_bytes: terms.pages_max.saturating_mul(table_bytes_per_page),
-            bases_bytes: terms.base_pages.saturating_mul(page),
-            held_bytes: terms.undelivered_bytes_max,
+            tables_bytes: terms.pages_max.saturating_mul(STORE_PAGE_BYTES),
+            bases_bytes: terms.base_pages.saturating_mul(STORE_SLOT_BYTES),
+            held_bytes: held(terms.undelivered_bytes_max),
             window_bytes: if terms.window_log == 0 { 0 } else { window },
         }
     }
@@ -57,13 +63,20 @@ mod tests {
 
     #[test]
     fn the_parts_are_said_and_no_offer_overflows() {
-        let terms =
-            VmTerms { window_log: 20, pages_max: 10, base_pages: 2, undelivered_bytes_max: 5 };
-        let memory = VmMemory::of(&terms, 3);
-        assert_eq!(memory.total(), 30 + 8192 + 5 + (1 << 20));
-        assert!(memory.to_string().starts_with("tables 30 + bases 8192 + undelivered 5 "));
-        let huge = VmTerms { pages_max: u64::MAX, base_pages: u64::MAX, ..terms };
-        assert_eq!(VmMemory::of(&huge, 3).total(), u64::MAX);
-        assert_eq!(VmMemory::of(&VmTerms { window_log: 0, ..terms }, 0).window_bytes, 0);
+        let terms = VmTerms {
+            window_log: 20,
+            pages_max: 10,
+            base_pages: 2,
+            undelivered_bytes_max: 1 << 20,
+        };
+        for role in [Role::Source, Role::Sink] {
+            let memory = VmMemory::of(&terms, role);
+            assert!(memory.held_bytes >= 1 << 20);
+            assert_eq!(memory.total(), 320 + 8208 + memory.held_bytes + (1 << 20));
+            assert!(memory.to_string().starts_with("tables 320 + bases 8208 + undelivered "));
+            let huge = VmTerms { pages_max: u64::MAX, base_pages: u64::MAX, ..terms };
+            assert_eq!(VmMemory::of(&huge, role).total(), u64::MAX);
+            assert_eq!(VmMemory::of(&VmTerms { window_log: 0, ..terms }, role).window_bytes, 0);
+        }
     }
 }

@@ -55,7 +55,7 @@ pub(crate) struct VmPart {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Figures {
     pub(crate) at: Nanos,
-    pub(crate) wire_bytes: u64,
+    pub(crate) coded_bytes: u64,
     pub(crate) raw_bytes: u64,
     /// Raw bytes for 1000 coded bytes, lately.
     pub(crate) ratio_milli: u32,
@@ -63,16 +63,16 @@ pub(crate) struct Figures {
 
 impl Figures {
     /// The coded bytes per second since the last figures.
-    pub(crate) fn advance(&mut self, now: Nanos, wire_bytes: u64, raw_bytes: u64) -> u64 {
-        let wire = wire_bytes.saturating_sub(self.wire_bytes);
+    pub(crate) fn advance(&mut self, now: Nanos, coded_bytes: u64, raw_bytes: u64) -> u64 {
+        let coded = coded_bytes.saturating_sub(self.coded_bytes);
         let raw = raw_bytes.saturating_sub(self.raw_bytes);
         let nanos = u128::from(now.since(self.at).0.max(1));
-        let rate = u128::from(wire) * 1_000_000_000 / nanos;
-        if wire > 0 {
-            let ratio = u128::from(raw) * 1000 / u128::from(wire);
+        let rate = u128::from(coded) * 1_000_000_000 / nanos;
+        if coded > 0 {
+            let ratio = u128::from(raw) * 1000 / u128::from(coded);
             self.ratio_milli = u32::try_from(ratio).unwrap_or(u32::MAX);
         }
-        (self.at, self.wire_bytes, self.raw_bytes) = (now, wire_bytes, raw_bytes);
+        (self.at, self.coded_bytes, self.raw_bytes) = (now, coded_bytes, raw_bytes);
         u64::try_from(rate).unwrap_or(u64::MAX)
     }
 }

@@ -134,9 +134,14 @@ impl SessionRecord {
 
     /// True when the session has ended and its guest is not yet known to be where that puts it.
     pub(crate) fn guest_waits(&self) -> bool {
+        let Some(vm) = self.vm.as_ref().filter(|vm| !vm.settled) else { return false };
         let committed = self.state == SessionState::Committed;
-        let here = committed == (self.role == Role::Sink);
-        self.state.is_over() && here && self.vm.as_ref().is_some_and(|vm| !vm.settled)
+        let waits = match self.role {
+            Role::Source => !committed,
+            // A QEMU that was prepared for a guest is spent.
+            Role::Sink => committed || vm.saved.is_some(),
+        };
+        self.state.is_over() && waits
     }
 
     /// True at a source that durably knows the end, which the sink has to hear.

@@ -7,6 +7,7 @@ use dwcp_proto::ids::{
     ChannelId, Incarnation, LinkEpoch, Position, Round, Sequence, SessionId, SessionNumber,
     StreamId,
 };
+use dwcp_proto::session::resolve::RunAt;
 use dwcp_proto::wire::frame::{Frame, NackReason, StreamKind, StreamPart};
 use dwcp_proto::wire::hello::{Hello, HostName};
 use dwcp_proto::wire::keys::{Direction, key_context, nonce};
@@ -16,6 +17,7 @@ use dwcp_proto::wire::peer::{
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::record::{DirectionKey, Opener, Sealer};
 use dwcp_proto::wire::token::{JournalId, LinkToken};
+use dwcp_proto::wire::vm::{FactsText, PeerFinding, PeerFindings, VmOffer, VmTerms};
 use std::fmt::Write;
 
 const GOLDEN: &str = include_str!("../golden/v1.txt");
@@ -73,14 +75,31 @@ fn messages() -> Vec<PeerMessage> {
     let journal = JournalId([0x33; 16]);
     let region = RegionName::new("vm-1").unwrap();
     let coding = PeerCoding::Full;
+    let terms = VmTerms {
+        window_log: 24,
+        pages_max: 262_144,
+        base_pages: 4096,
+        undelivered_bytes_max: 1 << 26,
+    };
+    let name = RegionName::new("vm-1").unwrap();
+    let facts = FactsText::new(r#"{"ram_bytes":1}"#).unwrap();
+    let offer = VmOffer { name, facts, coding, terms };
+    let finding = PeerFinding { code: code(), message: message(), cure: message() };
+    let refuse = |findings| PeerMessage::SessionRefuse {
+        session,
+        number,
+        code: code(),
+        message: message(),
+        findings,
+    };
     let outcome = |outcome| PeerMessage::Outcome { session, outcome };
     vec![
         PeerMessage::LinkOpen { epoch: LinkEpoch(5), lanes: 2, streams: 8 },
         PeerMessage::LinkAccept { token: LinkToken([0x44; 16]), lanes: 2 },
         PeerMessage::LinkRefuse { code: code(), message: message() },
         PeerMessage::SessionOpen { session, number, region, pages: 262_144, coding },
-        PeerMessage::SessionAccept { session, number, journal },
-        PeerMessage::SessionRefuse { session, number, code: code(), message: message() },
+        PeerMessage::SessionAccept { session, number, journal, vm: None },
+        refuse(PeerFindings::default()),
         PeerMessage::SessionFailed { session, code: code(), message: message() },
         PeerMessage::Yield { session },
         PeerMessage::Committed { session },
@@ -93,6 +112,14 @@ fn messages() -> Vec<PeerMessage> {
         PeerMessage::Ping { stamp: 1 },
         PeerMessage::Pong { stamp: 1 },
         PeerMessage::Goodbye { reason: message() },
+        PeerMessage::VmOpen { session, number, vm: Box::new(offer) },
+        PeerMessage::SessionAccept { session, number, journal, vm: Some(terms) },
+        refuse(PeerFindings::cut([finding])),
+        PeerMessage::ChannelOpen { session, channel: 1 },
+        PeerMessage::Loaded { session, frames: 7, digest: SessionId([0x55; 16]) },
+        PeerMessage::Resumed { session, at_unix_us: 1_700_000_000_000_000 },
+        PeerMessage::Resolved { session, journal, run: RunAt::Source },
+        PeerMessage::Resolved { session, journal, run: RunAt::Sink },
     ]
 }
 

@@ -7,17 +7,23 @@ use dwcp_proto::ids::{LaneId, SessionId, SessionNumber};
 use dwcp_proto::session::phase::{SinkPhase, SourcePhase};
 use dwcp_proto::session::reason::StepError;
 use dwcp_proto::session::record::{SinkRecord, SourceRecord};
-use dwcp_proto::session::sink::{SinkAction, SinkInput, SinkSession, SinkSpec};
-use dwcp_proto::session::source::{SourceAction, SourceInput, SourceSession, SourceSpec};
+use dwcp_proto::session::resolve::{Conflict, RunAt};
+use dwcp_proto::session::sink::{SinkAction, SinkInput, SinkReport, SinkSession, SinkSpec};
+use dwcp_proto::session::source::{
+    SourceAction, SourceInput, SourceReport, SourceSession, SourceSpec, SourceWhat,
+};
 use dwcp_proto::session::timing::SessionTiming;
 use dwcp_proto::time::Nanos;
-use dwcp_proto::wire::peer::{PeerCoding, PeerMessage, RegionName};
+use dwcp_proto::wire::peer::{Message, PeerCoding, PeerMessage, RegionName};
 use dwcp_proto::wire::token::JournalId;
+use dwcp_proto::wire::vm::{FactsText, VmOffer, VmTerms};
 use proptest::prelude::*;
 use std::collections::VecDeque;
 
 const SESSION: SessionId = SessionId([7; 16]);
 const LANES: u16 = 3;
+const TERMS: VmTerms =
+    VmTerms { window_log: 0, pages_max: 10, base_pages: 5, undelivered_bytes_max: 1 << 20 };
 
 /// One connection: what is under way on it is delivered in order, even after it was cut.
 #[derive(Default, Debug)]
@@ -44,18 +50,33 @@ struct World {
     link_up: bool,
     sink_ever_committed: bool,
     journal_lost: bool,
+    /// It moves a virtual machine, so that the sink parks.
+    vm: bool,
+    /// An operator decided at this end, and its journal may hold it.
+    source_decided: bool,
+    sink_decided: bool,
+    /// The sink was parked when its daemon ended.
+    sink_parked: bool,
+    source_conflict: Option<Conflict>,
+    sink_conflict: Option<Conflict>,
 }
 
 impl World {
     fn new() -> Self {
-        let spec = SourceSpec {
-            session: SESSION,
-            number: SessionNumber(1),
-            region: RegionName::cut("vm"),
-            pages: 100,
-            coding: PeerCoding::Full,
-            lanes: LANES,
-        };
+        let (region, coding) = (RegionName::cut("vm"), PeerCoding::Full);
+        Self::of(SourceWhat::Region { region, pages: 100, coding })
+    }
+
+    /// One that moves a virtual machine.
+    fn with_vm() -> Self {
+        let (name, facts) = (RegionName::cut("vm"), FactsText::cut("{}"));
+        let offer = VmOffer { name, facts, coding: PeerCoding::Full, terms: TERMS };
+        Self::of(SourceWhat::Vm(Box::new(offer)))
+    }
+
+    fn of(what: SourceWhat) -> Self {
+        let vm = matches!(what, SourceWhat::Vm(_));
+        let spec = SourceSpec { session: SESSION, number: SessionNumber(1), what, lanes: LANES };
         let (source, actions) = SourceSession::open(spec, SessionTiming::default(), Nanos(0));
         let mut world = Self {
             now: Nanos(0),
@@ -73,6 +94,12 @@ impl World {
             link_up: true,
             sink_ever_committed: false,
             journal_lost: false,
+            vm,
+            source_decided: false,
+            sink_decided: false,
+            sink_parked: false,
+            source_conflict: None,
+            sink_conflict: None,
         };
         world.do_source(actions);
         world
@@ -103,6 +130,9 @@ impl World {
                     self.source_lanes.extend(lanes().map(SourceInput::LaneVerified));
                 }
                 SourceAction::Journal(record) => self.source_writes = Some(record),
+                SourceAction::Report(SourceReport::Conflict(conflict)) => {
+                    self.source_conflict = Some(conflict);
+                }
                 SourceAction::CloseLanes => self.source_lanes.clear(),
                 _ => {}
             }
@@ -112,16 +142,20 @@ impl World {
     fn sink(&mut self, input: SinkInput) -> Result<(), StepError> {
         if self.sink.is_none() {
             match input {
-                SinkInput::Peer(PeerMessage::SessionOpen { session, number, .. }) => {
+                SinkInput::Peer(
+                    PeerMessage::SessionOpen { session, number, .. }
+                    | PeerMessage::VmOpen { session, number, .. },
+                ) => {
                     let journal = self.sink_journal_id;
-                    let spec = SinkSpec { session, number, lanes: LANES, journal };
+                    let vm = self.vm.then_some(TERMS);
+                    let spec = SinkSpec { session, number, lanes: LANES, journal, vm };
                     let (sink, actions) =
                         SinkSession::open(spec, SessionTiming::default(), self.now);
                     self.sink = Some(sink);
                     self.do_sink(actions);
                     return Ok(());
                 }
-                SinkInput::Peer(PeerMessage::Query { .. }) => {
+                SinkInput::Peer(PeerMessage::Query { .. } | PeerMessage::Resolved { .. }) => {
                     self.sink = Some(SinkSession::restore(SESSION, None, self.sink_journal_id));
                 }
                 _ => return Ok(()),
@@ -146,9 +180,13 @@ impl World {
                     self.sink_lanes_open = false;
                     self.sink_lanes.clear();
                 }
+                SinkAction::Report(SinkReport::Conflict(conflict)) => {
+                    self.sink_conflict = Some(conflict);
+                }
                 SinkAction::Journal(record) => {
+                    let sink = self.sink.as_ref().unwrap();
                     if record == SinkRecord::Committed {
-                        assert_eq!(self.sink.as_ref().unwrap().phase(), SinkPhase::Verified);
+                        assert!(sink.phase() == SinkPhase::Verified || sink.is_parked());
                     }
                     self.sink_writes = Some(record);
                 }
@@ -174,7 +212,7 @@ impl World {
         let Some(record) = self.sink_writes.take() else { return };
         if reaches_disk {
             self.sink_journal = Some(record);
-            self.sink_ever_committed |= record == SinkRecord::Committed;
+            self.sink_ever_committed |= record.owns();
         }
         let input = match confirmed {
             true => SinkInput::JournalWritten(record),
@@ -197,12 +235,18 @@ impl World {
     fn restart_sink(&mut self, write_survives: bool) {
         if let (Some(record), true) = (self.sink_writes.take(), write_survives) {
             self.sink_journal = Some(record);
-            self.sink_ever_committed |= record == SinkRecord::Committed;
+            self.sink_ever_committed |= record.owns();
         }
+        // The driver notes that a session is parked; whether that reaches the disk nobody waits for.
+        let parked = self.sink.as_ref().is_some_and(SinkSession::is_parked) && !self.journal_lost;
+        self.sink_parked = parked && self.sink_journal.is_none() && write_survives;
         self.sink_lanes.clear();
         self.sink_lanes_open = false;
         let record = self.sink_journal;
         self.sink = record.map(|r| SinkSession::restore(SESSION, Some(r), self.sink_journal_id));
+        if self.sink_parked {
+            self.sink = Some(SinkSession::restore_parked(SESSION, self.sink_journal_id));
+        }
         self.cut();
     }
 
@@ -292,8 +336,33 @@ impl World {
                 self.restart_sink(false);
             }
             243..=250 => self.tick(u64::from(pick) * 20),
+            251 if self.vm && low => self.decide(if high { RunAt::Source } else { RunAt::Sink }),
+            252 if self.vm => {
+                let (code, message) = ("test", Message::cut("test"));
+                match low {
+                    true => self.source(SourceInput::VmFailed { code, message }).unwrap(),
+                    false if self.sink.is_some() => {
+                        self.sink(SinkInput::VmFailed { code, message }).unwrap();
+                    }
+                    false => {}
+                }
+            }
             _ => {}
         }
+    }
+
+    /// An operator decides at each end that is in doubt; at the sink, the other way round.
+    fn decide(&mut self, run: RunAt) {
+        self.source_decided |=
+            self.source(SourceInput::Resolve(run)).is_ok() && self.source_writes.is_some();
+        let other = if run == RunAt::Source { RunAt::Sink } else { RunAt::Source };
+        if self.sink.is_some() {
+            self.sink_decided |= self.sink(SinkInput::Resolve(other)).is_ok();
+        }
+    }
+
+    fn decided(&self) -> bool {
+        self.source_decided || self.sink_decided
     }
 
     fn source_owns(&self) -> bool {
@@ -305,12 +374,14 @@ impl World {
         if sink_phase == Some(SinkPhase::Committed) {
             assert!(self.sink_ever_committed, "the sink claims what it never wrote: {self:#?}");
         }
-        assert!(!(self.source_owns() && self.sink_ever_committed), "two owners: {self:#?}");
-        if self.sink_ever_committed {
+        let both = self.source_owns() && self.sink_ever_committed;
+        assert!(!both || self.decided(), "two owners: {self:#?}");
+        if self.sink_ever_committed && !self.decided() {
             let kept = matches!(self.source_journal, None | Some(SourceRecord::Kept));
             assert!(!kept, "a restarted source would be a second owner: {self:#?}");
         }
-        if self.source.as_ref().map(SourceSession::phase) == Some(SourcePhase::Committed) {
+        let gone = self.source.as_ref().map(SourceSession::phase) == Some(SourcePhase::Committed);
+        if gone && !self.decided() {
             assert!(self.sink_ever_committed, "no owner is left: {self:#?}");
         }
     }
@@ -318,7 +389,8 @@ impl World {
     /// Lets everything work until nothing moves.
     fn heal(&mut self) {
         for _ in 0..400 {
-            if self.sink.as_ref().map(SinkSession::phase) == Some(SinkPhase::InDoubt) {
+            let sink = self.sink.as_ref();
+            if sink.is_some_and(|s| s.phase() == SinkPhase::InDoubt && !s.is_parked()) {
                 self.restart_sink(false);
             }
             self.connect();
@@ -436,6 +508,133 @@ fn early_messages_of_a_sink_fail_the_session_and_keep_the_region() {
     }
 }
 
+/// Runs until both ends wait for a word that never came: the source has yielded, the sink parks.
+fn parked() -> World {
+    let mut world = World::with_vm();
+    while world.source_journal.is_none() {
+        world.deliver_to_sink(0);
+        world.deliver_to_source(0);
+        world.lane_event();
+        if world.sink.as_ref().is_some_and(|sink| sink.phase() == SinkPhase::Verified) {
+            world.journal_source(true, true);
+        }
+        let _ = world.source(SourceInput::Finish);
+    }
+    world.links.clear();
+    world.links.push(Link::default());
+    world.cut();
+    world.sink(SinkInput::LinkLost).unwrap();
+    assert!(world.sink.as_ref().unwrap().is_parked());
+    assert_eq!(world.source.as_ref().unwrap().phase(), SourcePhase::InDoubt);
+    world
+}
+
+#[test]
+fn a_parked_guest_is_given_up_when_the_source_asks() {
+    let mut world = parked();
+    world.heal();
+    assert!(world.source_owns());
+    assert_eq!(world.sink.as_ref().unwrap().phase(), SinkPhase::Aborted);
+    assert_eq!((world.source_conflict, world.sink_conflict), (None, None));
+}
+
+#[test]
+fn an_operators_word_at_one_end_is_heard_at_the_other() {
+    for (run, restart) in
+        [(RunAt::Source, false), (RunAt::Source, true), (RunAt::Sink, false), (RunAt::Sink, true)]
+    {
+        let mut world = parked();
+        world.source(SourceInput::Resolve(run)).unwrap();
+        world.journal_source(true, true);
+        assert_eq!(world.source_owns(), run == RunAt::Source, "at once, without the peer");
+        if restart {
+            world.restart_source(false);
+            world.restart_sink(true);
+        }
+        world.heal();
+        let sink = world.sink.as_ref().unwrap();
+        assert_eq!(sink.phase().owns_region(), run == RunAt::Sink, "{world:#?}");
+        assert_eq!(world.source_owns(), run == RunAt::Source);
+        assert_eq!(world.source_journal, Some(SourceRecord::ResolvedTold { run }));
+        assert_eq!((world.source_conflict, world.sink_conflict), (None, None));
+    }
+}
+
+#[test]
+fn an_operators_word_at_the_sink_ends_the_sources_doubt() {
+    for run in [RunAt::Source, RunAt::Sink] {
+        let mut world = parked();
+        world.sink(SinkInput::Resolve(run)).unwrap();
+        world.journal_sink(true, true);
+        assert_eq!(world.sink.as_ref().unwrap().phase().owns_region(), run == RunAt::Sink);
+        world.heal();
+        assert_eq!(world.source_owns(), run == RunAt::Source);
+        assert!(world.source.as_ref().unwrap().is_over());
+    }
+}
+
+#[test]
+fn contradicting_decisions_are_kept_and_said_at_both_ends() {
+    for (at_source, at_sink, conflict) in [
+        (RunAt::Source, RunAt::Sink, Conflict::BothRun),
+        (RunAt::Sink, RunAt::Source, Conflict::NoneRuns),
+    ] {
+        let mut world = parked();
+        (world.source_decided, world.sink_decided) = (true, true);
+        world.source(SourceInput::Resolve(at_source)).unwrap();
+        world.journal_source(true, true);
+        world.sink(SinkInput::Resolve(at_sink)).unwrap();
+        world.journal_sink(true, true);
+        world.heal();
+        assert_eq!(world.source_conflict, Some(conflict));
+        assert_eq!(world.sink_conflict, Some(conflict));
+        assert_eq!(world.source_owns(), at_source == RunAt::Source, "each keeps to its record");
+        assert_eq!(world.sink.as_ref().unwrap().phase().owns_region(), at_sink == RunAt::Sink);
+    }
+}
+
+#[test]
+fn a_decision_that_the_journal_did_not_take_is_none() {
+    let mut world = parked();
+    world.source(SourceInput::Resolve(RunAt::Source)).unwrap();
+    world.journal_source(false, false);
+    let source = world.source.as_ref().unwrap();
+    assert_eq!(source.phase(), SourcePhase::InDoubt);
+    assert_eq!(source.reason().unwrap().code(), "session_journal_failed");
+    world.sink(SinkInput::Resolve(RunAt::Sink)).unwrap();
+    world.journal_sink(false, false);
+    assert!(!world.sink.as_ref().unwrap().is_parked(), "only a restart can tell");
+    world.heal();
+    assert!(world.source.as_ref().unwrap().is_over());
+}
+
+#[test]
+fn only_a_doubt_is_resolved_and_a_machine_takes_no_rounds_of_clients() {
+    let mut world = World::with_vm();
+    let refused = world.source(SourceInput::Resolve(RunAt::Source)).unwrap_err();
+    assert_eq!(refused.code(), "session_not_now");
+    let refused = world.source(SourceInput::Round).unwrap_err();
+    assert_eq!(refused.code(), "session_of_a_vm");
+    world.heal();
+    assert_eq!(world.source.as_ref().unwrap().phase(), SourcePhase::Committed);
+    assert!(world.source(SourceInput::Resolve(RunAt::Source)).is_err());
+    assert!(world.sink(SinkInput::Resolve(RunAt::Source)).is_err());
+}
+
+#[test]
+fn terms_above_the_offer_are_a_violation() {
+    let journal = JournalId([1; 16]);
+    let above = VmTerms { base_pages: TERMS.base_pages + 1, ..TERMS };
+    for vm in [Some(above), None] {
+        let mut world = World::with_vm();
+        let number = SessionNumber(1);
+        let accept = PeerMessage::SessionAccept { session: SESSION, number, journal, vm };
+        world.source(SourceInput::Peer(accept)).unwrap();
+        let source = world.source.as_ref().unwrap();
+        assert_eq!(source.reason().unwrap().code(), "session_protocol_violation", "{vm:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
@@ -454,6 +653,33 @@ proptest! {
         }
         if let Some(source) = &world.source {
             prop_assert!(source.is_over(), "the source hangs: {world:#?}");
+            let committed = source.phase() == SourcePhase::Committed;
+            prop_assert_eq!(committed, world.sink_ever_committed, "{:#?}", world);
+        }
+    }
+
+    #[test]
+    fn only_operators_make_two_owners_of_a_machine_and_then_it_is_said(
+        events in prop::collection::vec((any::<u8>(), any::<u8>()), 1..300),
+    ) {
+        let mut world = World::with_vm();
+        for (op, pick) in events {
+            world.event(op, pick);
+            world.check();
+        }
+        world.heal();
+        if world.journal_lost {
+            return Ok(());
+        }
+        let Some(source) = &world.source else { return Ok(()) };
+        prop_assert!(source.is_over(), "the source hangs: {world:#?}");
+        let two = world.source_owns() && world.sink_ever_committed;
+        prop_assert!(!two || world.decided(), "{world:#?}");
+        let told = matches!(world.source_journal, Some(SourceRecord::ResolvedTold { .. }));
+        if two && told {
+            prop_assert_eq!(world.source_conflict, Some(Conflict::BothRun), "{:#?}", world);
+        }
+        if !world.decided() {
             let committed = source.phase() == SourcePhase::Committed;
             prop_assert_eq!(committed, world.sink_ever_committed, "{:#?}", world);
         }

@@ -16,10 +16,11 @@ use dwcp_proto::wire::limits::{
     PAGES_PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, REPLY_BYTES_MAX,
     REPLY_FRAME_HEADER_BYTES, STREAM_FRAME_HEADER_BYTES, STREAM_PAYLOAD_BYTES_MAX, held_bytes,
 };
-use dwcp_proto::wire::peer::{PeerCodec, PeerMessage};
+use dwcp_proto::wire::peer::{Code, Message, PeerCodec, PeerCoding, PeerMessage, RegionName};
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::reader::{FrameIter, next_record};
 use dwcp_proto::wire::record::{DirectionKey, Opener, RecordError, SealError, Sealer};
+use dwcp_proto::wire::vm::{FactsText, PeerFinding, PeerFindings, VmOffer, VmTerms};
 use proptest::prelude::*;
 
 const STREAM: StreamId = StreamId(4);
@@ -254,6 +255,74 @@ fn peer_messages_are_bounded_and_known() {
     );
     let error = PeerCodec::decode(&[0, 1, 0, 1]).unwrap_err();
     assert_eq!(error.code(), "peer_message_too_long", "before any of it was read");
+}
+
+#[test]
+fn what_is_said_of_a_virtual_machine_is_bounded() {
+    let decode = |json: String| {
+        let mut bytes = u32::try_from(json.len()).unwrap().to_be_bytes().to_vec();
+        bytes.extend(json.as_bytes());
+        PeerCodec::decode(&bytes).map(|found| found.unwrap().0).map_err(|error| error.code())
+    };
+    let session = "00".repeat(16);
+    let open = |facts: &str, terms: &str| {
+        decode(format!(
+            r#"{{"type":"vm_open","session":"{session}","number":1,"vm":{{"name":"vm",
+            "facts":"{facts}","coding":"full","terms":{terms}}}}}"#
+        ))
+    };
+    let good = r#"{"window_log":0,"pages_max":1,"base_pages":1,"undelivered_bytes_max":1}"#;
+    assert!(open(&"x".repeat(24 << 10), good).is_ok());
+    assert_eq!(open(&"x".repeat((24 << 10) + 1), good), Err("peer_message_malformed"));
+    for terms in [
+        r#"{"window_log":28,"pages_max":1,"base_pages":1,"undelivered_bytes_max":1}"#,
+        r#"{"window_log":0,"pages_max":0,"base_pages":0,"undelivered_bytes_max":1}"#,
+        r#"{"window_log":0,"pages_max":1,"base_pages":2,"undelivered_bytes_max":1}"#,
+        r#"{"window_log":0,"pages_max":1,"base_pages":1,"undelivered_bytes_max":0}"#,
+    ] {
+        assert_eq!(open("", terms), Err("peer_message_out_of_range"), "{terms}");
+    }
+    for channel in [0, 32, 65_535] {
+        let json =
+            format!(r#"{{"type":"channel_open","session":"{session}","channel":{channel}}}"#);
+        assert_eq!(decode(json), Err("peer_message_out_of_range"));
+    }
+    let finding = r#"{"code":"a","message":"b","cure":"c"}"#;
+    let refuse = |count: usize| {
+        let findings = vec![finding; count].join(",");
+        decode(format!(
+            r#"{{"type":"session_refuse","session":"{session}","number":1,"code":"a",
+            "message":"b","findings":[{findings}]}}"#
+        ))
+    };
+    assert!(refuse(16).is_ok());
+    assert_eq!(refuse(17), Err("peer_message_malformed"));
+}
+
+#[test]
+fn the_longest_messages_of_a_virtual_machine_fit() {
+    // Quotes are doubled by JSON: nothing that a text may hold takes more.
+    let long = |bytes: usize| "\"".repeat(bytes);
+    let (session, number) = (SessionId([0xff; 16]), SessionNumber(u32::MAX));
+    let terms = VmTerms {
+        window_log: 27,
+        pages_max: 1 << 36,
+        base_pages: 1 << 36,
+        undelivered_bytes_max: 1 << 32,
+    };
+    let (name, facts) = (RegionName::cut(&long(200)), FactsText::cut(&long(1 << 20)));
+    let offer = VmOffer { name, facts, coding: PeerCoding::Passthrough, terms };
+    let open = PeerMessage::VmOpen { session, number, vm: Box::new(offer) };
+    let text = Message::cut(&long(9999));
+    let finding =
+        PeerFinding { code: Code::cut(&long(99)), message: text.clone(), cure: text.clone() };
+    let findings = PeerFindings::cut(std::iter::repeat_n(finding, 99));
+    let code = Code::cut(&long(99));
+    let refuse = PeerMessage::SessionRefuse { session, number, code, message: text, findings };
+    for message in [open, refuse] {
+        let bytes = PeerCodec::encode(&message);
+        assert_eq!(PeerCodec::decode(&bytes).unwrap(), Some((message, bytes.len())));
+    }
 }
 
 #[test]

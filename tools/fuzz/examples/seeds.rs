@@ -17,6 +17,8 @@ use dwcp_proto::wire::limits::RECORD_HEADER_BYTES;
 use dwcp_proto::wire::peer::{
     Code, Message, Outcome, PeerCodec, PeerCoding, PeerMessage, RegionName,
 };
+use dwcp_proto::session::resolve::RunAt;
+use dwcp_proto::wire::vm::{FactsText, PeerFinding, PeerFindings, VmOffer, VmTerms};
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::record::Sealer;
 use dwcp_proto::wire::token::{JournalId, LinkToken};
@@ -94,6 +96,12 @@ fn peer_messages() -> Vec<PeerMessage> {
     let number = SessionNumber(5);
     let (code, message) = (Code::cut("region_unknown"), Message::cut("no region is named so"));
     let journal = JournalId([6; 16]);
+    let terms =
+        VmTerms { window_log: 24, pages_max: 9, base_pages: 5, undelivered_bytes_max: 1 << 20 };
+    let (name, facts) = (RegionName::cut("vm1"), FactsText::cut(r#"{"ram_bytes":1}"#));
+    let offer = VmOffer { name, facts, coding: PeerCoding::Full, terms };
+    let finding =
+        PeerFinding { code: code.clone(), message: message.clone(), cure: message.clone() };
     vec![
         PeerMessage::LinkOpen { epoch: LinkEpoch(1), lanes: 2, streams: 4 },
         PeerMessage::LinkAccept { token: LinkToken([2; 16]), lanes: 2 },
@@ -105,13 +113,19 @@ fn peer_messages() -> Vec<PeerMessage> {
             pages: 262_144,
             coding: PeerCoding::Full,
         },
-        PeerMessage::SessionAccept { session, number, journal },
+        PeerMessage::SessionAccept { session, number, journal, vm: Some(terms) },
         PeerMessage::SessionRefuse {
             session,
             number,
             code: code.clone(),
             message: message.clone(),
+            findings: PeerFindings::cut([finding]),
         },
+        PeerMessage::VmOpen { session, number, vm: Box::new(offer) },
+        PeerMessage::ChannelOpen { session, channel: 1 },
+        PeerMessage::Loaded { session, frames: 7, digest: session },
+        PeerMessage::Resumed { session, at_unix_us: 9 },
+        PeerMessage::Resolved { session, journal, run: RunAt::Sink },
         PeerMessage::SessionFailed { session, code: code.clone(), message: message.clone() },
         PeerMessage::Yield { session },
         PeerMessage::Committed { session },

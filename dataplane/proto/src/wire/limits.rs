@@ -91,8 +91,6 @@ pub const FINDINGS_MAX: usize = 16;
 pub const STREAM_WINDOW_LOG_MAX: u8 = 27;
 /// The most bytes that a stream session may have sent and not delivered: 100 Gbit/s for 340 ms.
 pub const UNDELIVERED_BYTES_MAX: u64 = 1 << 32;
-/// The most channels of a migration stream: its first connection and as many as fill the link.
-pub const CHANNELS_MAX: u16 = 32;
 /// The most pages of a region: 2^36 pages are 256 TiB, the reach of 48-bit addresses.
 pub const REGION_PAGES_MAX: u64 = 1 << 36;
 

@@ -11,14 +11,14 @@ use std::time::Duration;
 /// Everything that the control thread needs to know at start.
 #[derive(Clone, Debug)]
 pub struct ControlConfig {
-    /// The control socket.
-    pub socket: SocketConfig,
+    /// The control socket; `None` for a process that nobody asks.
+    pub socket: Option<SocketConfig>,
     /// Where peers connect; `None` for a daemon that only dials.
     pub listen: Option<SocketAddr>,
     /// How peers prove who they are.
     pub security: PeerSecurity,
-    /// The directory of the journal.
-    pub state_dir: PathBuf,
+    /// The directory of the journal; `None` for one in memory, of a process that commits nothing.
+    pub state_dir: Option<PathBuf>,
     /// Where Prometheus text is served, if at all.
     pub metrics: Option<SocketAddr>,
     /// Memory that sessions may reserve.

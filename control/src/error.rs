@@ -42,6 +42,22 @@ pub enum ControlError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// The path of a carrier's socket is not free.
+    #[error("{} exists and is {by}", path.display())]
+    CarrySocketTaken {
+        /// The path.
+        path: PathBuf,
+        /// What is there.
+        by: &'static str,
+    },
+    /// A carrier's socket can't be made.
+    #[error("the socket {} can't be made: {source}", path.display())]
+    CarrySocket {
+        /// The path.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
     /// Somebody else listens on the port.
     #[error("{address} is in use")]
     PortInUse {
@@ -87,6 +103,8 @@ impl ControlError {
             Self::SocketInUse { .. } => "socket_in_use",
             Self::NotASocket { .. } => "socket_path_taken",
             Self::Socket { .. } => "socket_failed",
+            Self::CarrySocketTaken { .. } => "carry_socket_taken",
+            Self::CarrySocket { .. } => "carry_socket_failed",
             Self::PortInUse { .. } => "port_in_use",
             Self::Listen { .. } => "listen_failed",
             Self::Pki(error) => error.code(),
@@ -104,6 +122,10 @@ impl ControlError {
             Self::SocketInUse { .. } => "stop the other daemon or give another --socket",
             Self::NotASocket { .. } => "remove the file or give another --socket",
             Self::Socket { .. } => "make the directory, or give a --socket in one you may write to",
+            Self::CarrySocketTaken { .. } => "give another --listen-unix, or end what uses it",
+            Self::CarrySocket { .. } => {
+                "give a shorter --listen-unix path in a folder that you may write to"
+            }
             Self::PortInUse { .. } => "stop the other program or give another port",
             Self::Listen { .. } => "give an address of this machine and a port you may use",
             Self::Pki(error) => error.cure(),

@@ -11,6 +11,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod api;
+mod carry;
 mod config;
 mod driver;
 mod error;
@@ -23,11 +24,14 @@ mod state;
 mod tally;
 mod vm;
 
+pub use carry::{
+    CarryConfig, CarryCounts, CarryEvent, CarryFailure, CarryReport, CarrySide,
+};
 pub use config::{
     BudgetFact, ControlConfig, DaemonFacts, KernelFact, LiveSettings, MemoryBudget, PeerSecurity,
     PeerTimeouts, SettingRefused, SettingView, SettingsPort, SocketConfig,
 };
-pub use driver::run;
+pub use driver::{carry, run};
 pub use error::{ControlError, ExitClass};
 pub use peer::PkiError;
 pub use state::{JournalError, SessionRecord, SessionState, VmRecord};

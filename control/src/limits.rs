@@ -107,6 +107,16 @@ pub(crate) const CHANNEL_QUEUE_MESSAGES: usize = 1024;
 /// Inputs that may wait for the core: every client's and every peer's newest message.
 pub(crate) const INPUT_QUEUE: usize = 1024;
 
+/// Connections of a carrier that may wait for the core; further ones wait in the socket's queue.
+pub(crate) const CARRY_QUEUE: usize = 16;
+
+/// How often a carrier tells how far its session is.
+pub(crate) const CARRY_PROGRESS_NS: u64 = 2_000_000_000;
+
+/// How long a sink's VMM may keep its side of a migration open after the stream has ended: it loads
+/// the last of it, which takes seconds at the most.
+pub(crate) const CARRY_LINGER_NS: u64 = 60_000_000_000;
+
 /// Writes that may wait for the journal's thread.
 pub(crate) const JOURNAL_QUEUE: usize = 1024;
 

@@ -5,7 +5,7 @@
 //! accepted session reserves the room of its final event, so that "finished" can't be lost.
 
 pub use crate::attach::stream::store::{STORE_PAGE_BYTES, STORE_SLOT_BYTES};
-pub use crate::attach::stream::{stream_sink_bytes, stream_source_bytes};
+pub use crate::attach::stream::{StreamSizes, stream_sink_bytes, stream_source_bytes};
 use crate::stats::{SessionStats, ShardStatsReader, StreamStats};
 pub use dwcp_codec::{Coding, HashKey};
 use dwcp_ffi::counters::{HistogramReader, HistogramWriter};
@@ -246,6 +246,9 @@ pub enum ChannelEnd {
         /// The kernel's error number.
         errno: i32,
     },
+    /// Sink: the VMM closed its socket and there is more for it that it never took.
+    #[error("the VMM closed its migration socket before it took everything")]
+    Broken,
     /// The VMM at the other end closed or broke its socket.
     #[error("the VMM at the peer ended its migration socket")]
     Peer,

@@ -125,7 +125,7 @@ fn shard_config(config: &DaemonConfig, budget: &Budget, index: usize) -> ShardCo
 
 fn control_config(config: &DaemonConfig, budget: &Budget, probe: &Probe) -> ControlConfig {
     ControlConfig {
-        socket: SocketConfig::new(config.socket.clone()),
+        socket: Some(SocketConfig::new(config.socket.clone())),
         listen: Some(config.listen),
         security: match &config.trust {
             Trust::Pki(pki_dir) => PeerSecurity::Mutual { pki_dir: pki_dir.clone() },
@@ -133,7 +133,7 @@ fn control_config(config: &DaemonConfig, budget: &Budget, probe: &Probe) -> Cont
                 PeerSecurity::InsecurePlaintext { host_name: machine_name() }
             }
         },
-        state_dir: config.state.clone(),
+        state_dir: Some(config.state.clone()),
         metrics: config.metrics,
         memory: budget.for_control(),
         links_max: usize::from(config.links_max),

@@ -4,6 +4,7 @@
 //! time is started as a task or handed to the journal, and comes back as an input. The parts of its
 //! work are in the modules beside this one, each an `impl` of [`Core`].
 
+use super::carry::Carry;
 use super::links::LinkEntry;
 use super::room::StreamsHeld;
 use super::shards::Shards;
@@ -106,6 +107,8 @@ pub(crate) struct Core {
     pub(super) option_log: LogLimit,
     pub(super) started: Instant,
     pub(super) stopping: bool,
+    /// In a carrier's process.
+    pub(super) carry: Option<Box<Carry>>,
 }
 
 /// What the core is made from.
@@ -158,6 +161,7 @@ impl Core {
             option_log: LogLimit::default(),
             started: Instant::now(),
             stopping: false,
+            carry: None,
         };
         core.recover_all(parts.stored.sessions);
         core
@@ -248,6 +252,9 @@ impl Core {
     }
 
     fn on_event(&mut self, lane: LaneId, event: Event) {
+        if self.on_carry_event(&event) {
+            return;
+        }
         match event {
             Event::StreamUp { link, stream } => self.on_stream_up(link, stream),
             Event::StreamDown { link, stream, cause } => {
@@ -292,6 +299,7 @@ impl Core {
         }
         self.reconnect_due(now);
         self.tick_vms(now);
+        self.tick_carry(now);
         self.send_progress(now);
     }
 
@@ -310,6 +318,7 @@ impl Core {
     /// asked for still arrives.
     pub(crate) fn begin_stop(&mut self) {
         self.stopping = true;
+        self.stop_carry();
         let links: Vec<LinkId> = self.links.keys().copied().collect();
         links.into_iter().for_each(|link| self.drop_link(link, &PeerError::Stopping));
         // A shard that died without a word reports nothing any more.

@@ -332,6 +332,7 @@ impl Core {
             self.open_source(link, waiter);
         }
         vm_waiters.into_iter().for_each(|session| self.open_vm_source(link, session));
+        self.carry_link_ready(link);
     }
 
     /// Says something on a link's channel. A peer that does not read loses the link.
@@ -363,6 +364,7 @@ impl Core {
         }
         self.sessions_link_lost(link, cause);
         self.vm_sinks_link_lost(link);
+        self.carry_link_lost(link, cause);
         for session in entry.vm_waiters {
             self.fail_vm_source(session, cause.to_api());
         }

@@ -3,6 +3,11 @@
 //! [`run()`] owns the thread. Tasks of clients, peers and the journal only hand inputs over bounded
 //! queues to the one core; the core alone changes state and answers.
 
+mod carry;
+mod carry_channels;
+mod carry_run;
+mod carry_sink;
+mod carry_source;
 mod core;
 mod families;
 mod lanes;
@@ -29,4 +34,5 @@ mod vm_recover;
 mod vm_sink;
 mod vms;
 
+pub use carry_run::carry;
 pub use run::run;

@@ -8,9 +8,10 @@ use super::shards::Shards;
 use super::vm_host::{QemuHost, VmHost};
 use super::vms::Probed;
 use crate::api::{ApiInput, ApiServer};
+use crate::carry::CarryInput;
 use crate::config::{ControlConfig, SettingsPort};
 use crate::error::ControlError;
-use crate::limits::{INPUT_QUEUE, METRICS_CLIENTS_MAX, STOP_TIMEOUT, TICK};
+use crate::limits::{CARRY_QUEUE, INPUT_QUEUE, METRICS_CLIENTS_MAX, STOP_TIMEOUT, TICK};
 use crate::network::metrics::{MetricsServer, Scrape};
 use crate::peer::{Gate, Identity, Listener, PeerInput, random};
 use crate::state::{Journal, JournalDone};
@@ -68,6 +69,7 @@ pub(super) struct Inputs {
     scrapes: (mpsc::Sender<Scrape>, mpsc::Receiver<Scrape>),
     pub(super) vms: (mpsc::Sender<VmReport>, mpsc::Receiver<VmReport>),
     probes: (mpsc::Sender<Probed>, mpsc::Receiver<Probed>),
+    pub(super) carry: (mpsc::Sender<CarryInput>, mpsc::Receiver<CarryInput>),
     journal: Option<mpsc::Receiver<JournalDone>>,
 }
 
@@ -81,7 +83,11 @@ pub(super) async fn start(
 ) -> Result<Core, ControlError> {
     let counters = Counters::default();
     let identity = Identity::load(&config.security, random())?;
-    let (journal, reports, stored) = Journal::open(&config.state_dir, JournalId(random()))?;
+    let fresh = JournalId(random());
+    let (journal, reports, stored) = match &config.state_dir {
+        Some(directory) => Journal::open(directory, fresh)?,
+        None => Journal::in_memory(fresh)?,
+    };
     ends.journal = Some(reports);
     let listener = match config.listen {
         Some(address) => Some(Listener::bind(address).await?),
@@ -93,10 +99,13 @@ pub(super) async fn start(
         None => None,
     };
     // Last, so that a daemon whose socket is there is one that works.
-    let api = ApiServer::bind(config.socket.clone(), counters.api.clone())?;
+    let api = match config.socket.clone() {
+        Some(socket) => Some(ApiServer::bind(socket, counters.api.clone())?),
+        None => None,
+    };
     tracing::info!(
-        socket = %config.socket.path.display(), listen = listen.map(tracing::field::display),
-        host = identity.host_name(), "control plane up"
+        listen = listen.map(tracing::field::display), host = identity.host_name(),
+        "control plane up"
     );
     if let Some(listener) = listener {
         let gate = Gate {
@@ -110,7 +119,9 @@ pub(super) async fn start(
     if let Some(metrics) = metrics {
         tokio::task::spawn_local(metrics.serve(ends.scrapes.0.clone()));
     }
-    tokio::task::spawn_local(api.serve(ends.api.0.clone()));
+    if let Some(api) = api {
+        tokio::task::spawn_local(api.serve(ends.api.0.clone()));
+    }
     let live = Rc::new(Cell::new(settings.live()));
     let peers = ends.peers.0.clone();
     let shards = Shards::new(ports);
@@ -151,6 +162,7 @@ impl Inputs {
             scrapes: mpsc::channel(METRICS_CLIENTS_MAX),
             vms: mpsc::channel(INPUT_QUEUE),
             probes: mpsc::channel(INPUT_QUEUE),
+            carry: mpsc::channel(CARRY_QUEUE),
             journal: None,
         })
     }
@@ -195,6 +207,7 @@ impl Inputs {
             Some(done) = journal => Input::Journal(done),
             Some(report) = self.vms.1.recv() => Input::Vm(Box::new(report)),
             Some(probed) = self.probes.1.recv() => Input::Probed(Box::new(probed)),
+            Some(input) = self.carry.1.recv() => Input::Carry(input),
             Some(input) = self.peers.1.recv() => Input::Peer(Box::new(input)),
             Some(input) = self.api.1.recv() => Input::Api(input),
             Some(scrape) = self.scrapes.1.recv() => Input::Scrape(scrape),
@@ -203,7 +216,7 @@ impl Inputs {
     }
 
     /// Ends sessions, links and shards in this order, each as far as it gets in time.
-    async fn stop(&mut self, core: &mut Core) {
+    pub(super) async fn stop(&mut self, core: &mut Core) {
         tracing::info!("stopping");
         core.begin_stop();
         let deadline = Instant::now() + STOP_TIMEOUT;
@@ -228,6 +241,7 @@ enum Input {
     Peer(Box<PeerInput>),
     Vm(Box<VmReport>),
     Probed(Box<Probed>),
+    Carry(CarryInput),
     Api(ApiInput),
     Scrape(Scrape),
 }
@@ -240,6 +254,7 @@ impl Input {
             Self::Stop => {}
             Self::Wake => return core.on_wake(),
             Self::Journal(done) => core.on_journal(done),
+            Self::Carry(input) => core.on_carry(input),
             Self::Peer(input) => core.on_peer(*input),
             Self::Vm(report) => core.on_vm(*report),
             Self::Probed(probed) => core.on_probed(*probed),

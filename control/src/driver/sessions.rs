@@ -39,7 +39,11 @@ impl Core {
     pub(super) fn on_session_message(&mut self, link: LinkId, message: PeerMessage) {
         let Some(entry) = self.links.get(&link) else { return };
         let (Some(id), peer) = (message.session(), entry.peer_name.clone()) else { return };
-        let role = if entry.link.is_dialled() { Role::Source } else { Role::Sink };
+        let dialled = entry.link.is_dialled();
+        if self.on_carry_message(link, &peer, id, &message) {
+            return;
+        }
+        let role = if dialled { Role::Source } else { Role::Sink };
         if role == Role::Sink && matches!(message, PeerMessage::SessionOpen { .. }) {
             return self.on_session_open(link, &peer, &message);
         }

@@ -59,7 +59,11 @@ impl Core {
     /// The private directory of sockets between QEMUs and this daemon. One that an operator made
     /// keeps its rights.
     pub(super) fn vm_directory(&self) -> Result<PathBuf, ApiError> {
-        let path = self.config.socket.path.with_extension("vm");
+        let path = self.config.socket.as_ref().map(|socket| socket.path.with_extension("vm"));
+        let path = path.ok_or_else(|| {
+            let message = "this process drives no virtual machines";
+            ApiError::new(ApiCode::VmUnusable, message)
+        })?;
         let made = match path.is_dir() {
             true => Ok(()),
             false => {

@@ -170,6 +170,29 @@ impl Journal {
         fresh: JournalId,
     ) -> Result<(Self, mpsc::Receiver<JournalDone>, Stored), JournalError> {
         let (database, id, stored) = open_database(directory, fresh)?;
+        Self::start(database, id, stored)
+    }
+
+    /// A journal that nothing survives, for a process that commits nothing.
+    ///
+    /// # Errors
+    /// Its thread can't start.
+    pub(crate) fn in_memory(
+        fresh: JournalId,
+    ) -> Result<(Self, mpsc::Receiver<JournalDone>, Stored), JournalError> {
+        let failed = |detail: String| JournalError::Write { detail };
+        let backend = redb::backends::InMemoryBackend::new();
+        let database = Database::builder().create_with_backend(backend);
+        let database = database.map_err(|error| failed(error.to_string()))?;
+        let (_, id) = prepare(&database, fresh).map_err(|error| failed(error.to_string()))?;
+        Self::start(database, id, Stored::default())
+    }
+
+    fn start(
+        database: Database,
+        id: JournalId,
+        stored: Stored,
+    ) -> Result<(Self, mpsc::Receiver<JournalDone>, Stored), JournalError> {
         let (queue, writes) = sync_channel(JOURNAL_QUEUE);
         let (done, reports) = mpsc::channel(JOURNAL_QUEUE);
         let thread = std::thread::Builder::new()

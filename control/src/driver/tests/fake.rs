@@ -192,10 +192,10 @@ impl FakeShard {
 /// The configuration of a daemon named `name`.
 pub(super) fn config(directory: &Path, name: &str) -> ControlConfig {
     ControlConfig {
-        socket: SocketConfig::new(directory.join(name)),
+        socket: Some(SocketConfig::new(directory.join(name))),
         listen: Some(([127, 0, 0, 1], 0).into()),
         security: PeerSecurity::InsecurePlaintext { host_name: name.to_owned() },
-        state_dir: directory.join(format!("{name}.state")),
+        state_dir: Some(directory.join(format!("{name}.state"))),
         metrics: None,
         memory: MemoryBudget {
             sessions_bytes: 1 << 30,
@@ -292,7 +292,7 @@ impl Daemon {
             assert!(task.await.unwrap_err().is_cancelled());
         }
         // The tasks that hold its sockets end with the core.
-        while self.config.socket.path.exists() {
+        while self.config.socket.as_ref().is_some_and(|socket| socket.path.exists()) {
             tokio::task::yield_now().await;
         }
         let mut config = self.config;

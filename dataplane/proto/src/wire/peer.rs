@@ -97,6 +97,19 @@ pub enum PeerMessage {
         /// What is to be taken.
         vm: Box<VmOffer>,
     },
+    /// Source: carry the migration stream of a VMM that somebody else drives. Sent only to a peer
+    /// with [`FEATURE_STREAM`](super::hello::FEATURE_STREAM); answered by `SessionAccept` with
+    /// terms, or by `SessionRefuse`. Nothing of it is ever committed.
+    CarryOpen {
+        /// The session.
+        session: SessionId,
+        /// Its name in frames.
+        number: SessionNumber,
+        /// How the stream will be coded.
+        coding: PeerCoding,
+        /// What both ends are to reserve.
+        terms: VmTerms,
+    },
     /// Sink: all my lanes are open for it.
     SessionAccept {
         /// The session.
@@ -123,12 +136,24 @@ pub enum PeerMessage {
         #[serde(default, skip_serializing_if = "PeerFindings::is_empty")]
         findings: PeerFindings,
     },
-    /// Source of a virtual machine's session: the VMM opened one more connection.
+    /// Source of a stream session: the VMM opened one more connection.
     ChannelOpen {
         /// The session.
         session: SessionId,
         /// The connection's number, from 1 on; 0 is there from the start.
         channel: u16,
+    },
+    /// Sink of a carried session: the VMM took everything and both ends closed every channel so
+    /// far. The source answers with `Settled` when that is all there was.
+    Carried {
+        /// The session.
+        session: SessionId,
+        /// How many channels there were.
+        channels: u16,
+        /// How many frames were handed to the VMM.
+        frames: u64,
+        /// Their digest, in the form of a session's name.
+        digest: SessionId,
     },
     /// Sink of a virtual machine's session: the VMM has loaded all of it; the guest is paused.
     Loaded {
@@ -226,6 +251,8 @@ impl PeerMessage {
         match self {
             Self::SessionOpen { session, .. }
             | Self::VmOpen { session, .. }
+            | Self::CarryOpen { session, .. }
+            | Self::Carried { session, .. }
             | Self::ChannelOpen { session, .. }
             | Self::Loaded { session, .. }
             | Self::Resumed { session, .. }
@@ -252,6 +279,8 @@ impl PeerMessage {
             Self::LinkRefuse { .. } => "link_refuse",
             Self::SessionOpen { .. } => "session_open",
             Self::VmOpen { .. } => "vm_open",
+            Self::CarryOpen { .. } => "carry_open",
+            Self::Carried { .. } => "carried",
             Self::SessionAccept { .. } => "session_accept",
             Self::SessionRefuse { .. } => "session_refuse",
             Self::ChannelOpen { .. } => "channel_open",
@@ -282,6 +311,10 @@ impl PeerMessage {
         };
         match *self {
             Self::VmOpen { ref vm, .. } => vm.terms.check(),
+            Self::CarryOpen { terms, .. } => terms.check(),
+            Self::Carried { channels, .. } => {
+                range("channels", channels.into(), CHANNELS_MAX.into())
+            }
             Self::SessionAccept { vm: Some(terms), .. } => terms.check(),
             Self::ChannelOpen { channel, .. } => {
                 range("channel", channel.into(), u64::from(CHANNELS_MAX) - 1)

@@ -296,17 +296,18 @@ impl StreamSink {
                 return bytes;
             }
             Moved::Later => {}
-            Moved::Ended => self.broken(at, ChannelEnd::Closed),
-            Moved::Failed(errno) => self.broken(at, ChannelEnd::Socket { errno }),
+            Moved::Ended | Moved::Failed(_) => self.broken(at),
         }
         0
     }
 
     /// The VMM takes nothing any more on a channel.
-    fn broken(&mut self, at: usize, end: ChannelEnd) {
-        self.channels[at].broken = true;
-        self.channels[at].answers.end();
-        self.gone(at, end);
+    fn broken(&mut self, at: usize) {
+        if !std::mem::replace(&mut self.channels[at].broken, true) {
+            self.channels[at].gone = true;
+            self.channels[at].answers.end();
+            self.tell(at, ChannelEnd::Broken);
+        }
     }
 
     /// The VMM ended a channel: said once.

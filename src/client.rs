@@ -176,15 +176,40 @@ impl Client {
         params: &Value,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Value, ClientError> {
-        let deadline = Instant::now() + self.timeout;
+        let id = self.start(method, params, descriptors)?;
+        let within = self.timeout;
+        let answer = self.answer(id, within)?;
+        answer.ok_or_else(|| ClientError::Timeout { method: method.to_owned(), within })
+    }
+
+    /// Calls a method whose answer [`Client::answer`] waits for.
+    ///
+    /// # Errors
+    /// The daemon is gone.
+    pub(crate) fn start(
+        &mut self,
+        method: &str,
+        params: &Value,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<u64, ClientError> {
         let id = self.next_id;
         self.next_id += 1;
         let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
         self.send(format!("{request}\n").as_bytes(), descriptors, method)?;
-        loop {
-            let within = self.timeout;
-            let late = || ClientError::Timeout { method: method.to_owned(), within };
-            let mut line = self.next_line(deadline)?.ok_or_else(late)?;
+        Ok(id)
+    }
+
+    /// The result of a call, or nothing when none comes within the given time.
+    ///
+    /// # Errors
+    /// The daemon refused or is gone.
+    pub(crate) fn answer(
+        &mut self,
+        id: u64,
+        within: Duration,
+    ) -> Result<Option<Value>, ClientError> {
+        let deadline = Instant::now() + within;
+        while let Some(mut line) = self.next_line(deadline)? {
             if line.get("id").is_none_or(Value::is_null) && line.get("method").is_some() {
                 self.keep(line)?;
                 continue;
@@ -196,10 +221,16 @@ impl Client {
             }
             if line.get("id") == Some(&json!(id)) {
                 let result = line.get_mut("result").map(Value::take);
-                return result.ok_or(self.protocol("neither result nor error"));
+                return result.map(Some).ok_or(self.protocol("neither result nor error"));
             }
             // The late answer to a call that timed out before.
         }
+        Ok(None)
+    }
+
+    /// The oldest notification that came while an answer was awaited.
+    pub(crate) fn kept_notification(&mut self) -> Option<Notification> {
+        self.notifications.pop_front()
     }
 
     /// The next notification, or nothing when none comes within the given time.

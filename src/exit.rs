@@ -19,6 +19,8 @@ pub(crate) enum Exit {
     Unreachable,
     /// A session is in doubt: neither host may run it until both have talked.
     InDoubt,
+    /// The user interrupted it; what was begun is given up.
+    Interrupted,
 }
 
 impl Exit {
@@ -31,6 +33,7 @@ impl Exit {
             Self::Machine => 3,
             Self::Unreachable => 4,
             Self::InDoubt => 5,
+            Self::Interrupted => 130,
         }
     }
 }
@@ -54,7 +57,8 @@ mod tests {
             Exit::Machine,
             Exit::Unreachable,
             Exit::InDoubt,
+            Exit::Interrupted,
         ];
-        assert_eq!(codes.map(Exit::number), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(codes.map(Exit::number), [0, 1, 2, 3, 4, 5, 130]);
     }
 }

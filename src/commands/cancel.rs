@@ -29,7 +29,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
 
 /// The one session whose id begins as given; what matches none or several goes to the daemon as it
 /// is, which then says that it knows no such session.
-fn full_id(client: &mut Client, given: &str) -> Result<String, ClientError> {
+pub(super) fn full_id(client: &mut Client, given: &str) -> Result<String, ClientError> {
     if given.len() == ID_DIGITS {
         return Ok(given.to_owned());
     }

@@ -1,18 +1,21 @@
 //! The client commands: each asks the daemon one thing and shows the answer.
 //!
 //! Main thread, blocking, every wait bounded. With `--json` the daemon's answer is printed as it
-//! came, in one document; without it, a table for people. Nothing here changes a daemon except
-//! `cancel` and `config set`.
+//! came, in one document; without it, a table for people.
 
 mod cancel;
 mod config;
 mod follow;
 pub(crate) mod info;
+mod interrupts;
+mod migrate;
 mod net;
+mod resolve;
 mod sessions;
 mod show;
 mod status;
 pub(crate) mod text_table;
+mod vm;
 
 use crate::client::Client;
 use crate::exit::Exit;
@@ -53,6 +56,9 @@ pub(crate) fn all() -> Vec<Command> {
         client_command("cancel", "Give up a session; its source keeps its region").arg(id),
         client_command("net", "Show links and their streams"),
         config::command(),
+        vm::command(),
+        migrate::command(),
+        resolve::command(),
     ]
 }
 
@@ -65,6 +71,9 @@ pub(crate) fn run(name: &str, matches: &ArgMatches) -> Result<Exit, Failure> {
         "cancel" => cancel::run(matches),
         "net" => net::run(matches),
         "config" => config::run(matches),
+        "vm" => vm::run(matches),
+        "migrate" => migrate::run(matches),
+        "resolve" => resolve::run(matches),
         other => unreachable!("the command line has a command '{other}' that nobody runs"),
     }
 }

@@ -322,17 +322,30 @@ fn parse_bytes(text: &str) -> Option<u64> {
     number.checked_mul(size)
 }
 
-fn parse_time(text: &str) -> Option<Duration> {
+/// Reads a time such as `500ms`.
+pub(crate) fn parse_time(text: &str) -> Option<Duration> {
     let (number, unit) = split_unit(text)?;
     let micros = match unit.to_ascii_lowercase().as_str() {
         "us" => 1,
         "ms" => 1_000,
         "s" => 1_000_000,
-        "min" => 60_000_000,
+        "min" | "m" => 60_000_000,
         "h" => 3_600_000_000,
         _ => return None,
     };
     number.checked_mul(micros).map(Duration::from_micros)
+}
+
+/// Reads a rate such as `900mbit` (per second) as bytes per second.
+pub(crate) fn parse_rate(text: &str) -> Option<u64> {
+    let (number, unit) = split_unit(text.trim())?;
+    let bits = match unit.to_ascii_lowercase().trim_end_matches("/s") {
+        "kbit" => 1_000,
+        "mbit" => 1_000_000,
+        "gbit" => 1_000_000_000,
+        _ => return None,
+    };
+    number.checked_mul(bits).map(|bits| bits / 8)
 }
 
 /// Splits `512MiB` into its number and its unit.

@@ -1,0 +1,314 @@
+//! `dwcp migrate NAME --to HOST:PORT`: moves a guest, and shows how far it is until it is over.
+//!
+//! Main thread. The daemon does the work: this command starts it, follows it and tells how it
+//! ended. Ctrl-C asks the daemon to give up, whereupon the guest runs on at the source; a second
+//! one leaves at once, and the daemon goes on giving up.
+
+use super::interrupts::Interrupts;
+use super::{ANSWER_WITHIN, CANCEL_WITHIN, client_command, connect, show, show_answer};
+use crate::client::{Client, Notification};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::settings::value::{parse_rate, parse_time};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, Value, json};
+use std::io::{IsTerminal as _, stderr};
+use std::time::Duration;
+
+/// How often the signals are looked at.
+const STEP: Duration = Duration::from_millis(100);
+/// How long one look takes: enough for the runtime to see a signal.
+const LOOK: Duration = Duration::from_millis(1);
+const TEMPLATE: &str = "{msg:<12} [{bar:30}] {prefix}";
+
+const EXAMPLES: &str = "\
+Examples:
+  dwcp migrate web1 --to host-b:7411
+  dwcp migrate web1 --to host-b:7411 --downtime-limit 300ms --timeout 20m --on-timeout throttle
+  dwcp migrate web1 --to host-b:7411 --mode passthrough --json
+
+Exit codes: 0 the guest runs at the sink; 1 it failed and runs on at the source; 5 in doubt: both
+ends stand paused, see 'dwcp status' and 'dwcp resolve'; 130 cancelled, it runs at the source.";
+
+/// The subcommand's part of the command line.
+pub(super) fn command() -> Command {
+    client_command("migrate", "Move a guest to the host where it is attached as incoming")
+        .arg(Arg::new("name").value_name("NAME").required(true).help("The guest, as attached"))
+        .arg(
+            Arg::new("to")
+                .long("to")
+                .value_name("[NAME@]HOST:PORT")
+                .required(true)
+                .help("Where the sink's daemon listens"),
+        )
+        .arg(time(
+            "downtime-limit",
+            "The longest pause that is accepted, such as 300ms [default: QEMU's]",
+        ))
+        .arg(
+            Arg::new("bandwidth")
+                .long("bandwidth")
+                .value_name("RATE")
+                .value_parser(|text: &str| {
+                    parse_rate(text).ok_or("give a rate such as 900mbit or 10gbit")
+                })
+                .help("The most that QEMU may hand over, such as 900mbit [default: no limit]"),
+        )
+        .arg(time("timeout", "When --on-timeout applies, such as 20m [default: never]"))
+        .arg(
+            Arg::new("on-timeout")
+                .long("on-timeout")
+                .value_name("WORD")
+                .requires("timeout")
+                .value_parser(["abort", "throttle", "ramp"])
+                .help("abort; throttle: slow the guest down; ramp: raise the downtime limit"),
+        )
+        .arg(
+            Arg::new("mode")
+                .long("mode")
+                .value_name("WORD")
+                .value_parser(["full", "passthrough"])
+                .help("full: code the pages; passthrough: every byte as it is [default: full]"),
+        )
+        .arg(
+            Arg::new("paused")
+                .long("paused")
+                .action(ArgAction::SetTrue)
+                .help("Leave the guest paused at the sink; whoever owns it there starts it"),
+        )
+        .after_help(EXAMPLES)
+}
+
+fn time(name: &'static str, help: &'static str) -> Arg {
+    let parse = |text: &str| {
+        let time = parse_time(text).filter(|time| *time >= Duration::from_millis(1));
+        time.ok_or("give a time such as 300ms, 10s or 20m")
+    };
+    Arg::new(name).long(name).value_name("TIME").value_parser(parse).help(help)
+}
+
+pub(super) fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
+    let mut interrupts = Interrupts::take()?;
+    let mut client = connect(matches)?;
+    client.call("subscribe", &json!({"topics": ["session.progress", "session.state"]}))?;
+    let call = client.start("vm.migrate", &params(matches), &[])?;
+    let name = matches.get_one::<String>("name").map_or("", String::as_str);
+    let mut view = View::new(name);
+    let mut cancelled = false;
+    let answer = loop {
+        match client.answer(call, STEP) {
+            Ok(None) => {}
+            Ok(Some(answer)) => break answer,
+            Err(error) => {
+                view.end();
+                if cancelled && error.code() == Some("session_aborted") {
+                    eprintln!("dwcp: {error}");
+                    return Ok(Exit::Interrupted);
+                }
+                return Err(error.into());
+            }
+        }
+        while let Some(notification) = client.kept_notification() {
+            view.take(&notification);
+        }
+        if interrupts.within(LOOK) {
+            if cancelled {
+                view.end();
+                eprintln!("dwcp: left; the daemon goes on giving up: see 'dwcp sessions'");
+                return Ok(Exit::Interrupted);
+            }
+            cancelled = true;
+            view.note("giving up; the guest will run on here");
+            cancel(matches, view.session.as_deref())?;
+        }
+    };
+    view.end();
+    show_answer(matches, &answer, summary)?;
+    Ok(Exit::Done)
+}
+
+fn params(matches: &ArgMatches) -> Value {
+    let mut params = Map::new();
+    let mut put = |name: &str, value: Value| params.insert(name.to_owned(), value);
+    put("name", json!(matches.get_one::<String>("name")));
+    put("peer", json!(matches.get_one::<String>("to")));
+    let millis = |flag| {
+        let time: Option<&Duration> = matches.get_one(flag);
+        time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    };
+    let given = [
+        ("downtime_limit_ms", millis("downtime-limit").map(Value::from)),
+        ("timeout_ms", millis("timeout").map(Value::from)),
+        (
+            "bandwidth_bytes_per_second",
+            matches.get_one::<u64>("bandwidth").copied().map(Value::from),
+        ),
+        ("on_timeout", matches.get_one::<String>("on-timeout").map(|word| json!(word))),
+        ("mode", matches.get_one::<String>("mode").map(|word| json!(word))),
+        ("paused", matches.get_flag("paused").then_some(json!(true))),
+    ];
+    for (name, value) in given {
+        if let Some(value) = value {
+            put(name, value);
+        }
+    }
+    Value::Object(params)
+}
+
+/// Asks for the end over a connection of its own: the first one waits for the migration.
+fn cancel(matches: &ArgMatches, session: Option<&str>) -> Result<(), Failure> {
+    // A migration without a session has not begun: its answer comes by itself.
+    let Some(session) = session else { return Ok(()) };
+    let mut client: Client = connect(matches)?;
+    client.set_timeout(CANCEL_WITHIN.max(ANSWER_WITHIN));
+    match client.call("session.abort", &json!({ "session": session })) {
+        Ok(_) => Ok(()),
+        // Too late, or over already: the first connection tells how it ended.
+        Err(error) if error.is_refusal() => {
+            eprintln!("dwcp: {error}");
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What people see meanwhile: a bar on a terminal, a line for each change elsewhere.
+struct View<'a> {
+    name: &'a str,
+    session: Option<String>,
+    bar: ProgressBar,
+}
+
+impl<'a> View<'a> {
+    fn new(name: &'a str) -> Self {
+        let shown = stderr().is_terminal();
+        let target =
+            if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        let style = ProgressStyle::with_template(TEMPLATE);
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+        Self { name, session: None, bar }
+    }
+
+    fn take(&mut self, notification: &Notification) {
+        let params = &notification.params;
+        if params["vm"].as_str() != Some(self.name) {
+            return;
+        }
+        if let Some(session) = params["session"].as_str() {
+            self.session = Some(session.to_owned());
+        }
+        match notification.method.as_str() {
+            "session.state" => {
+                let state = show::text(params, "state");
+                self.note(&format!("{}: {state}", self.name));
+                self.bar.set_message(state);
+            }
+            _ => self.progress(params),
+        }
+    }
+
+    fn progress(&self, params: &Value) {
+        let migration = &params["migration"];
+        let total = migration["total_bytes"].as_u64().unwrap_or(0);
+        let remaining = migration["remaining_bytes"].as_u64().unwrap_or(total);
+        self.bar.set_length(total);
+        self.bar.set_position(total.saturating_sub(remaining));
+        self.bar.set_prefix(progress_text(params));
+    }
+
+    fn note(&self, line: &str) {
+        self.bar.suspend(|| eprintln!("dwcp: {line}"));
+    }
+
+    fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Rate, ratio, what is left and when it ends, or why it doesn't.
+fn progress_text(params: &Value) -> String {
+    let migration = &params["migration"];
+    let mut text = format!(
+        "{}/s, ratio {}, {} left",
+        show::bytes(params, "rate_bytes_per_s"),
+        show::text(params, "ratio"),
+        show::bytes(migration, "remaining_bytes"),
+    );
+    match (migration["end_in_ms"].as_u64(), params["advice"].as_str()) {
+        (_, Some(advice)) => text.push_str(&format!("; {advice}")),
+        (Some(ms), None) => text.push_str(&format!("; about {} s more", ms.div_ceil(1000))),
+        (None, None) => {}
+    }
+    text
+}
+
+fn summary(answer: &Value) -> String {
+    let (vm, state) = (show::text(answer, "vm"), show::text(answer, "state"));
+    let mut text = format!("{vm}: {state}");
+    if let Some(reason) = answer["reason"].as_str() {
+        text.push_str(&format!(": {reason}"));
+    }
+    if let Some(cure) = answer["cure"].as_str() {
+        text.push_str(&format!("; {cure}"));
+    }
+    text.push('\n');
+    let rows = [
+        ("total", show::seconds(answer, "total_s")),
+        ("blackout", show::millis(answer, "blackout_ms")),
+        ("from QEMU", show::bytes(answer, "raw_bytes")),
+        ("on the wire", show::bytes(answer, "wire_bytes")),
+        ("ratio", show::text(answer, "ratio")),
+    ];
+    for (name, value) in rows {
+        text.push_str(&format!("  {name:12} {value}\n"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_become_the_request_in_its_units() {
+        let matches = command().get_matches_from([
+            "migrate",
+            "web1",
+            "--to",
+            "b:7411",
+            "--downtime-limit",
+            "300ms",
+            "--bandwidth",
+            "900mbit",
+            "--timeout",
+            "20m",
+            "--on-timeout",
+            "ramp",
+            "--mode",
+            "passthrough",
+        ]);
+        let expected = json!({"name": "web1", "peer": "b:7411", "downtime_limit_ms": 300,
+            "bandwidth_bytes_per_second": 112_500_000, "timeout_ms": 1_200_000,
+            "on_timeout": "ramp", "mode": "passthrough"});
+        assert_eq!(params(&matches), expected);
+    }
+
+    #[test]
+    fn a_wrong_unit_is_refused_with_an_example() {
+        for args in [["--bandwidth", "900"], ["--timeout", "20"], ["--downtime-limit", "0ms"]] {
+            let all = ["migrate", "web1", "--to", "b:7411"].into_iter().chain(args);
+            let error = command().try_get_matches_from(all).unwrap_err().to_string();
+            assert!(error.contains("such as"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_migration_that_does_not_end_says_why() {
+        let params = json!({"rate_bytes_per_s": 1024, "ratio": 2.5, "advice": "it writes too fast",
+            "migration": {"remaining_bytes": 2048, "end_in_ms": null}});
+        let text = progress_text(&params);
+        assert_eq!(text, "1.0 KiB/s, ratio 2.5, 2.0 KiB left; it writes too fast");
+    }
+}

@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn figures_are_of_the_time_since_the_last_ones_and_a_silence_keeps_the_ratio() {
         let mut figures = Figures::default();
-        let second = |n| Nanos(n * 1_000_000_000);
+        let second = |n: u64| Nanos(n * 1_000_000_000);
         assert_eq!(figures.advance(second(2), 1000, 4000), 500);
         assert_eq!(figures.ratio_milli, 4000);
         assert_eq!(figures.advance(second(3), 1000, 4000), 0);

@@ -33,6 +33,8 @@ pub(crate) use facts::{BlockFact, DeviceFact, QemuVersion, Storage, VmFacts};
 pub(crate) use preflight::{Finding, Severity, preflight};
 pub(crate) use saved::SavedSettings;
 pub(crate) use spawn::check_command;
+#[cfg(test)]
+pub(crate) use task::{Dropped, TaskSide, pair};
 pub(crate) use task::{
     GuestState, MigrateOptions, MigrationProgress, OnTimeout, Stage, Verdict, VmNews, VmOrder,
     VmReport, VmTarget, VmTask, probe, spawn_sink, spawn_source,

@@ -5,12 +5,14 @@
 
 use super::inbox::Origin;
 use super::{Desk, Shard};
-use crate::attach::stream::{Produced, StreamSink, StreamSource};
+use crate::attach::stream::{Produced, Step, StreamSink, StreamSource};
 use crate::link::Link;
 use crate::port::{ChannelId, ChannelSetup, SessionEnd, StreamEnd};
+use crate::stats::ShardCounter;
+use dwcp_ffi::sys::monotonic_now;
 use dwcp_proto::ids::{LinkId, Position, Sequence, SessionKey, SessionNumber};
 use dwcp_proto::source::{Cargo, InFlight};
-use dwcp_proto::wire::frame::{Frame, StreamPart, write_stream_header};
+use dwcp_proto::wire::frame::{Frame, StreamKind, StreamPart, write_stream_header};
 use dwcp_proto::wire::limits::{
     RECORD_HEADER_BYTES, STREAM_FRAME_HEADER_BYTES, STREAM_PAYLOAD_BYTES_MAX,
 };
@@ -44,7 +46,7 @@ impl<L: Link> Shard<L> {
     }
 
     /// Sends one frame of a stream source, if there is one and room for it. Returns the bytes of
-    /// its payload.
+    /// its payload, 0 when only something else was done.
     fn feed_stream(&mut self, index: usize) -> Option<usize> {
         let source = &self.desk.stream_sources[index];
         if !source.wants_frame(&self.desk.pipes) {
@@ -53,10 +55,21 @@ impl<L: Link> Shard<L> {
         let number = source.session.number;
         let lane = self.desk.lane_of(source.session)?;
         let (stream, mut lease, sequence) = self.room(lane, number)?;
-        let Desk { stream_sources, pipes, now, .. } = &mut self.desk;
+        let Desk { stream_sources, pipes, now, stats, .. } = &mut self.desk;
         let source = &mut stream_sources[index];
         let out = &mut lease[PAYLOAD_AT..PAYLOAD_AT + STREAM_PAYLOAD_BYTES_MAX];
-        let Produced { name, part, payload_bytes } = source.fill(pipes, out, *now)?;
+        let started = monotonic_now();
+        let produced = match source.fill(pipes, &mut self.scratch, out, *now) {
+            Step::Frame(produced) => produced,
+            Step::Worked => return Some(0),
+            Step::Idle => return None,
+        };
+        let Produced { name, part, payload_bytes } = produced;
+        if part.kind == StreamKind::Pages {
+            let nanos = monotonic_now() - started;
+            self.encode_ns.record(nanos);
+            stats.add(ShardCounter::EncodeNanos.index(), nanos);
+        }
         let head = StreamPart {
             session: number,
             channel: part.channel,
@@ -137,7 +150,7 @@ impl Desk {
         for index in 0..self.stream_sinks.len() {
             let sink = &mut self.stream_sinks[index];
             let session = sink.session;
-            match sink.work(&mut self.pipes) {
+            match sink.work(&mut self.pipes, &mut self.decoder) {
                 Ok(did) => worked |= did,
                 Err(error) => self.give_up(session, error.code()),
             }
@@ -167,7 +180,12 @@ impl Desk {
         let Some(sink) = self.stream_sinks.iter_mut().find(|sink| sink.session == key) else {
             return self.refuse_peer(at, session, sequence, "stream_for_a_region");
         };
-        if let Err(error) = sink.accept(&mut self.pipes, part, payload) {
+        let started = monotonic_now();
+        let accepted = sink.accept(&mut self.pipes, &mut self.decoder, part, payload);
+        if part.kind == StreamKind::Pages {
+            self.stats.add(ShardCounter::DecodeNanos.index(), monotonic_now() - started);
+        }
+        if let Err(error) = accepted {
             return self.refuse_peer(at, session, sequence, error.code());
         }
         let settled = self.lanes[at.lane].sink.applied(at.id, session, sequence);

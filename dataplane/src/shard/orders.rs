@@ -6,11 +6,10 @@
 use super::lane::{Lane, Stream};
 use super::{Desk, Shard};
 use crate::attach::region::{RegionSink, RegionSource};
-use crate::attach::stream::{StreamSink, StreamSource};
+use crate::attach::stream::{NoMemory, StreamSink, StreamSource};
 use crate::link::Link;
 use crate::port::{Command, Event, SessionEnd, SinkSetup, SourceSetup, StreamEnd, StreamSetup};
 use crate::stats::ShardCounter;
-use dwcp_ffi::arena::ArenaError;
 use dwcp_ffi::counters::HistogramWriter;
 use dwcp_proto::ids::{LinkId, SessionKey};
 use dwcp_proto::wire::frame::Frame;
@@ -125,7 +124,7 @@ impl<L: Link> Shard<L> {
     fn open_stream(
         &mut self,
         session: SessionKey,
-        open: impl FnOnce(&mut Desk, usize) -> Result<(), ArenaError>,
+        open: impl FnOnce(&mut Desk, usize) -> Result<(), NoMemory>,
     ) {
         let Some(lane) = self.lane_for_new(session) else {
             self.desk.refuse_session(session, SessionEnd::TableFull);

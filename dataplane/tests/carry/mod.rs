@@ -1,6 +1,8 @@
 //! Stream sessions between two real shards: socket pairs stand for the VMMs.
 
 mod harness;
+mod pages;
+mod qemu;
 
 use dwcp_dataplane::port::{ChannelEnd, Event, SessionEnd};
 use dwcp_dataplane::stats::SessionCounter;

@@ -6,9 +6,9 @@
 //! [`RECORD_BYTES_MAX`](super::RECORD_BYTES_MAX) bytes ahead.
 //!
 //! Nothing is judged before it is consumed: when something is not as expected, the stream turns
-//! opaque exactly at the first byte that was not passed on. A caller who leaves out records (of
-//! pages that the sink has already) must leave the sink's emitter at the block of the last
-//! record before such a place, since opaque records may refer to it.
+//! opaque exactly at the first byte that was not passed on. An opaque record that follows may
+//! refer to "the block of the record before". So a caller who leaves out records (of pages that
+//! the sink has already) does so only while their block is that of the last record it kept.
 
 use super::blocks::Blocks;
 use super::format::{MAGIC, RAM, RAM_VERSION, TARGET_PAGE_BITS, VERSION, command, flag, kind};

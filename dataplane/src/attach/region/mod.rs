@@ -5,5 +5,5 @@ mod pending;
 mod sink;
 mod source;
 
-pub(crate) use sink::{Applied, Check, RegionSink};
-pub(crate) use source::{CodedExtent, RegionSource, Scratch, Step};
+pub(crate) use sink::{Applied, Check, RegionSink, class_counter};
+pub(crate) use source::{CodedExtent, RegionSource, Scratch, Step, page};

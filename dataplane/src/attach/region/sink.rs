@@ -159,7 +159,7 @@ impl RegionSink {
                 self.unread += 1;
             }
             self.pages.applied(slot, sequence, *hash);
-            self.stats.add(counter(*class).index(), 1);
+            self.stats.add(class_counter(*class).index(), 1);
         }
         for (page, bytes) in runs(&extent, first_time) {
             self.region.write_new_pages(page, bytes);
@@ -300,7 +300,8 @@ fn runs<'a>(
     })
 }
 
-const fn counter(class: Class) -> SessionCounter {
+/// The counter of pages of a class.
+pub(crate) const fn class_counter(class: Class) -> SessionCounter {
     match class {
         Class::Zero => SessionCounter::PagesZero,
         Class::Delta => SessionCounter::PagesDelta,

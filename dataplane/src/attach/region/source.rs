@@ -34,29 +34,32 @@ const BITMAP_WORDS_PER_STEP: usize = 4096;
 /// Table entries that one step adds to the digest.
 const DIGEST_PAGES_PER_STEP: usize = 16 * 1024;
 
-/// Working memory for one extent and the coder; a shard has one of each for all its sources.
+/// Working memory for one extent or batch and the coder; a shard has one of each for all its sources.
 #[derive(Debug)]
 pub(crate) struct Scratch {
-    encoder: Encoder,
-    pages: Lease,
-    hashes: [PageHash; EXTENT_PAGES],
+    pub(crate) encoder: Encoder,
+    pub(crate) pages: Lease,
+    pub(crate) hashes: [PageHash; EXTENT_PAGES],
+    /// Bases that a stream session copied out of its store.
+    pub(crate) bases: Lease,
     // Keeps the lease's memory; never asked for another.
     _arena: Arena,
 }
 
 impl Scratch {
     pub(crate) fn new() -> Result<Self, ArenaError> {
-        let arena = Arena::new(EXTENT_BYTES, 1, false)?;
-        let Some(pages) = arena.lease() else {
-            unreachable!("a new arena of one slot has it free")
+        let arena = Arena::new(EXTENT_BYTES, 2, false)?;
+        let (Some(pages), Some(bases)) = (arena.lease(), arena.lease()) else {
+            unreachable!("a new arena of two slots has them free")
         };
         let encoder = Encoder::new(EncoderConfig { zstd_level_max: ZSTD_LEVEL_MAX });
-        Ok(Self { encoder, pages, hashes: [PageHash([0; 16]); EXTENT_PAGES], _arena: arena })
+        Ok(Self { encoder, pages, hashes: [PageHash([0; 16]); EXTENT_PAGES], bases, _arena: arena })
     }
 
     /// Zeroes what the last extents left of pages.
     pub(crate) fn scrub(&mut self) {
         self.pages.fill(0);
+        self.bases.fill(0);
         self.encoder.scrub();
     }
 }
@@ -435,7 +438,7 @@ impl RegionSource {
 }
 
 /// A page's bytes as the codec takes them.
-pub(super) fn page(bytes: &[u8]) -> &Page {
+pub(crate) fn page(bytes: &[u8]) -> &Page {
     match bytes.first_chunk() {
         Some(page) => page,
         None => panic!("a page has {PAGE_BYTES} bytes"),

@@ -6,10 +6,13 @@
 //! same history. An ack of a part means that the sink holds it; `Delivered` tells what the VMM took.
 //! The way back (the VMM's replies) is one part at a time.
 
+mod block;
 mod budget;
+mod cut;
 mod digest;
 mod pipe;
 mod pool;
+mod rebuild;
 mod reorder;
 mod reply;
 mod retain;
@@ -17,7 +20,22 @@ mod sink;
 mod source;
 pub mod store;
 
-pub use budget::{stream_sink_bytes, stream_source_bytes};
+pub use budget::{StreamSizes, stream_sink_bytes, stream_source_bytes};
 pub(crate) use pipe::Pipes;
 pub(crate) use sink::StreamSink;
-pub(crate) use source::{NEWS_MAX, Produced, StreamSource};
+pub(crate) use source::{NEWS_MAX, Produced, Step, StreamSource};
+
+use dwcp_codec::WindowError;
+use dwcp_ffi::arena::ArenaError;
+use dwcp_ffi::region::RegionError;
+
+/// Why a stream session can't be opened: its memory can't be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoMemory {
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+    #[error(transparent)]
+    Store(#[from] RegionError),
+    #[error(transparent)]
+    Window(#[from] WindowError),
+}

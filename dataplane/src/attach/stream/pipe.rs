@@ -153,12 +153,6 @@ impl Pipes {
         assert!(*direction == Direction::Watched, "a report of a watch that was not asked for");
         *direction = Direction::Ready;
     }
-
-    /// How many sockets are open.
-    #[cfg(test)]
-    pub(super) fn open(&self) -> usize {
-        self.places.iter().filter(|place| place.socket.is_some()).count()
-    }
 }
 
 /// What the kernel's answer means for the direction.

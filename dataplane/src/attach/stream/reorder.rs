@@ -122,7 +122,7 @@ impl Reorder {
         self.pool.parts(chain)
     }
 
-    /// Copies a part's payload to the start of `out`.
+    /// Copies a part's payload to the start of `out` and returns its length.
     pub(super) fn copy(&self, chain: &Chain, out: &mut [u8]) -> usize {
         self.pool.copy(chain, out)
     }

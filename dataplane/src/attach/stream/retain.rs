@@ -153,6 +153,11 @@ impl Retained {
         (left / HELD_UNIT_BYTES * HELD_UNIT_BYTES).min(STREAM_PAYLOAD_BYTES_MAX)
     }
 
+    /// The position that the channel's next new part will have.
+    pub(super) fn next_position(&self, channel: ChannelId) -> Position {
+        self.channels[usize::from(channel.0)].next
+    }
+
     /// Keeps a new part that is about to be sent, and gives it a name and its position.
     ///
     /// # Panics

@@ -4,19 +4,21 @@
 //! copy; everything else waits in a pool of fixed size. One turn hands over a bounded number of
 //! bytes. A part counts as delivered when the VMM's socket took its last byte.
 
+use super::NoMemory;
 use super::digest::{ChannelDigest, digest_of};
 use super::pipe::{Moved, PipeId, Pipes};
 use super::pool::Chain;
+use super::rebuild::{RebuildError, Rebuilder};
 use super::reorder::{Held, Reorder, Taken};
 use super::reply::{Answers, OutOfPlace};
 use super::source::NEWS_MAX;
+use super::store::PageStore;
 use crate::port::{ChannelEnd, ChannelId, Event, StreamSinkSetup};
 use crate::stats::{SessionCounter, SessionStats};
-use dwcp_codec::PageHasher;
-use dwcp_ffi::arena::ArenaError;
+use dwcp_codec::{Decoder, LongWindowDecoder, PageHasher};
 use dwcp_proto::ids::{Position, SessionKey};
 use dwcp_proto::wire::frame::{Frame, StreamKind, StreamPart};
-use dwcp_proto::wire::limits::CHANNELS_MAX;
+use dwcp_proto::wire::limits::{CHANNELS_MAX, STREAM_PAYLOAD_BYTES_MAX};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
@@ -33,8 +35,10 @@ pub(crate) enum StreamSinkError {
     Overflow,
     #[error("a part follows the end of its channel")]
     AfterEnd,
-    #[error("parts with pages came for a session without them")]
-    PagesUnasked,
+    #[error("parts with pages came on another channel than the first")]
+    PagesChannel,
+    #[error(transparent)]
+    Rebuild(#[from] RebuildError),
     #[error(transparent)]
     Reply(#[from] OutOfPlace),
 }
@@ -45,17 +49,20 @@ impl StreamSinkError {
         match self {
             Self::Overflow => "stream_overflow",
             Self::AfterEnd => "stream_after_end",
-            Self::PagesUnasked => "stream_pages_unasked",
+            Self::PagesChannel => "stream_pages_channel",
+            Self::Rebuild(error) => error.code(),
             Self::Reply(_) => "stream_reply_out_of_place",
         }
     }
 }
 
-/// A part whose turn has come and of which so much is written.
+/// A part whose turn has come and that is not all written.
 #[derive(Debug)]
-struct Begun {
-    chain: Chain,
-    written: usize,
+enum Begun {
+    /// Bytes that are written as they are, so many of them so far.
+    Opaque(Chain, usize),
+    /// The records of a batch, in the rebuilder.
+    Pages,
 }
 
 #[derive(Debug)]
@@ -107,6 +114,9 @@ pub(crate) struct StreamSink {
     pub(crate) stats: SessionStats,
     hasher: PageHasher,
     reorder: Reorder,
+    rebuilder: Rebuilder,
+    /// A part that was held, in one piece.
+    coded: Box<[u8]>,
     channels: Vec<Channel>,
     /// Bytes that may still be handed over in this turn.
     left_of_turn: usize,
@@ -118,12 +128,19 @@ pub(crate) struct StreamSink {
 }
 
 impl StreamSink {
-    pub(crate) fn new(setup: StreamSinkSetup) -> Result<Self, ArenaError> {
+    pub(crate) fn new(setup: StreamSinkSetup) -> Result<Self, NoMemory> {
         let hasher = PageHasher::new(&setup.hash_key);
+        let store = PageStore::new(setup.pages_max, setup.base_pages)?;
+        let window = match setup.window_log {
+            0 => None,
+            log => Some(LongWindowDecoder::new(log.into())?),
+        };
         Ok(Self {
             session: setup.session,
             stats: setup.stats,
             reorder: Reorder::new(setup.undelivered_bytes_max)?,
+            rebuilder: Rebuilder::new(store, window),
+            coded: vec![0; STREAM_PAYLOAD_BYTES_MAX].into_boxed_slice(),
             channels: (0..CHANNELS_MAX).map(|id| Channel::new(ChannelId(id), &hasher)).collect(),
             hasher,
             left_of_turn: BYTES_PER_TURN,
@@ -154,6 +171,7 @@ impl StreamSink {
     pub(crate) fn accept(
         &mut self,
         pipes: &mut Pipes,
+        decoder: &mut Decoder,
         part: &StreamPart,
         payload: &[u8],
     ) -> Result<(), StreamSinkError> {
@@ -164,7 +182,7 @@ impl StreamSink {
         let at = usize::from(channel.0);
         let Channel { next, ended, .. } = self.channels[at];
         if position == next && !ended && self.channels[at].is_free() && self.left_of_turn > 0 {
-            return self.handle(pipes, at, kind, payload);
+            return self.handle(pipes, decoder, at, (kind, payload));
         }
         match self.reorder.hold(channel, next, position, (kind, payload)) {
             Taken::Held if ended => Err(StreamSinkError::AfterEnd),
@@ -185,12 +203,13 @@ impl StreamSink {
     fn handle(
         &mut self,
         pipes: &mut Pipes,
+        decoder: &mut Decoder,
         at: usize,
-        kind: StreamKind,
-        payload: &[u8],
+        (kind, payload): (StreamKind, &[u8]),
     ) -> Result<(), StreamSinkError> {
         let channel = &mut self.channels[at];
-        channel.digest.add(channel.next, kind, payload.len(), [payload]);
+        let position = channel.next;
+        channel.digest.add(position, kind, payload.len(), [payload]);
         self.begun(at, payload.len());
         match kind {
             StreamKind::Opaque => {
@@ -198,18 +217,39 @@ impl StreamSink {
                 if taken < payload.len() {
                     let rest = self.reorder.put(&payload[taken..]);
                     let chain = rest.ok_or(StreamSinkError::Overflow)?;
-                    self.channels[at].begun = Some(Begun { chain, written: 0 });
+                    self.channels[at].begun = Some(Begun::Opaque(chain, 0));
                 } else {
                     self.channels[at].delivered += 1;
                 }
-                Ok(())
             }
-            StreamKind::End => {
-                self.end(pipes, at);
-                Ok(())
+            StreamKind::End => self.end(pipes, at),
+            StreamKind::Pages | StreamKind::Block if at != 0 => {
+                return Err(StreamSinkError::PagesChannel);
             }
-            StreamKind::Pages | StreamKind::Block => Err(StreamSinkError::PagesUnasked),
+            StreamKind::Block => {
+                self.rebuilder.block(payload)?;
+                self.channels[at].delivered += 1;
+            }
+            StreamKind::Pages => {
+                let part = (position, payload);
+                self.rebuilder.pages(decoder, &self.hasher, &self.stats, part)?;
+                self.write_records(pipes, at);
+            }
         }
+        Ok(())
+    }
+
+    /// Writes more of a batch's records. False when the VMM takes nothing now.
+    fn write_records(&mut self, pipes: &mut Pipes, at: usize) -> bool {
+        let Some(pipe) = self.channels[at].pipe else { return false };
+        let moved = pipes.write(pipe, &[IoSlice::new(self.rebuilder.unwritten())]);
+        let taken = self.wrote(at, moved);
+        if self.rebuilder.wrote(taken) {
+            self.channels[at].delivered += 1;
+        } else {
+            self.channels[at].begun = Some(Begun::Pages);
+        }
+        taken > 0
     }
 
     /// A part's turn has come.
@@ -278,7 +318,11 @@ impl StreamSink {
 
     /// A bounded piece of handing over and of reading replies; begins a new turn. True when
     /// anything was done.
-    pub(crate) fn work(&mut self, pipes: &mut Pipes) -> Result<bool, StreamSinkError> {
+    pub(crate) fn work(
+        &mut self,
+        pipes: &mut Pipes,
+        decoder: &mut Decoder,
+    ) -> Result<bool, StreamSinkError> {
         if self.failed {
             return Ok(false);
         }
@@ -287,7 +331,7 @@ impl StreamSink {
         let count = self.channels.len();
         for turn in 0..count {
             let at = (self.turn + turn) % count;
-            while self.left_of_turn > 0 && self.advance(pipes, at)? {
+            while self.left_of_turn > 0 && self.advance(pipes, decoder, at)? {
                 worked = true;
             }
             worked |= self.read_answers(pipes, at);
@@ -306,38 +350,52 @@ impl StreamSink {
 
     /// One step of a channel: writes on, or begins the next part that is held. False when the
     /// channel has to wait.
-    fn advance(&mut self, pipes: &mut Pipes, at: usize) -> Result<bool, StreamSinkError> {
+    fn advance(
+        &mut self,
+        pipes: &mut Pipes,
+        decoder: &mut Decoder,
+        at: usize,
+    ) -> Result<bool, StreamSinkError> {
         let channel = &mut self.channels[at];
         let Some(pipe) = channel.pipe.filter(|_| !channel.broken) else { return Ok(false) };
-        if let Some(begun) = channel.begun.take() {
-            return Ok(self.write_on(pipes, pipe, at, begun));
+        match channel.begun.take() {
+            Some(Begun::Opaque(chain, written)) => {
+                return Ok(self.write_on(pipes, pipe, at, (chain, written)));
+            }
+            Some(Begun::Pages) => return Ok(self.write_records(pipes, at)),
+            None => {}
         }
         let (id, next) = (channel.id, channel.next);
         let Some(Held { kind, chain }) = self.reorder.take(id, next) else { return Ok(false) };
         if channel.ended {
             return Err(StreamSinkError::AfterEnd);
         }
-        channel.digest.add(next, kind, chain.bytes(), self.reorder.parts(&chain));
-        self.begun(at, chain.bytes());
-        match kind {
-            StreamKind::Opaque => {
-                self.channels[at].begun = Some(Begun { chain, written: 0 });
-            }
-            StreamKind::End => {
-                self.end(pipes, at);
-                self.reorder.free(chain);
-            }
-            StreamKind::Pages | StreamKind::Block => return Err(StreamSinkError::PagesUnasked),
+        if kind == StreamKind::Opaque {
+            channel.digest.add(next, kind, chain.bytes(), self.reorder.parts(&chain));
+            self.begun(at, chain.bytes());
+            self.channels[at].begun = Some(Begun::Opaque(chain, 0));
+            return Ok(true);
         }
-        Ok(true)
+        let mut coded = std::mem::take(&mut self.coded);
+        let bytes = self.reorder.copy(&chain, &mut coded);
+        self.reorder.free(chain);
+        let handled = self.handle(pipes, decoder, at, (kind, &coded[..bytes]));
+        self.coded = coded;
+        handled.map(|()| true)
     }
 
     /// Writes more of a part that was begun. False when the VMM takes nothing now.
-    fn write_on(&mut self, pipes: &mut Pipes, pipe: PipeId, at: usize, mut begun: Begun) -> bool {
+    fn write_on(
+        &mut self,
+        pipes: &mut Pipes,
+        pipe: PipeId,
+        at: usize,
+        (chain, written): (Chain, usize),
+    ) -> bool {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let mut count = 0;
-        let mut skip = begun.written;
-        for piece in self.reorder.parts(&begun.chain) {
+        let mut skip = written;
+        for piece in self.reorder.parts(&chain) {
             let skipped = skip.min(piece.len());
             skip -= skipped;
             if skipped < piece.len() && count < SLICES_MAX {
@@ -347,12 +405,11 @@ impl StreamSink {
         }
         let moved = pipes.write(pipe, &slices[..count]);
         let taken = self.wrote(at, moved);
-        begun.written += taken;
-        if begun.written == begun.chain.bytes() {
-            self.reorder.free(begun.chain);
+        if written + taken == chain.bytes() {
+            self.reorder.free(chain);
             self.channels[at].delivered += 1;
         } else {
-            self.channels[at].begun = Some(begun);
+            self.channels[at].begun = Some(Begun::Opaque(chain, written + taken));
         }
         taken > 0
     }

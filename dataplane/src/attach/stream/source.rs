@@ -3,14 +3,18 @@
 //! Owned by one shard. Work comes in bounded steps: one call fills at most one frame. It reads from
 //! the VMM only when the frame may be sent, so nothing piles up here and the VMM feels the link.
 
+use super::NoMemory;
+use super::cut::{Cutter, Filled, Tools};
 use super::digest::{ChannelDigest, digest_of};
 use super::pipe::{Moved, PipeId, Pipes};
 use super::reply::{OutOfPlace, Replies};
 use super::retain::{NeverSent, Part, Retained};
-use crate::port::{ChannelEnd, ChannelId, Event, StreamSourceSetup};
+use super::store::PageStore;
+use crate::attach::region::Scratch;
+use crate::port::{ChannelEnd, ChannelId, Event, StreamCoding, StreamSourceSetup};
 use crate::stats::{SessionCounter, SessionStats};
-use dwcp_codec::PageHasher;
-use dwcp_ffi::arena::ArenaError;
+use dwcp_codec::policy::ZSTD_LEVEL_MIN;
+use dwcp_codec::{Coding, LongWindowEncoder, PageHasher};
 use dwcp_ffi::counters::HistogramWriter;
 use dwcp_proto::ids::{Position, SessionKey};
 use dwcp_proto::time::Nanos;
@@ -21,6 +25,20 @@ use std::collections::VecDeque;
 /// The most bytes of the VMM that one frame carries as they are. More would only keep the other
 /// work of the shard waiting.
 const OPAQUE_BYTES_MAX: usize = 256 << 10;
+
+/// The VMM's first connection, the only one that is read.
+const FIRST: ChannelId = ChannelId(0);
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Step {
+    /// Nothing to do now.
+    Idle,
+    /// Something was done; call again.
+    Worked,
+    /// A frame is ready to be sent.
+    Frame(Produced),
+}
 
 /// A frame that a step filled.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +67,8 @@ pub(crate) struct StreamSource {
     pub(crate) frame_rtt_ns: HistogramWriter,
     hasher: PageHasher,
     retained: Retained,
+    /// Reads channel 0, unless every byte is carried as it is.
+    cutter: Option<Cutter>,
     channels: Vec<Channel>,
     /// Which channel gets the next turn.
     turn: usize,
@@ -62,13 +82,29 @@ pub(crate) struct StreamSource {
 pub(crate) const NEWS_MAX: usize = 2 * CHANNELS_MAX as usize + 4;
 
 impl StreamSource {
-    pub(crate) fn new(setup: StreamSourceSetup) -> Result<Self, ArenaError> {
+    pub(crate) fn new(setup: StreamSourceSetup) -> Result<Self, NoMemory> {
+        let cutter = match setup.coding {
+            StreamCoding::Passthrough => None,
+            StreamCoding::Pages { coding, window_log } => {
+                let store = PageStore::new(setup.pages_max, setup.base_pages)?;
+                let level = match coding {
+                    Coding::Full { zstd_level } => zstd_level,
+                    Coding::Passthrough => ZSTD_LEVEL_MIN,
+                };
+                let window = match window_log {
+                    0 => None,
+                    log => Some(LongWindowEncoder::new(log.into(), level)?),
+                };
+                Some(Cutter::new(store, window, coding))
+            }
+        };
         Ok(Self {
             session: setup.session,
             stats: setup.stats,
             frame_rtt_ns: setup.frame_rtt_ns,
             hasher: PageHasher::new(&setup.hash_key),
             retained: Retained::new(setup.undelivered_bytes_max)?,
+            cutter,
             channels: Vec::with_capacity(usize::from(CHANNELS_MAX)),
             turn: 0,
             verify: false,
@@ -82,6 +118,11 @@ impl StreamSource {
         let known = self.channels.iter().any(|channel| channel.id == id);
         if known || id.0 >= CHANNELS_MAX || self.failed {
             return false;
+        }
+        if id != FIRST
+            && let Some(cutter) = &mut self.cutter
+        {
+            cutter.stop();
         }
         let (replies, digest) = (Replies::new(), ChannelDigest::new(&self.hasher));
         self.channels.push(Channel { id, pipe, ended: false, replies, digest });
@@ -99,8 +140,10 @@ impl StreamSource {
         !self.failed
             && (self.retained.wants_resend()
                 || self.channels.iter().any(|channel| {
-                    let has_input = !channel.ended && pipes.is_readable(channel.pipe);
-                    has_input && self.retained.room(channel.id, open) > 0
+                    let waits =
+                        channel.id == FIRST && self.cutter.as_ref().is_some_and(Cutter::has_input);
+                    let has_input = waits || pipes.is_readable(channel.pipe);
+                    has_input && !channel.ended && self.retained.room(channel.id, open) > 0
                 }))
     }
 
@@ -108,25 +151,34 @@ impl StreamSource {
     pub(crate) fn fill(
         &mut self,
         pipes: &mut Pipes,
+        scratch: &mut Scratch,
         out: &mut [u8],
         now: Nanos,
-    ) -> Option<Produced> {
+    ) -> Step {
         if self.failed {
-            return None;
+            return Step::Idle;
         }
         if let Some((name, part, payload_bytes)) = self.retained.resend(out) {
             self.stats.add(SessionCounter::FramesResent.index(), 1);
-            return Some(Produced { name, part, payload_bytes });
+            return Step::Frame(Produced { name, part, payload_bytes });
         }
         let count = self.channels.len();
         for turn in 0..count {
             let index = (self.turn + turn) % count;
-            if let Some((kind, bytes)) = self.read_channel(index, pipes, out) {
-                self.turn = (index + 1) % count;
-                return Some(self.keep(index, kind, &out[..bytes], now));
+            match self.read_channel(index, pipes, scratch, out) {
+                Filled::Part(kind, bytes) => {
+                    self.turn = (index + 1) % count;
+                    return Step::Frame(self.keep(index, kind, &out[..bytes], now));
+                }
+                Filled::Again => return Step::Worked,
+                Filled::Ended(end) => {
+                    self.channel_ended(index, end);
+                    return Step::Frame(self.keep(index, StreamKind::End, &[], now));
+                }
+                Filled::Nothing => {}
             }
         }
-        None
+        Step::Idle
     }
 
     /// Reads the next part of a channel, if it may be sent.
@@ -134,30 +186,35 @@ impl StreamSource {
         &mut self,
         index: usize,
         pipes: &mut Pipes,
+        scratch: &mut Scratch,
         out: &mut [u8],
-    ) -> Option<(StreamKind, usize)> {
-        let room = self.retained.room(self.channels[index].id, self.open_channels());
-        let channel = &mut self.channels[index];
-        if room == 0 || channel.ended {
-            return None;
+    ) -> Filled {
+        let Channel { id, pipe, ended, .. } = self.channels[index];
+        let room = self.retained.room(id, self.open_channels());
+        if room == 0 || ended {
+            return Filled::Nothing;
         }
-        let end = match pipes.read(channel.pipe, &mut out[..room.min(OPAQUE_BYTES_MAX)]) {
-            Moved::Bytes(bytes) => {
-                self.stats.add(SessionCounter::VmmInBytes.index(), bytes as u64);
-                self.stats.add(SessionCounter::OpaqueBytes.index(), bytes as u64);
-                return Some((StreamKind::Opaque, bytes));
+        let position = self.retained.next_position(id);
+        match &mut self.cutter {
+            Some(cutter) if id == FIRST && !cutter.is_done() => {
+                let (hasher, stats) = (&self.hasher, &self.stats);
+                let mut tools = Tools { pipes, pipe, scratch, hasher, stats, position };
+                let filled = cutter.fill(&mut tools, &mut out[..room]);
+                if let Some(note) = cutter.note() {
+                    self.news.push_back(Event::Stream { session: self.session, note });
+                }
+                filled
             }
-            Moved::Later => return None,
-            Moved::Ended => ChannelEnd::Closed,
-            Moved::Failed(errno) => ChannelEnd::Socket { errno },
-        };
+            _ => read_plain(pipes, pipe, &self.stats, &mut out[..room.min(OPAQUE_BYTES_MAX)]),
+        }
+    }
+
+    /// The VMM ended a channel; its last part follows.
+    fn channel_ended(&mut self, index: usize, end: ChannelEnd) {
+        let channel = &mut self.channels[index];
         channel.ended = true;
-        self.news.push_back(Event::ChannelEnded {
-            session: self.session,
-            channel: channel.id,
-            end,
-        });
-        Some((StreamKind::End, 0))
+        let (session, channel) = (self.session, channel.id);
+        self.news.push_back(Event::ChannelEnded { session, channel, end });
     }
 
     /// Keeps a new part and counts it into the digest.
@@ -194,7 +251,9 @@ impl StreamSource {
     /// True when everything that the VMM wrote is sent, as far as the last read could tell.
     fn is_settled(&self, pipes: &Pipes) -> bool {
         let read = |channel: &Channel| channel.ended || !pipes.is_readable(channel.pipe);
-        !self.retained.wants_resend() && self.channels.iter().all(read)
+        let ended = self.channels.iter().any(|channel| channel.id == FIRST && channel.ended);
+        let cut = ended || self.cutter.as_ref().is_none_or(Cutter::is_empty);
+        cut && !self.retained.wants_resend() && self.channels.iter().all(read)
     }
 
     /// The frame went to the link as a record of `wire_bytes`.
@@ -290,5 +349,19 @@ impl StreamSource {
 
     fn open_channels(&self) -> usize {
         self.channels.iter().filter(|channel| !channel.ended).count()
+    }
+}
+
+/// Reads bytes that are carried as they are.
+fn read_plain(pipes: &mut Pipes, pipe: PipeId, stats: &SessionStats, out: &mut [u8]) -> Filled {
+    match pipes.read(pipe, out) {
+        Moved::Bytes(bytes) => {
+            stats.add(SessionCounter::VmmInBytes.index(), bytes as u64);
+            stats.add(SessionCounter::OpaqueBytes.index(), bytes as u64);
+            Filled::Part(StreamKind::Opaque, bytes)
+        }
+        Moved::Later => Filled::Nothing,
+        Moved::Ended => Filled::Ended(ChannelEnd::Closed),
+        Moved::Failed(errno) => Filled::Ended(ChannelEnd::Socket { errno }),
     }
 }

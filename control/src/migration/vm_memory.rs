@@ -4,7 +4,7 @@
 
 use crate::api::Role;
 use dwcp_dataplane::port::{
-    STORE_PAGE_BYTES, STORE_SLOT_BYTES, stream_sink_bytes, stream_source_bytes,
+    STORE_PAGE_BYTES, STORE_SLOT_BYTES, StreamSizes, stream_sink_bytes, stream_source_bytes,
 };
 use dwcp_proto::wire::vm::VmTerms;
 use std::fmt;
@@ -26,16 +26,24 @@ pub(crate) struct VmMemory {
 impl VmMemory {
     /// What a session on these terms takes.
     pub(crate) fn of(terms: &VmTerms, role: Role) -> Self {
-        let held = match role {
+        let of = match role {
             Role::Source => stream_source_bytes,
             Role::Sink => stream_sink_bytes,
         };
-        let window = 1_u64.checked_shl(terms.window_log.into()).unwrap_or(u64::MAX);
+        let bare = StreamSizes {
+            pages_max: 0,
+            base_pages: 0,
+            window_log: 0,
+            undelivered_bytes_max: terms.undelivered_bytes_max,
+        };
+        let held_bytes = of(bare);
+        let windowed = of(StreamSizes { window_log: terms.window_log, ..bare });
+        let slots = terms.base_pages.min(terms.pages_max);
         Self {
             tables_bytes: terms.pages_max.saturating_mul(STORE_PAGE_BYTES),
-            bases_bytes: terms.base_pages.saturating_mul(STORE_SLOT_BYTES),
-            held_bytes: held(terms.undelivered_bytes_max),
-            window_bytes: if terms.window_log == 0 { 0 } else { window },
+            bases_bytes: slots.saturating_mul(STORE_SLOT_BYTES),
+            held_bytes,
+            window_bytes: windowed.saturating_sub(held_bytes),
         }
     }
 
@@ -72,7 +80,9 @@ mod tests {
         for role in [Role::Source, Role::Sink] {
             let memory = VmMemory::of(&terms, role);
             assert!(memory.held_bytes >= 1 << 20);
-            assert_eq!(memory.total(), 320 + 8208 + memory.held_bytes + (1 << 20));
+            assert!(memory.window_bytes >= 1 << 20);
+            let rest = memory.held_bytes + memory.window_bytes;
+            assert_eq!(memory.total(), 320 + 8208 + rest);
             assert!(memory.to_string().starts_with("tables 320 + bases 8208 + undelivered "));
             let huge = VmTerms { pages_max: u64::MAX, base_pages: u64::MAX, ..terms };
             assert_eq!(VmMemory::of(&huge, role).total(), u64::MAX);

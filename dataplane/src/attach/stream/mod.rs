@@ -23,7 +23,7 @@ pub mod store;
 pub use budget::{StreamSizes, stream_sink_bytes, stream_source_bytes};
 pub(crate) use pipe::Pipes;
 pub(crate) use sink::StreamSink;
-pub(crate) use source::{NEWS_MAX, Produced, Step, StreamSource};
+pub(crate) use source::{Produced, Step, StreamSource};
 
 use dwcp_codec::WindowError;
 use dwcp_ffi::arena::ArenaError;

@@ -172,6 +172,25 @@ fn parts_wait_at_the_sink_until_the_channel_is_there() {
 }
 
 #[test]
+fn closing_gives_everything_back() {
+    let mut carry = Carry::new(Options::default());
+    // More than the shard has places for sockets, streams and sessions.
+    for turn in 0..60 {
+        let channels = [carry.channel(0), carry.channel(1)];
+        let sent = bytes(turn, 300_000);
+        carry.move_bytes(&channels[0].0, &channels[0].1, &sent);
+        // Some is under way, and the sockets are watched.
+        (&channels[1].0).write_all(&sent[..100_000]).unwrap();
+        carry.reopen();
+        for (mut near, mut far) in channels {
+            assert!(matches!(near.read(&mut [0; 8]), Ok(0) | Err(_)), "turn {turn}");
+            assert!(far.read_to_end(&mut Vec::new()).is_ok(), "turn {turn}");
+        }
+    }
+    carry.close();
+}
+
+#[test]
 fn random_chunks_arrive_in_order_over_many_streams() {
     for seed in [11, 12] {
         eprintln!("seed {seed}");

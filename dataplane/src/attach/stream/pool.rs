@@ -167,7 +167,8 @@ mod tests {
                     pool.free(chain);
                 } else {
                     let payload: Vec<u8> = (0..size).map(|at| (at * 7 + index) as u8).collect();
-                    let fits = size.div_ceil(HELD_UNIT_BYTES) * HELD_UNIT_BYTES <= pool.free_bytes();
+                    let taken = size.next_multiple_of(HELD_UNIT_BYTES);
+                    let fits = taken <= pool.free_bytes();
                     let chain = pool.put(&payload);
                     prop_assert_eq!(chain.is_some(), fits);
                     held.extend(chain.map(|chain| (chain, payload)));

@@ -32,6 +32,8 @@ const SLICES_MAX: usize = 64;
 /// What the source sent that can't be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StreamSinkError {
+    #[error("a part came for a session that failed here")]
+    Failed,
     #[error("more is undelivered than was agreed")]
     Overflow,
     #[error("a part follows the end of its channel")]
@@ -48,6 +50,7 @@ impl StreamSinkError {
     /// The stable code of the error.
     pub(crate) const fn code(&self) -> &'static str {
         match self {
+            Self::Failed => "session_failed",
             Self::Overflow => "stream_overflow",
             Self::AfterEnd => "stream_after_end",
             Self::PagesChannel => "stream_pages_channel",
@@ -177,12 +180,13 @@ impl StreamSink {
         payload: &[u8],
     ) -> Result<(), StreamSinkError> {
         if self.failed {
-            return Ok(());
+            return Err(StreamSinkError::Failed);
         }
         let StreamPart { channel, kind, position, .. } = *part;
         let at = usize::from(channel.0);
         let Channel { next, ended, .. } = self.channels[at];
-        if position == next && !ended && self.channels[at].is_free() && self.left_of_turn > 0 {
+        let its_turn = position == next && !self.reorder.has(channel, next);
+        if its_turn && !ended && self.channels[at].is_free() && self.left_of_turn > 0 {
             return self.handle(pipes, decoder, at, (kind, payload));
         }
         match self.reorder.hold(channel, next, position, (kind, payload)) {
@@ -513,6 +517,9 @@ mod tests {
         decoder: Decoder,
     }
 
+    /// Channel and position, kind and payload of a part.
+    type Sent<'a> = ((u16, u64), StreamKind, &'a [u8]);
+
     impl Bench {
         fn new() -> Self {
             let sink = StreamSink::new(StreamSinkSetup {
@@ -553,7 +560,7 @@ mod tests {
     #[test]
     fn a_source_that_breaks_the_rules_is_found_out() {
         use StreamKind::{Block, End, Opaque, Pages};
-        let cases: [(&[((u16, u64), StreamKind, &[u8])], _); 7] = [
+        let cases: [(&[Sent<'_>], _); 7] = [
             (&[((0, 0), End, b""), ((0, 1), Opaque, b"x")], "stream_after_end"),
             (&[((0, 1), Opaque, b"x"), ((0, 0), End, b"")], "stream_after_end"),
             (&[((1, 0), Block, b"x")], "stream_pages_channel"),
@@ -599,6 +606,23 @@ mod tests {
         let mut got = [9; 3];
         vmm.read_exact(&mut got).unwrap();
         assert_eq!(got, [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_part_that_comes_again_is_handled_once_wherever_the_first_one_is() {
+        let mut bench = Bench::new();
+        for position in [0, 1, 0] {
+            assert_eq!(bench.accept((0, position), StreamKind::Opaque, &[position as u8]), Ok(()));
+        }
+        // The channel comes after its first parts, and they come again before anything else.
+        let mut vmm = bench.channel(0);
+        for position in [0, 1, 0, 2, 1] {
+            assert_eq!(bench.accept((0, position), StreamKind::Opaque, &[position as u8]), Ok(()));
+        }
+        let mut got = [9; 3];
+        vmm.read_exact(&mut got).unwrap();
+        assert_eq!(got, [0, 1, 2]);
+        assert!(!bench.sink.reorder.has(ChannelId(0), Position(0)), "nothing is left behind");
     }
 
     #[test]

@@ -68,6 +68,7 @@ pub(crate) mod decisions {
 
     #[doc = include_str!("decisions/0010-lab-link-emulator.md")]
     pub(crate) mod lab_link_emulator {}
+
     #[doc = include_str!("decisions/0011-streams-in-total-order.md")]
     pub(crate) mod streams_in_total_order {}
 }

@@ -5,7 +5,7 @@
 //! accepted session reserves the room of its final event, so that "finished" can't be lost.
 
 pub use crate::attach::stream::store::{STORE_PAGE_BYTES, STORE_SLOT_BYTES};
-pub use crate::attach::stream::{stream_sink_bytes, stream_source_bytes};
+pub use crate::attach::stream::{StreamSizes, stream_sink_bytes, stream_source_bytes};
 use crate::stats::{SessionStats, ShardStatsReader, StreamStats};
 pub use dwcp_codec::{Coding, HashKey};
 use dwcp_ffi::counters::{HistogramReader, HistogramWriter};

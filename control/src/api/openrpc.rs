@@ -89,16 +89,16 @@ mod tests {
             }),
             Request::RegionRelease { name: String::new() },
             Request::RegionList,
-            Request::VmAttach(VmAttach {
+            Request::VmAttach(Box::new(VmAttach {
                 name: String::new(),
                 qmp: None,
                 incoming: false,
                 spawn: None,
                 accept_from: Vec::new(),
-            }),
+            })),
             Request::VmDetach { name: String::new() },
             Request::VmList,
-            Request::VmMigrate(VmMigrate {
+            Request::VmMigrate(Box::new(VmMigrate {
                 name: String::new(),
                 peer: peer.clone(),
                 downtime_limit_ms: None,
@@ -106,7 +106,7 @@ mod tests {
                 timeout_ms: None,
                 on_timeout: None,
                 mode: Default::default(),
-            }),
+            })),
             Request::SessionResolve { session, run: RunAt::Source },
             Request::SessionOpen(SessionOpen {
                 region: String::new(),

@@ -193,7 +193,9 @@ impl<'a> View<'a> {
 
     fn take(&mut self, notification: &Notification) {
         let params = &notification.params;
-        if params["vm"].as_str() != Some(self.name) {
+        // A state names the guest, progress has an object of it.
+        let vm = &params["vm"];
+        if vm.as_str().or_else(|| vm["name"].as_str()) != Some(self.name) {
             return;
         }
         if let Some(session) = params["session"].as_str() {
@@ -210,7 +212,7 @@ impl<'a> View<'a> {
     }
 
     fn progress(&self, params: &Value) {
-        let migration = &params["migration"];
+        let migration = &params["vm"];
         let total = migration["total_bytes"].as_u64().unwrap_or(0);
         let remaining = migration["remaining_bytes"].as_u64().unwrap_or(total);
         self.bar.set_length(total);
@@ -229,14 +231,14 @@ impl<'a> View<'a> {
 
 /// Rate, ratio, what is left and when it ends, or why it doesn't.
 fn progress_text(params: &Value) -> String {
-    let migration = &params["migration"];
+    let migration = &params["vm"];
+    let ratio = migration["ratio_milli"].as_f64().map_or(0.0, |milli| milli / 1e3);
     let mut text = format!(
-        "{}/s, ratio {}, {} left",
+        "{}/s, ratio {ratio:.1}, {} left",
         show::bytes(params, "rate_bytes_per_s"),
-        show::text(params, "ratio"),
         show::bytes(migration, "remaining_bytes"),
     );
-    match (migration["end_in_ms"].as_u64(), params["advice"].as_str()) {
+    match (migration["end_in_ms"].as_u64(), migration["advice"].as_str()) {
         (_, Some(advice)) => text.push_str(&format!("; {advice}")),
         (Some(ms), None) => text.push_str(&format!("; about {} s more", ms.div_ceil(1000))),
         (None, None) => {}
@@ -254,12 +256,12 @@ fn summary(answer: &Value) -> String {
         text.push_str(&format!("; {cure}"));
     }
     text.push('\n');
+    let counters = &answer["counters"];
     let rows = [
-        ("total", show::seconds(answer, "total_s")),
+        ("total", show::seconds(answer, "seconds")),
         ("blackout", show::millis(answer, "blackout_ms")),
-        ("from QEMU", show::bytes(answer, "raw_bytes")),
-        ("on the wire", show::bytes(answer, "wire_bytes")),
-        ("ratio", show::text(answer, "ratio")),
+        ("from QEMU", show::bytes(counters, "vmm_in_bytes")),
+        ("on the wire", show::bytes(counters, "wire_bytes")),
     ];
     for (name, value) in rows {
         text.push_str(&format!("  {name:12} {value}\n"));
@@ -306,8 +308,8 @@ mod tests {
 
     #[test]
     fn a_migration_that_does_not_end_says_why() {
-        let params = json!({"rate_bytes_per_s": 1024, "ratio": 2.5, "advice": "it writes too fast",
-            "migration": {"remaining_bytes": 2048, "end_in_ms": null}});
+        let params = json!({"rate_bytes_per_s": 1024, "vm": {"name": "web1", "ratio_milli": 2500,
+            "advice": "it writes too fast", "remaining_bytes": 2048, "end_in_ms": null}});
         let text = progress_text(&params);
         assert_eq!(text, "1.0 KiB/s, ratio 2.5, 2.0 KiB left; it writes too fast");
     }

@@ -99,10 +99,15 @@ fn attach(matches: &ArgMatches) -> Result<Exit, Failure> {
     client.set_timeout(LOOK_WITHIN);
     let answer = client.call("vm.attach", &Value::Object(params))?;
     show_answer(matches, &answer, |answer| {
-        let (name, role) = (show::text(answer, "name"), show::text(answer, "role"));
+        let (name, role) = (show::text(answer, "name"), role(answer));
         format!("guest {name} is attached as {role}\n")
     })?;
     Ok(Exit::Done)
+}
+
+/// Which end of a migration a guest is attached for.
+fn role(guest: &Value) -> &'static str {
+    if guest["incoming"] == json!(true) { "sink" } else { "source" }
 }
 
 /// The words of a command line, quoted as for a shell; no shell runs it.
@@ -114,8 +119,8 @@ fn words(command: &str) -> Result<Vec<String>, &'static str> {
 fn detach(matches: &ArgMatches) -> Result<Exit, Failure> {
     let name = matches.get_one::<String>("name");
     let answer = connect(matches)?.call("vm.detach", &json!({ "name": name }))?;
-    show_answer(matches, &answer, |answer| {
-        format!("guest {} is forgotten\n", show::text(answer, "name"))
+    show_answer(matches, &answer, |_| {
+        format!("guest {} is forgotten\n", name.map_or("", String::as_str))
     })?;
     Ok(Exit::Done)
 }
@@ -131,7 +136,7 @@ fn render_list(answer: &Value) -> String {
         };
         table.push(vec![
             show::text(guest, "name"),
-            show::text(guest, "role"),
+            role(guest).to_owned(),
             monitor,
             show::text(guest, "session"),
             show::text(guest, "accept_from"),
@@ -146,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_list_shows_each_guest_once() {
-        let list = json!([{"name": "web1", "role": "source", "qmp": "/run/web1.qmp",
+        let list = json!([{"name": "web1", "incoming": false, "qmp": "/run/web1.qmp",
             "session": null, "accept_from": []}]);
         let text = render_list(&list);
         assert!(text.contains("web1") && text.contains("/run/web1.qmp"), "{text}");

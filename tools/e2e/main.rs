@@ -17,3 +17,4 @@ mod slow;
 mod socket;
 mod trust;
 mod usage;
+mod vm;

@@ -265,6 +265,7 @@ static METHODS: &[Method] = &[
             param("timeout_ms", false, schema::migrate_timeout, "When on_timeout applies."),
             param("on_timeout", false, schema::on_timeout, "What to do then."),
             param("mode", false, schema::coding, "How memory is coded."),
+            param("paused", false, schema::boolean, "Left paused at the sink, for its owner."),
         ],
         result: schema::object,
         errors: &[

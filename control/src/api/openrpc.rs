@@ -106,6 +106,7 @@ mod tests {
                 timeout_ms: None,
                 on_timeout: None,
                 mode: Default::default(),
+                paused: false,
             })),
             Request::SessionResolve { session, run: RunAt::Source },
             Request::SessionOpen(SessionOpen {

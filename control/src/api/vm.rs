@@ -63,6 +63,9 @@ pub struct VmMigrate {
     /// How its memory is coded.
     #[serde(default)]
     pub mode: CodingName,
+    /// Whether it is left paused at the sink.
+    #[serde(default)]
+    pub paused: bool,
 }
 
 fn check_path(path: &str) -> Result<(), ApiError> {

@@ -10,7 +10,7 @@ use super::requests::step_error;
 use crate::api::{ApiCode, ApiError, Reply, Role};
 use crate::limits::{REDIAL_WAIT_NS, VM_END_TIMEOUT_NS, VM_RESUMED_TIMEOUT_NS};
 use crate::migration::{Machine, Session, Waiting, WaitingFor};
-use crate::state::SessionState;
+use crate::state::{SessionState, VmRecord};
 use crate::vm::{GuestState, VmOrder};
 use dwcp_proto::ids::SessionId;
 use dwcp_proto::session::reason::EndReason;
@@ -66,7 +66,11 @@ impl Core {
         let end_by = self.now() + Nanos(VM_END_TIMEOUT_NS);
         match report {
             SinkReport::Opened | SinkReport::Verified => {}
-            SinkReport::Committed => self.end_vm(id, VmOrder::Resume, end_by, Ok(())),
+            SinkReport::Committed => {
+                let vm = self.sessions.get(&id).and_then(|session| session.record.vm.as_ref());
+                let order = vm.map_or(VmOrder::Resume, VmRecord::arrival);
+                self.end_vm(id, order, end_by, Ok(()));
+            }
             SinkReport::InDoubt(reason) => {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
                 let cure = match reason {
@@ -142,7 +146,8 @@ impl Core {
     /// A task is over.
     pub(super) fn on_vm_ended(&mut self, id: SessionId, guest: GuestState) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let settled = is_settled(session.role(), session.state(), guest);
+        let paused = session.record.vm.as_ref().is_some_and(|vm| vm.stays_paused);
+        let settled = is_settled(session.role(), session.state(), paused, guest);
         let Some(part) = &mut session.vm else { return };
         part.task = None;
         let told = part.ending;
@@ -165,7 +170,8 @@ impl Core {
     pub(super) fn finish_vm(&mut self, id: SessionId) {
         let now = self.now();
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let resumed = session.record.vm.as_ref().is_some_and(|v| v.resumed_at_unix_us.is_some());
+        let resumed = |vm: &VmRecord| vm.stays_paused || vm.resumed_at_unix_us.is_some();
+        let resumed = session.record.vm.as_ref().is_some_and(resumed);
         let Some(part) = &mut session.vm else { return };
         let late = part.give_up_at.is_some_and(|by| by <= now);
         let waits = match &part.outcome {
@@ -267,11 +273,18 @@ impl Core {
     }
 }
 
-/// Whether the QEMU at an end is where the session's end wants it.
-pub(super) fn is_settled(role: Role, state: SessionState, guest: GuestState) -> bool {
+/// Whether the QEMU at an end is where the session's end wants it; `paused`: it may stand still.
+pub(super) fn is_settled(
+    role: Role,
+    state: SessionState,
+    paused: bool,
+    guest: GuestState,
+) -> bool {
     match (role, state) {
         (Role::Source, SessionState::Committed) => true,
-        (Role::Sink, SessionState::Committed) => guest == GuestState::Running,
+        (Role::Sink, SessionState::Committed) => {
+            guest == GuestState::Running || (paused && guest == GuestState::Paused)
+        }
         // Gone for good is as far as it gets.
         (Role::Source, _) => matches!(guest, GuestState::Running | GuestState::Gone),
         (Role::Sink, _) => true,

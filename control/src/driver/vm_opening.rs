@@ -126,7 +126,8 @@ impl Core {
         let memory = VmMemory::of(&terms, Role::Source);
         self.check_vm_memory(&memory)?;
         if let Some(source) = self.vm_sources.get_mut(&id) {
-            source.offer = Some(Box::new(VmOffer { name, facts, coding, terms }));
+            let paused = source.migrate.paused;
+            source.offer = Some(Box::new(VmOffer { name, facts, coding, terms, paused }));
             source.memory_bytes = memory.total();
             source.deadline = Nanos(u64::MAX);
         }
@@ -199,6 +200,7 @@ impl Core {
             name: source.migrate.name.clone(),
             qmp: source.qmp,
             guest: Some(crate::vm::GuestState::Running),
+            stays_paused: source.migrate.paused,
             ..VmRecord::default()
         });
         let spec = SourceSpec { session: id, number, what: SourceWhat::Vm(offer), lanes: 1 };

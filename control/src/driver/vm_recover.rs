@@ -163,7 +163,7 @@ impl Core {
             (Role::Source, SessionState::Committed) => return,
             (Role::Source, _) => (self.vm_host.source(id, target, vm.saved.clone()), VmOrder::Keep),
             (Role::Sink, SessionState::Committed) => {
-                (self.vm_host.sink(id, target, vm.saved.clone()), VmOrder::Resume)
+                (self.vm_host.sink(id, target, vm.saved.clone()), vm.arrival())
             }
             (Role::Sink, _) => (self.vm_host.sink(id, target, vm.saved.clone()), VmOrder::Discard),
         };
@@ -207,7 +207,8 @@ impl Core {
             }
             VmNews::Ended { guest } => {
                 self.change_history(id, |record| {
-                    let settled = is_settled(record.role, record.state, guest);
+                    let paused = record.vm.as_ref().is_some_and(|vm| vm.stays_paused);
+                    let settled = is_settled(record.role, record.state, paused, guest);
                     if let Some(vm) = &mut record.vm {
                         vm.guest = Some(guest);
                         vm.settled |= settled;

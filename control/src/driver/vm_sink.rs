@@ -145,6 +145,7 @@ impl Core {
             name: offer.name.as_str().to_owned(),
             qmp,
             guest: Some(crate::vm::GuestState::Empty),
+            stays_paused: offer.paused,
             warnings: warnings.into_iter().take(FINDINGS_MAX).collect(),
             ..VmRecord::default()
         });

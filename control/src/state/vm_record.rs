@@ -3,7 +3,7 @@
 //! Plain value, as the journal keeps it and `session.show` tells it. What is private here is shown
 //! all the same: other programs read it as JSON.
 
-use crate::vm::{Finding, GuestState, SavedSettings};
+use crate::vm::{Finding, GuestState, SavedSettings, VmOrder};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -32,6 +32,9 @@ pub struct VmRecord {
     /// The QEMU here has been brought to what the session's end asks for.
     #[serde(default)]
     pub(crate) settled: bool,
+    /// The guest is left paused at the sink, for its owner there to start.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stays_paused: bool,
     /// Source: the session ended before the yield and the sink may not have heard of it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) abort_owed: bool,
@@ -41,4 +44,11 @@ pub struct VmRecord {
     /// Sink: what does not fit well and keeps nothing from moving.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) warnings: Vec<Finding>,
+}
+
+impl VmRecord {
+    /// What the sink's task is told once the guest is committed.
+    pub(crate) fn arrival(&self) -> VmOrder {
+        if self.stays_paused { VmOrder::LeavePaused } else { VmOrder::Resume }
+    }
 }

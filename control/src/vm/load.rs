@@ -22,6 +22,8 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 pub(super) enum Ending {
     /// The guest is ours.
     Resume,
+    /// The guest is ours, and its owner starts it.
+    LeavePaused,
     /// It never runs here.
     Discard,
 }
@@ -192,6 +194,7 @@ pub(super) async fn halt(qmp: &mut Qmp) -> Leave {
 pub(super) fn ending_of(order: &VmOrder) -> Option<Ending> {
     match order {
         VmOrder::Resume => Some(Ending::Resume),
+        VmOrder::LeavePaused => Some(Ending::LeavePaused),
         VmOrder::Discard | VmOrder::Cancel => Some(Ending::Discard),
         _ => None,
     }

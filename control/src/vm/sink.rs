@@ -77,6 +77,7 @@ impl Sink {
         };
         let guest = match ending {
             Ending::Resume => self.resume(side, loaded).await?,
+            Ending::LeavePaused => self.leave_paused(side).await?,
             Ending::Discard => self.discard(side).await?,
         };
         self.socket = None;
@@ -241,6 +242,31 @@ impl Sink {
         };
         side.tell(VmNews::Failed(error)).await?;
         Ok(guest)
+    }
+
+    /// Committed, and left for its owner to start.
+    async fn leave_paused(&mut self, side: &TaskSide) -> Result<GuestState, Dropped> {
+        let found = async {
+            let qmp = match &mut self.qmp {
+                Some(qmp) => qmp,
+                none => none.insert(Qmp::connect(&self.path).await?),
+            };
+            Ok::<_, VmError>(seen(&gather::run_state(qmp).await?))
+        };
+        match found.await {
+            Ok(guest) => {
+                self.restore().await;
+                Ok(guest)
+            }
+            Err(error) => {
+                let gone = matches!(
+                    error,
+                    VmError::Monitor(QmpError::Missing { .. } | QmpError::NobodyListens { .. })
+                );
+                side.tell(VmNews::Failed(error)).await?;
+                Ok(if gone { GuestState::Gone } else { GuestState::Unknown })
+            }
+        }
     }
 
     /// Gives `cont` and waits until the guest runs; says when. `certain`: the guest stands loaded

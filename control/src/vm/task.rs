@@ -104,6 +104,9 @@ pub(crate) enum VmOrder {
     /// Sink: committed. The guest is told to run; then the task ends. Also without
     /// [`VmOrder::Prepare`], for a guest of a daemon that died.
     Resume,
+    /// Sink: committed, and the guest's owner starts it: it is left as it stands; the task ends.
+    /// Also without [`VmOrder::Prepare`], for a guest of a daemon that died.
+    LeavePaused,
     /// Sink: the session failed. The guest never runs here; a QEMU that dwcp started is ended.
     Discard,
 }

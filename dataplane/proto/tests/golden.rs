@@ -83,7 +83,7 @@ fn messages() -> Vec<PeerMessage> {
     };
     let name = RegionName::new("vm-1").unwrap();
     let facts = FactsText::new(r#"{"ram_bytes":1}"#).unwrap();
-    let offer = VmOffer { name, facts, coding, terms };
+    let offer = VmOffer { name, facts, coding, terms, paused: false };
     let finding = PeerFinding { code: code(), message: message(), cure: message() };
     let refuse = |findings| PeerMessage::SessionRefuse {
         session,

@@ -70,7 +70,7 @@ impl World {
     /// One that moves a virtual machine.
     fn with_vm() -> Self {
         let (name, facts) = (RegionName::cut("vm"), FactsText::cut("{}"));
-        let offer = VmOffer { name, facts, coding: PeerCoding::Full, terms: TERMS };
+        let offer = VmOffer { name, facts, coding: PeerCoding::Full, terms: TERMS, paused: false };
         Self::of(SourceWhat::Vm(Box::new(offer)))
     }
 

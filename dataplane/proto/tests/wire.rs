@@ -294,7 +294,7 @@ fn the_longest_messages_of_a_virtual_machine_fit() {
         undelivered_bytes_max: 1 << 32,
     };
     let (name, facts) = (RegionName::cut(&long(200)), FactsText::cut(&long(1 << 20)));
-    let offer = VmOffer { name, facts, coding: PeerCoding::Passthrough, terms };
+    let offer = VmOffer { name, facts, coding: PeerCoding::Passthrough, terms, paused: false };
     let open = PeerMessage::VmOpen { session, number, vm: Box::new(offer) };
     let text = Message::cut(&long(9999));
     let finding =

@@ -6,6 +6,7 @@
 use super::client::{Answer, Client, Pending};
 use super::metrics::Metrics;
 use super::{SOON, wait_for, wait_until};
+use dwcp_tools::lab::{Net, Node};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -13,6 +14,10 @@ use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+
+/// Where a daemon on a host of its own listens: nobody else is there.
+const PORT: u16 = 7411;
 
 /// What a daemon is started with.
 #[derive(Clone, Debug)]
@@ -23,12 +28,14 @@ pub(crate) struct DaemonSpec {
     pub(crate) pki: Option<PathBuf>,
     /// Further flags, after the usual ones.
     pub(crate) flags: Vec<String>,
+    /// The host that it runs on; without one, the machine itself, on loopback.
+    pub(crate) place: Option<(Arc<Net>, &'static str)>,
 }
 
 impl DaemonSpec {
     /// The usual daemon.
     pub(crate) fn new(folder: &Path, pki: Option<PathBuf>) -> Self {
-        Self { folder: folder.to_owned(), pki, flags: Vec::new() }
+        Self { folder: folder.to_owned(), pki, flags: Vec::new(), place: None }
     }
 
     /// Adds flags.
@@ -37,12 +44,38 @@ impl DaemonSpec {
         self
     }
 
+    /// Puts it on a host of a network.
+    pub(crate) fn on(self, net: &Arc<Net>, node: &'static str) -> Self {
+        Self { place: Some((Arc::clone(net), node)), ..self }
+    }
+
+    fn node(&self) -> Option<&Node> {
+        self.place.as_ref().map(|(net, node)| net.node(node))
+    }
+
+    /// Runs a closure on the daemon's host.
+    fn enter<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> T {
+        match self.node() {
+            Some(node) => node.enter(inside).expect("the host is there"),
+            None => inside(),
+        }
+    }
+
+    fn free_address(&self) -> SocketAddr {
+        self.enter(free_address)
+    }
+
     /// The whole command.
     pub(crate) fn command(&self, metrics: SocketAddr) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dwcp"));
+        let binary = env!("CARGO_BIN_EXE_dwcp");
+        let mut command = self.node().map_or_else(|| Command::new(binary), |it| it.command(binary));
+        let listen = match self.node() {
+            Some(node) => format!("{}:{PORT}", node.address()),
+            None => "127.0.0.1:0".to_owned(),
+        };
         command.arg("daemon").arg("--socket").arg(self.socket());
         command.arg("--state").arg(self.folder.join("state"));
-        command.args(["--listen", "127.0.0.1:0", "--metrics", &metrics.to_string()]);
+        command.args(["--listen", &listen, "--metrics", &metrics.to_string()]);
         match &self.pki {
             Some(folder) => command.arg("--pki").arg(folder),
             None => command.arg("--insecure-plaintext"),
@@ -86,7 +119,7 @@ impl Daemon {
     /// Starts a daemon and waits until it serves.
     pub(crate) fn start(spec: DaemonSpec) -> Self {
         std::fs::create_dir_all(&spec.folder).expect("the daemon's folder");
-        let metrics_address = free_address();
+        let metrics_address = spec.free_address();
         let child = spawn(&spec, metrics_address);
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let mut this = Self { spec, child, metrics_address, listen };
@@ -102,7 +135,7 @@ impl Daemon {
                 // Somebody took the port for metrics between our look and the daemon's start.
                 let taken = format!("{} is in use", self.metrics_address);
                 assert!(log.contains(&taken), "the daemon ended ({status}):\n{log}");
-                self.metrics_address = free_address();
+                self.metrics_address = self.spec.free_address();
                 self.child = spawn(&self.spec, self.metrics_address);
             }
             Client::try_connect(&socket).ok()
@@ -135,7 +168,7 @@ impl Daemon {
 
     /// Its metrics now.
     pub(crate) fn metrics(&self) -> Metrics {
-        Metrics::scrape(self.metrics_address)
+        self.spec.enter(|| Metrics::scrape(self.metrics_address))
     }
 
     /// The records of sessions of a region, newest first.
@@ -196,7 +229,7 @@ impl Daemon {
     /// Starts it again after its end, with the same folder and so the same journal.
     pub(crate) fn restart(&mut self) {
         assert!(!self.runs(), "it must have ended before");
-        self.metrics_address = free_address();
+        self.metrics_address = self.spec.free_address();
         self.child = spawn(&self.spec, self.metrics_address);
         self.wait_ready();
     }

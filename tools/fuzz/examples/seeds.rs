@@ -117,7 +117,7 @@ fn peer_messages() -> Vec<PeerMessage> {
     let terms =
         VmTerms { window_log: 24, pages_max: 9, base_pages: 5, undelivered_bytes_max: 1 << 20 };
     let (name, facts) = (RegionName::cut("vm1"), FactsText::cut(r#"{"ram_bytes":1}"#));
-    let offer = VmOffer { name, facts, coding: PeerCoding::Full, terms };
+    let offer = VmOffer { name, facts, coding: PeerCoding::Full, terms, paused: false };
     let finding =
         PeerFinding { code: code.clone(), message: message.clone(), cure: message.clone() };
     vec![

@@ -209,6 +209,7 @@ impl Drive {
             VmOrder::Prepare { .. } => "prepare",
             VmOrder::Connect { .. } => "connect",
             VmOrder::Resume => "resume",
+            VmOrder::LeavePaused => "leave paused",
             VmOrder::Discard => "discard",
         };
         self.qemu.orders.borrow_mut().push(name);

@@ -65,6 +65,9 @@ pub struct VmOffer {
     pub coding: PeerCoding,
     /// What the source would reserve.
     pub terms: VmTerms,
+    /// Whether the guest is left paused at the sink, for its owner there to start.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
 }
 
 /// One thing that keeps a virtual machine from moving.

@@ -1,0 +1,44 @@
+//! A slow link and a guest that writes: the backlog stays bounded, so the guest stands still for as
+//! long as was said and not for as long as a buffer takes to drain.
+
+use super::harness::{At, Hosts, NAME};
+use super::pair::Pair;
+use dwcp_tools::lab::Guest;
+use serde_json::json;
+
+/// 100 Mbit/s.
+const RATE_BYTES_PER_S: u64 = 12_500_000;
+/// A round trip of 100 ms.
+const RTT_MS: u64 = 100;
+
+#[test]
+fn on_a_slow_link_the_backlog_is_bounded_and_the_blackout_is_what_the_events_say() {
+    let Some(hosts) = Hosts::up("rate=100m delay=50ms") else { return };
+    let guest = Guest::new(&hosts.lab, "dirty:24,400,3").unwrap().with_ram_mib(96);
+    let mut pair = Pair::boot(&hosts, &guest, At::A);
+    let mut listener = hosts.listen(At::A);
+    let mut migrate = hosts.start_migrate(At::A, &["--downtime-limit", "300ms"]);
+    let mut backlogs = Vec::new();
+    while !migrate.is_over() {
+        let Some((method, params)) = listener.notification(std::time::Duration::from_millis(100))
+        else {
+            continue;
+        };
+        if method == "session.progress" && params["vm"]["name"] == json!(NAME) {
+            backlogs.push(params["counters"]["undelivered_bytes"].as_u64().expect("a counter"));
+        }
+    }
+    let end = migrate.finish();
+    assert_eq!(end.code, Some(0), "{end:?}");
+    pair.assert_runs_at_sink();
+    let most = backlogs.iter().copied().max().expect("there was progress");
+    // The link's own queue may be as long as its delay once more; 50 ms of the rate are the bound
+    // beyond the bandwidth-delay product.
+    let bound = RATE_BYTES_PER_S * (2 * RTT_MS + 50) / 1000 + (1 << 20);
+    let blackout = pair.blackout();
+    println!("backlog at most {most} of {bound} bytes; blackout {blackout:?}; {}", end.json);
+    assert!(most <= bound, "{most} bytes were accepted and not delivered; {bound} may be");
+    let said = end.json["blackout_ms"].as_u64().expect("it is said");
+    let seen = u64::try_from(blackout.as_millis()).expect("short");
+    assert!(said.abs_diff(seen) <= 5, "{said} ms said, {seen} ms seen");
+}

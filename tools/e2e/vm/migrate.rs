@@ -1,0 +1,88 @@
+//! A guest moves to and fro, and every page is right.
+
+use super::harness::{At, Hosts, NAME};
+use super::pair::Pair;
+use dwcp_tools::lab::{Guest, Vm};
+use serde_json::json;
+
+/// Both journals say that it is done, and no end is in doubt.
+fn assert_committed(hosts: &Hosts) {
+    for at in [At::A, At::B] {
+        let record = hosts.record(at).expect("a record");
+        assert_eq!(record["state"], "committed", "{record}");
+        assert_eq!(hosts.daemon(at).must("status", json!({}))["health"], "good");
+    }
+}
+
+#[test]
+fn a_dirtying_guest_moves_to_and_fro_and_runs_on_each_time() {
+    let Some(hosts) = Hosts::up("rate=1g delay=5ms") else { return };
+    let guest = Guest::new(&hosts.lab, "dirty:24,400,3").unwrap().with_ram_mib(96);
+    let mut pair = Pair::boot(&hosts, &guest, At::A);
+    for round in 0..3 {
+        if round > 0 {
+            pair = pair.turn(&hosts);
+        }
+        let told = hosts.migrate(pair.from, &[]);
+        assert_eq!(pair.states(), ("postmigrate".to_owned(), "running".to_owned()), "{told}");
+        assert_committed(&hosts);
+        pair.assert_runs_at_sink();
+        println!("move {round}: blackout {:?}, {told}", pair.blackout());
+        assert!(told["blackout_ms"].as_u64().is_some_and(|ms| ms > 0), "{told}");
+        assert!(told["opaque"].is_null(), "the stream was read: {told}");
+    }
+}
+
+#[test]
+fn a_guest_that_arrives_paused_has_every_page_of_the_source() {
+    let Some(hosts) = Hosts::up("rate=1g delay=5ms") else { return };
+    let guest = Guest::new(&hosts.lab, "dirty:24,800,3").unwrap().with_ram_mib(96);
+    let mut pair = Pair::boot(&hosts, &guest, At::A);
+    for mode in ["full", "passthrough"] {
+        let told = hosts.migrate(pair.from, &["--paused", "--mode", mode]);
+        assert_eq!(pair.states(), ("postmigrate".to_owned(), "paused".to_owned()), "{told}");
+        pair.assert_same_memory();
+        assert_committed(&hosts);
+        pair.sink.qmp().execute("cont", json!({})).unwrap();
+        pair.assert_runs_at_sink();
+        pair = pair.turn(&hosts);
+    }
+}
+
+#[test]
+fn a_daemon_starts_the_waiting_qemu_itself() {
+    let Some(hosts) = Hosts::up("rate=1g delay=5ms") else { return };
+    let guest = Guest::new(&hosts.lab, "idle").unwrap().with_ram_mib(96);
+    let mut source = hosts.boot(&guest, At::A);
+    let folder = tempfile::tempdir().unwrap();
+    let config = hosts.config(At::B);
+    let config = dwcp_tools::lab::VmConfig { incoming: true, paused: true, ..config };
+    let words = Vm::words(&guest, config, folder.path(), Some(&folder.path().join("ram")));
+    let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+    let words = ["vm", "attach", NAME, "--incoming", "--accept-from", At::A.host(), "--spawn"];
+    hosts.must(At::B, &[words.as_slice(), &[&quoted.join(" ")]].concat());
+    let told = hosts.migrate(At::A, &[]);
+    assert_eq!(source.qmp().status().unwrap(), "postmigrate", "{told}");
+    let mut qmp = dwcp_tools::lab::Qmp::connect(&folder.path().join("lab.qmp")).unwrap();
+    assert_eq!(qmp.status().unwrap(), "running");
+    // It is nobody's child here: it ends by its monitor.
+    qmp.execute("quit", json!({})).unwrap();
+}
+
+#[test]
+fn a_real_workload_moves_unhurt() {
+    if !super::is_full() {
+        return;
+    }
+    let Some(hosts) = Hosts::up("rate=1g delay=20ms") else { return };
+    let guest = Guest::new(&hosts.lab, "redis").unwrap();
+    let mut pair = Pair::boot(&hosts, &guest, At::A);
+    for round in 0..3 {
+        if round > 0 {
+            pair = pair.turn(&hosts);
+        }
+        let told = hosts.migrate(pair.from, &[]);
+        pair.assert_runs_at_sink();
+        println!("redis {round}: blackout {:?}, {told}", pair.blackout());
+    }
+}

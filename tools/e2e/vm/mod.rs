@@ -1,0 +1,20 @@
+//! Real guests move between two hosts: two daemons in namespaces of their own, QEMUs beside them,
+//! an emulated link between them, and the command line that an operator would use.
+//!
+//! Needs root and `cargo xtask lab setup`; passed over visibly without. Whatever a test does, a
+//! referee reads the events of both QEMUs: never do two of them run the guest at one time.
+//! `DWCP_E2E_FULL=1` runs more faults and larger guests.
+
+mod cancel;
+mod faults;
+mod harness;
+mod link;
+mod migrate;
+mod pair;
+mod referee;
+mod refuse;
+
+/// Whether everything is to be run.
+fn is_full() -> bool {
+    std::env::var("DWCP_E2E_FULL").is_ok_and(|full| full == "1")
+}

@@ -1,0 +1,107 @@
+//! What does not fit is refused before the guest is touched, with everything that does not fit.
+
+use super::harness::{At, Hosts, NAME, Told, told};
+use super::pair::Pair;
+use dwcp_tools::lab::{Guest, Vm, VmConfig};
+use serde_json::json;
+
+/// A migration that must be refused, with a word of why.
+fn refused(hosts: &Hosts, words: &[&str]) -> Told {
+    let end = hosts.start_migrate(At::A, &[]).finish();
+    assert_ne!(end.code, Some(0), "{end:?}");
+    for word in words {
+        assert!(end.stderr.contains(word), "no {word} in {end:?}");
+    }
+    end
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_the_guest_is_not_touched() {
+    let Some(hosts) = Hosts::up("rate=1g delay=2ms") else { return };
+    let guest = Guest::new(&hosts.lab, "idle").unwrap().with_ram_mib(96);
+    let mut source = hosts.boot(&guest, At::A);
+    refused(&hosts, &[NAME]);
+
+    let waiting = VmConfig { incoming: true, paused: true, ..hosts.config(At::B) };
+    let larger = Guest::new(&hosts.lab, "idle").unwrap().with_ram_mib(128);
+    let unlike = [
+        (&larger, waiting, vec!["100663296", "134217728"]),
+        (&guest, VmConfig { options: &["-machine", "q35"], ..waiting }, vec!["machine type"]),
+        (&guest, VmConfig { incoming: false, ..waiting }, vec!["-incoming defer"]),
+    ];
+    for (guest, config, words) in unlike {
+        let sink = Vm::start(guest, config).unwrap();
+        hosts.attach_sink(&sink, At::B);
+        let end = refused(&hosts, &words);
+        println!("{}", end.stderr);
+    }
+    let other = VmConfig { options: &["-machine", "q35", "-smp", "2"], ..waiting };
+    let sink = Vm::start(&larger, other).unwrap();
+    hosts.attach_sink(&sink, At::B);
+    let end = refused(&hosts, &[]);
+    for word in ["100663296", "machine type", "virtual CPUs"] {
+        assert!(end.stderr.contains(word), "the whole list: {word} in {end:?}");
+    }
+
+    hosts.detach(At::A);
+    refused(&hosts, &[NAME]);
+    assert_eq!(source.qmp().status().unwrap(), "running");
+    let stops = source.qmp().events().unwrap().iter().filter(|it| it.name == "STOP").count();
+    assert_eq!(stops, 0);
+}
+
+/// Without `-S` QEMU itself would run the guest as soon as it is loaded: finding B.
+#[test]
+fn a_sink_without_its_pause_never_runs_the_guest_before_the_commit() {
+    let Some(hosts) = Hosts::up("rate=1g delay=2ms") else { return };
+    let guest = Guest::new(&hosts.lab, "idle").unwrap().with_ram_mib(96);
+    let config = VmConfig { incoming: true, ..hosts.config(At::B) };
+    let mut sink = Vm::start(&guest, config).unwrap();
+    hosts.attach_sink(&sink, At::B);
+    let mut source = hosts.boot(&guest, At::A);
+    hosts.migrate(At::A, &["--paused"]);
+    assert_eq!(sink.qmp().status().unwrap(), "paused");
+    assert_eq!(source.qmp().status().unwrap(), "postmigrate");
+    let resumed = sink.qmp().events().unwrap().iter().any(|event| event.name == "RESUME");
+    assert!(!resumed, "the guest ran at the sink");
+    sink.qmp().execute("cont", json!({})).unwrap();
+    sink.wait_for("TICK", super::harness::MOVE_MAX).unwrap();
+}
+
+#[test]
+fn a_guest_moves_once_at_a_time_and_qemus_own_compression_is_carried_and_said() {
+    let Some(hosts) = Hosts::up("rate=30m delay=5ms") else { return };
+    let guest = Guest::new(&hosts.lab, "dirty:24,400,3").unwrap().with_ram_mib(96);
+    let mut pair = Pair::boot(&hosts, &guest, At::A);
+    let on = |vm: &mut Vm, name: &str, on: bool| {
+        let list = json!({"capabilities": [{"capability": name, "state": on}]});
+        vm.qmp().execute("migrate-set-capabilities", list).unwrap();
+    };
+    let mut listener = hosts.listen(At::A);
+    on(&mut pair.source, "xbzrle", true);
+    let first = hosts.start_migrate(At::A, &[]);
+    told(&mut listener, "progress of the first", |method, params| {
+        method == "session.progress" && params["vm"]["stage"] == "precopy"
+    });
+    let second = hosts.daemon(At::A).call("vm.migrate", json!({
+        "name": NAME, "peer": hosts.daemon(At::B).listen.to_string(),
+    }));
+    assert_eq!(second.expect_err("one at a time").code(), "vm_busy");
+    hosts.link("rate=1g");
+    let end = first.finish();
+    assert_eq!(end.code, Some(0), "{end:?}");
+    println!("xbzrle: {}", end.json);
+    pair.assert_runs_at_sink();
+
+    let mut pair = pair.turn(&hosts);
+    on(&mut pair.source, "xbzrle", false);
+    for vm in [&mut pair.source, &mut pair.sink] {
+        on(vm, "multifd", true);
+        vm.qmp().execute("migrate-set-parameters", json!({"multifd-channels": 2})).unwrap();
+    }
+    let said = hosts.migrate(At::B, &["--paused"]);
+    assert!(said["opaque"].is_string(), "carried opaque, and said so: {said}");
+    pair.assert_same_memory();
+    pair.sink.qmp().execute("cont", json!({})).unwrap();
+    pair.assert_runs_at_sink();
+}

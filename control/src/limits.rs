@@ -54,8 +54,8 @@ pub(crate) const DOWNTIME_LIMIT_MS_MAX: u64 = 2_000_000;
 /// The shortest and the longest time that a migration may be given: one second, one week.
 pub(crate) const MIGRATE_TIMEOUT_MS: (u64, u64) = (1_000, 7 * 24 * 3_600_000);
 
-/// The binary logarithm of a stream session's long zstd window: 16 MiB at each end find what a guest
-/// holds twice within a few seconds of a fast link.
+/// The binary logarithm of a stream session's long zstd window: 16 MiB at each end find what a
+/// guest holds twice within a few seconds of a fast link.
 pub(crate) const STREAM_WINDOW_LOG: u8 = 24;
 
 /// Guest pages besides those of its RAM that tables have room for: firmware and video memory.

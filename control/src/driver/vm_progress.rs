@@ -1,5 +1,5 @@
-//! The core's figures of virtual machines' sessions: from the shards to the tasks, from the tasks to
-//! clients.
+//! The core's figures of virtual machines' sessions: from the shards to the tasks, from the tasks
+//! to clients.
 //!
 //! Part of [`Core`], on the control thread.
 

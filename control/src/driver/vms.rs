@@ -1,7 +1,7 @@
 //! The core's virtual machines: attaching, detaching, listing.
 //!
-//! Part of [`Core`], on the control thread. A QEMU that an operator names is asked what it is before
-//! it is attached, so that a wrong path is found now and not when a guest should move.
+//! Part of [`Core`], on the control thread. A QEMU that an operator names is asked what it is
+//! before it is attached, so that a wrong path is found now and not when a guest should move.
 
 use super::core::Core;
 use crate::api::{ApiCode, ApiError, Reply, VmAttach};

@@ -56,8 +56,8 @@ pub(crate) struct VmPart {
     pub(crate) cure: Option<&'static str>,
 }
 
-/// How long a peer has said nothing, counted in the core's own ticks: a daemon that was stopped for a
-/// while itself must not blame its peers for that.
+/// How long a peer has said nothing, counted in the core's own ticks: a daemon that was stopped for
+/// a while itself must not blame its peers for that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Silence {
     heard: Option<Instant>,

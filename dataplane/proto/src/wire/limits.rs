@@ -87,8 +87,8 @@ pub const MESSAGE_BYTES_MAX: usize = 512;
 pub const FACTS_BYTES_MAX: usize = 24 * 1024;
 /// The most findings in a refusal: more than a person mends at once.
 pub const FINDINGS_MAX: usize = 16;
-/// The shortest and the longest zstd window of a stream session, as binary logarithms: what the codec
-/// knows, 16 MiB at most. 0 stands for none.
+/// The shortest and the longest zstd window of a stream session, as binary logarithms: what the
+/// codec knows, 16 MiB at most. 0 stands for none.
 pub const STREAM_WINDOW_LOG_MIN: u8 = 10;
 /// See [`STREAM_WINDOW_LOG_MIN`].
 pub const STREAM_WINDOW_LOG_MAX: u8 = 24;

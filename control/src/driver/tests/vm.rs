@@ -249,7 +249,10 @@ fn faults_of_attaching_are_typed() {
         let answer = pair.at_a.ask("vm.migrate", unreachable).await;
         assert_eq!(answer["error"]["data"]["code"], "peer_unreachable", "{answer}");
         assert_eq!(VmPair::free(&mut pair.at_a).await["state"], "free");
-        let spawn = json!({ "name": "new", "spawn": ["qemu", "-S"], "incoming": true });
+        let spawn = json!({ "name": "new", "spawn": "qemu -S", "incoming": true });
+        assert_eq!(pair.at_a.refusal("vm.attach", spawn).await, "params_invalid");
+        let command = "qemu -S -name 'a b' -incoming defer";
+        let spawn = json!({ "name": "new", "spawn": command, "incoming": true });
         let spawned = pair.at_a.ask("vm.attach", spawn).await;
         assert!(spawned["result"]["qmp"].as_str().unwrap().ends_with("a.vm/new.qmp"), "{spawned}");
     });

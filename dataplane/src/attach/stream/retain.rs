@@ -149,7 +149,9 @@ impl Retained {
         }
         let channels = channels as u64;
         let share = (window / channels).max(SHARE_BYTES_MIN).min(self.undelivered_max / channels);
-        let left = share.saturating_sub(self.channels[usize::from(channel.0)].counted) as usize;
+        let left = share.saturating_sub(self.channels[usize::from(channel.0)].counted);
+        // Shares grow when a channel ends, while its last parts still count.
+        let left = left.min(self.undelivered_max - self.counted) as usize;
         (left / HELD_UNIT_BYTES * HELD_UNIT_BYTES).min(STREAM_PAYLOAD_BYTES_MAX)
     }
 
@@ -371,6 +373,25 @@ mod tests {
         }
         assert!(sent > 0 && sent <= UNDELIVERED_BYTES_MIN / 2);
         assert!(retained.room(ChannelId(1), 2) > 0, "the other one goes on");
+    }
+
+    #[test]
+    fn the_bound_holds_when_shares_grow() {
+        let mut retained = retained();
+        for channels in (2..=5).rev() {
+            for channel in 0..channels {
+                loop {
+                    let room = retained.room(ChannelId(channel), channels.into());
+                    if room == 0 {
+                        break;
+                    }
+                    let payload = vec![1; room];
+                    retained.keep(ChannelId(channel), StreamKind::Opaque, &payload, NOW);
+                }
+            }
+            assert!(retained.counted <= UNDELIVERED_BYTES_MIN, "{channels} channels");
+        }
+        assert_eq!(retained.room(CHANNEL, 1), 0);
     }
 
     #[test]

@@ -185,7 +185,7 @@ impl Load {
 /// A guest that runs uncommitted is stopped at once. What it did meanwhile can't be undone.
 pub(super) async fn halt(qmp: &mut Qmp) -> Leave {
     if let Err(error) = qmp.execute("stop", Value::Null).await {
-        tracing::error!(code = error.code(), %error, "a guest that runs uncommitted can't be stopped");
+        tracing::error!(code = error.code(), %error, "a guest runs uncommitted");
     }
     Leave::Fault(VmError::RunsUncommitted)
 }

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// The longest line taken. Answers grow with the machine: `query-machines` of an ARM build has
 /// 80 KB, a `query-block` of a hundred images some 200 KB.
@@ -29,6 +29,9 @@ const EVENTS_KEPT_MAX: usize = 1024;
 
 /// How long a monitor may take to greet. QEMU greets at once; a busy one never does.
 const GREETING_WAIT: Duration = Duration::from_secs(3);
+
+/// How often a monitor is tried that others wait for.
+const DIAL_EVERY: Duration = Duration::from_millis(10);
 
 /// How long a command may take. QEMU's main loop stands still while it writes the last state.
 pub(super) const COMMAND_WAIT: Duration = Duration::from_secs(30);
@@ -83,10 +86,13 @@ pub(super) struct Qmp {
 impl Qmp {
     /// Connects, takes the greeting and leaves the negotiation mode.
     pub(super) async fn connect(path: &Path) -> Result<Self, QmpError> {
-        let stream = UnixStream::connect(path).await.map_err(|source| failed(path, source))?;
+        let owned = || path.to_path_buf();
+        let stream = timeout(GREETING_WAIT, dial(path)).await;
+        let stream = stream
+            .map_err(|_| QmpError::Busy { path: owned() })?
+            .map_err(|source| failed(path, source))?;
         let mut qmp =
             Self { stream, buffer: Vec::new(), searched: 0, events: VecDeque::new(), last_id: 0 };
-        let owned = || path.to_path_buf();
         // A monitor that serves somebody else accepts the connection and says nothing.
         let greeting = timeout(GREETING_WAIT, qmp.line()).await;
         let greeting = greeting.map_err(|_| QmpError::Busy { path: owned() })?;
@@ -223,6 +229,16 @@ pub(super) fn field<'a, T>(
     value.get(field).and_then(take).ok_or(QmpError::Shape { command, field })
 }
 
+/// Connects. QEMU keeps two connections waiting; while they do, others are turned away at once.
+async fn dial(path: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(DIAL_EVERY).await,
+            connected => return connected,
+        }
+    }
+}
+
 fn stamp(timestamp: Option<&Value>) -> u64 {
     let part = |name| timestamp.and_then(|stamp| stamp.get(name)).and_then(Value::as_u64);
     // QEMU says -1 when it has no clock; such an event happened at a time that nobody knows.
@@ -247,8 +263,6 @@ fn failed(path: &Path, source: io::Error) -> QmpError {
         io::ErrorKind::NotFound => QmpError::Missing { path },
         io::ErrorKind::PermissionDenied => QmpError::Denied { path },
         io::ErrorKind::ConnectionRefused => QmpError::NobodyListens { path },
-        // A full backlog: the monitor is busy and others wait in front of us.
-        io::ErrorKind::WouldBlock => QmpError::Busy { path },
         _ => QmpError::Io(source),
     }
 }

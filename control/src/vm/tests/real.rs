@@ -10,8 +10,9 @@ use crate::vm::{
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 use tempfile::TempDir;
-use tokio::time::Instant;
+use tokio::time::{interval, timeout};
 
 const QEMU: &str = "qemu-system-x86_64";
 const MACHINE: &str = "-machine pc -accel tcg -m 64 -nodefaults -display none";
@@ -45,11 +46,13 @@ impl Qemu {
             .spawn()
             .expect("QEMU starts");
         let qemu = Self { child, qmp };
-        let deadline = Instant::now() + WAIT;
-        while Qmp::connect(&qemu.qmp).await.is_err() {
-            assert!(Instant::now() < deadline, "the monitor opens in time");
-            tokio::task::yield_now().await;
-        }
+        let opened = async {
+            let mut tries = interval(Duration::from_millis(5));
+            while Qmp::connect(&qemu.qmp).await.is_err() {
+                tries.tick().await;
+            }
+        };
+        timeout(WAIT, opened).await.expect("the monitor opens in time");
         qemu
     }
 

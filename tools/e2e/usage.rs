@@ -223,8 +223,9 @@ fn a_daemon_that_need_not_lock_its_memory_serves_without_the_right_to() {
     let Some(command) = wrapped(&mut wrapper, &spec) else { return };
     let log = std::fs::File::create(spec.log()).expect("a log");
     let mut child = command.stderr(log).spawn().expect("it starts");
+    let socket = spec.socket();
     let served = std::panic::catch_unwind(|| {
-        wait_for("its socket", FAULT_WITHIN, || Client::try_connect(&spec.socket()).ok())
+        wait_for("its socket", FAULT_WITHIN, || Client::try_connect(&socket).ok())
     });
     child.kill().expect("our own child");
     child.wait().expect("our own child");

@@ -238,7 +238,7 @@ fn progress_text(params: &Value) -> String {
         show::bytes(params, "rate_bytes_per_s"),
         show::bytes(migration, "remaining_bytes"),
     );
-    match (migration["end_in_ms"].as_u64(), migration["advice"].as_str()) {
+    match (migration["end_in_ms"].as_u64(), migration["because"].as_str()) {
         (_, Some(advice)) => text.push_str(&format!("; {advice}")),
         (Some(ms), None) => text.push_str(&format!("; about {} s more", ms.div_ceil(1000))),
         (None, None) => {}
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn a_migration_that_does_not_end_says_why() {
         let params = json!({"rate_bytes_per_s": 1024, "vm": {"name": "web1", "ratio_milli": 2500,
-            "advice": "it writes too fast", "remaining_bytes": 2048, "end_in_ms": null}});
+            "because": "it writes too fast", "remaining_bytes": 2048, "end_in_ms": null}});
         let text = progress_text(&params);
         assert_eq!(text, "1.0 KiB/s, ratio 2.5, 2.0 KiB left; it writes too fast");
     }

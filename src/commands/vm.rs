@@ -89,7 +89,7 @@ fn attach(matches: &ArgMatches) -> Result<Exit, Failure> {
     if matches.get_flag("incoming") {
         params.insert("incoming".to_owned(), json!(true));
     }
-    if let Some(command) = matches.get_one::<Vec<String>>("spawn") {
+    if let Some(command) = matches.get_one::<String>("spawn") {
         params.insert("spawn".to_owned(), json!(command));
     }
     if let Some(hosts) = matches.get_many::<String>("accept-from") {
@@ -110,10 +110,10 @@ fn role(guest: &Value) -> &'static str {
     if guest["incoming"] == json!(true) { "sink" } else { "source" }
 }
 
-/// The words of a command line, quoted as for a shell; no shell runs it.
-fn words(command: &str) -> Result<Vec<String>, &'static str> {
+/// A command line, quoted as for a shell; no shell runs it, the daemon splits it.
+fn words(command: &str) -> Result<String, &'static str> {
     let words = shlex::split(command).ok_or("a quote is not closed")?;
-    if words.is_empty() { Err("give a program and its arguments") } else { Ok(words) }
+    if words.is_empty() { Err("give a program and its arguments") } else { Ok(command.to_owned()) }
 }
 
 fn detach(matches: &ArgMatches) -> Result<Exit, Failure> {

@@ -98,7 +98,6 @@ pub(super) fn progress_value(session: &Session) -> Value {
         None => json!({}),
     };
     value["name"] = json!(name);
-    value["advice"] = json!(part.progress.as_ref().and_then(|it| it.verdict.because()));
     value["ratio_milli"] = json!(part.figures.ratio_milli);
     value
 }

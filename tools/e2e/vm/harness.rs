@@ -79,6 +79,7 @@ impl Hosts {
         let start = |at: At| {
             let own = pki.host(at.host());
             let spec = DaemonSpec::new(&folder.path().join(NODES[at.index()]), Some(own));
+            let spec = spec.with(&["--memory", "1GiB"]);
             Daemon::start(spec.on(&net, NODES[at.index()]))
         };
         let daemons = [start(At::A), start(At::B)];

@@ -24,9 +24,7 @@ mod state;
 mod tally;
 mod vm;
 
-pub use carry::{
-    CarryConfig, CarryCounts, CarryEvent, CarryFailure, CarryReport, CarrySide,
-};
+pub use carry::{CarryConfig, CarryCounts, CarryEvent, CarryFailure, CarryReport, CarrySide};
 pub use config::{
     BudgetFact, ControlConfig, DaemonFacts, KernelFact, LiveSettings, MemoryBudget, PeerSecurity,
     PeerTimeouts, SettingRefused, SettingView, SettingsPort, SocketConfig,

@@ -135,7 +135,11 @@ fn shard_config(config: &DaemonConfig, budget: &Budget, index: usize) -> ShardCo
 }
 
 /// What the control thread is told.
-pub(crate) fn control_config(config: &DaemonConfig, budget: &Budget, probe: &Probe) -> ControlConfig {
+pub(crate) fn control_config(
+    config: &DaemonConfig,
+    budget: &Budget,
+    probe: &Probe,
+) -> ControlConfig {
     ControlConfig {
         socket: Some(SocketConfig::new(config.socket.clone())),
         listen: Some(config.listen),

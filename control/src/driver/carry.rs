@@ -63,7 +63,8 @@ pub(super) fn failure(code: &str, message: impl Into<String>, cure: &str) -> Car
 }
 
 /// What to do when the network took the session.
-const LINK_CURE: &str = "the source VMM goes on with its guest; migrate again when the peer is back";
+const LINK_CURE: &str =
+    "the source VMM goes on with its guest; migrate again when the peer is back";
 
 impl Core {
     /// The session, unless it is on its way out.

@@ -45,7 +45,8 @@ impl Core {
             Event::ChannelEnded { channel, end, .. } => self.carry_channel_ended(channel.0, end),
             Event::StreamDigest { frames, digest, .. } => self.carry_digest((frames, digest)),
             Event::Failed { cause, .. } => {
-                if !opened && let Some(carry) = &mut self.carry
+                if !opened
+                    && let Some(carry) = &mut self.carry
                     && let Some(session) = &mut carry.session
                 {
                     // Nothing was opened, so that nothing is left to close.
@@ -121,7 +122,8 @@ impl Core {
                     "look at the destination VMM's own messages",
                 ));
             }
-            (Role::Source, ChannelEnd::Peer) | (Role::Sink, ChannelEnd::Closed)
+            (Role::Source, ChannelEnd::Peer)
+            | (Role::Sink, ChannelEnd::Closed)
             | (Role::Sink, ChannelEnd::Socket { .. }) => session.end_back(channel),
             (Role::Source, _) | (Role::Sink, ChannelEnd::Peer) => session.end_forth(channel),
         }
@@ -169,8 +171,11 @@ impl Core {
     fn carry_lane_failed(&mut self, cause: SessionEnd) {
         if self.carried().is_none() {
             // It was closing already, and never opened.
-            let left =
-                self.carry.as_ref().and_then(|c| c.session.as_ref()).is_some_and(|s| s.lane_ordered);
+            let left = self
+                .carry
+                .as_ref()
+                .and_then(|c| c.session.as_ref())
+                .is_some_and(|s| s.lane_ordered);
             return if left { () } else { self.carry_over() };
         }
         let (code, cure) = match cause {
@@ -204,11 +209,7 @@ impl Core {
 }
 
 /// The order to open the shard's part.
-fn open_command(
-    session: &mut CarrySession,
-    hash_key: HashKey,
-    zstd_level: i32,
-) -> Option<Command> {
+fn open_command(session: &mut CarrySession, hash_key: HashKey, zstd_level: i32) -> Option<Command> {
     let (key, terms, lane) = (session.key?, session.terms?, session.lane);
     let (stats, reader) = counters();
     session.stats = Some(reader);

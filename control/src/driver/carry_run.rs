@@ -45,9 +45,8 @@ pub fn carry(
         let mut carry = Carry::new(carry, report, ends.carry.0.clone());
         carry.report.report(&CarryEvent::Ready { listen_unix, listen: core.listen });
         core.carry = Some(Box::new(carry));
-        let serving = socket.map(|socket| {
-            tokio::task::spawn_local(socket.serve(ends.carry.0.clone()))
-        });
+        let serving =
+            socket.map(|socket| tokio::task::spawn_local(socket.serve(ends.carry.0.clone())));
         let outcome = ends.serve(&mut core).await;
         if let Some(task) = serving {
             task.abort();

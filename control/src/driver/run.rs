@@ -104,7 +104,8 @@ pub(super) async fn start(
         None => None,
     };
     tracing::info!(
-        listen = listen.map(tracing::field::display), host = identity.host_name(),
+        listen = listen.map(tracing::field::display),
+        host = identity.host_name(),
         "control plane up"
     );
     if let Some(listener) = listener {

@@ -43,14 +43,22 @@ impl Qemu {
 
     /// Has a command carried out that must succeed.
     pub(crate) fn call(&mut self, command: &str, arguments: Value) -> Value {
+        let answer = self.try_call(command, arguments);
+        answer.unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    /// Has a command carried out; QEMU's error if it refuses.
+    pub(crate) fn try_call(&mut self, command: &str, arguments: Value) -> Result<Value, Value> {
         let mut line = json!({"execute": command, "arguments": arguments}).to_string();
         line.push('\n');
         self.monitor.get_mut().write_all(line.as_bytes()).expect("QEMU reads");
         loop {
             let mut answer = self.read();
-            assert!(answer["error"].is_null(), "{command}: {answer}");
+            if !answer["error"].is_null() {
+                return Err(answer);
+            }
             if !answer["return"].is_null() {
-                return answer["return"].take();
+                return Ok(answer["return"].take());
             }
         }
     }

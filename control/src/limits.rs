@@ -45,10 +45,7 @@ pub(crate) const ACCEPT_FROM_MAX: usize = 64;
 /// Bytes of a Unix socket's path: what the kernel's `sun_path` holds besides the final zero.
 pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// Words of a command line that starts a QEMU: the longest seen in the field have some hundred.
-pub(crate) const SPAWN_ARGUMENTS_MAX: usize = 1024;
-
-/// Bytes of such a command line.
+/// Bytes of a command line that starts a QEMU: the longest seen in the field have some thousand.
 pub(crate) const SPAWN_BYTES_MAX: usize = 64 << 10;
 
 /// The longest downtime limit that QEMU takes: 2000 seconds.
@@ -57,8 +54,8 @@ pub(crate) const DOWNTIME_LIMIT_MS_MAX: u64 = 2_000_000;
 /// The shortest and the longest time that a migration may be given: one second, one week.
 pub(crate) const MIGRATE_TIMEOUT_MS: (u64, u64) = (1_000, 7 * 24 * 3_600_000);
 
-/// The binary logarithm of a stream session's long zstd window: 16 MiB at each end find what a guest
-/// holds twice within a few seconds of a fast link.
+/// The binary logarithm of a stream session's long zstd window: 16 MiB at each end find what a
+/// guest holds twice within a few seconds of a fast link.
 pub(crate) const STREAM_WINDOW_LOG: u8 = 24;
 
 /// Guest pages besides those of its RAM that tables have room for: firmware and video memory.
@@ -72,6 +69,10 @@ pub(crate) const VM_END_TIMEOUT_NS: u64 = 60_000_000_000;
 
 /// How long a source waits for the word that its committed guest runs at the sink.
 pub(crate) const VM_RESUMED_TIMEOUT_NS: u64 = 10_000_000_000;
+
+/// How long a peer may be silent while a guest stands still before the commit; then the guest runs
+/// on here. Pings go out every second, so that a path that lives is never silent for so long.
+pub(crate) const BLACKOUT_SILENCE: Duration = Duration::from_secs(2);
 
 /// How often a task hears the data plane's figures.
 pub(crate) const VM_FIGURES_PERIOD_NS: u64 = 200_000_000;

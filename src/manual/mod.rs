@@ -50,4 +50,7 @@ pub(crate) mod decisions {
 
     #[doc = include_str!("decisions/0009-receive-single-shot.md")]
     pub(crate) mod receive_single_shot {}
+
+    #[doc = include_str!("decisions/0010-streams-in-total-order.md")]
+    pub(crate) mod streams_in_total_order {}
 }

@@ -76,6 +76,28 @@ mod tests {
     use dwcp_proto::session::resolve::RunAt;
     use std::collections::BTreeSet;
 
+    fn vm_attach() -> Request {
+        Request::VmAttach(Box::new(VmAttach {
+            name: String::new(),
+            qmp: None,
+            incoming: false,
+            spawn: None,
+            accept_from: Vec::new(),
+        }))
+    }
+
+    fn vm_migrate(peer: PeerAddress) -> Request {
+        Request::VmMigrate(Box::new(VmMigrate {
+            name: String::new(),
+            peer,
+            downtime_limit_ms: None,
+            bandwidth_bytes_per_second: None,
+            timeout_ms: None,
+            on_timeout: None,
+            mode: Default::default(),
+        }))
+    }
+
     /// One value of each variant. The match makes a new variant a compile error here.
     fn every_request() -> Vec<Request> {
         let session = SessionId([0; 16]);
@@ -89,24 +111,10 @@ mod tests {
             }),
             Request::RegionRelease { name: String::new() },
             Request::RegionList,
-            Request::VmAttach(VmAttach {
-                name: String::new(),
-                qmp: None,
-                incoming: false,
-                spawn: None,
-                accept_from: Vec::new(),
-            }),
+            vm_attach(),
             Request::VmDetach { name: String::new() },
             Request::VmList,
-            Request::VmMigrate(VmMigrate {
-                name: String::new(),
-                peer: peer.clone(),
-                downtime_limit_ms: None,
-                bandwidth_bytes_per_second: None,
-                timeout_ms: None,
-                on_timeout: None,
-                mode: Default::default(),
-            }),
+            vm_migrate(peer.clone()),
             Request::SessionResolve { session, run: RunAt::Source },
             Request::SessionOpen(SessionOpen {
                 region: String::new(),

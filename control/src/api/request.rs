@@ -50,7 +50,7 @@ pub enum Request {
         run: RunAt,
     },
     /// Makes a virtual machine known.
-    VmAttach(VmAttach),
+    VmAttach(Box<VmAttach>),
     /// Forgets a virtual machine.
     VmDetach {
         /// Its name.
@@ -59,7 +59,7 @@ pub enum Request {
     /// Lists the virtual machines.
     VmList,
     /// Moves a virtual machine to a peer.
-    VmMigrate(VmMigrate),
+    VmMigrate(Box<VmMigrate>),
     /// Shows one session.
     SessionShow {
         /// The session.

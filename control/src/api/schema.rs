@@ -55,8 +55,8 @@ pub(crate) fn socket_path() -> Value {
 }
 
 pub(crate) fn command() -> Value {
-    json!({ "type": "array", "items": { "type": "string" }, "minItems": 1,
-            "maxItems": crate::limits::SPAWN_ARGUMENTS_MAX })
+    json!({ "type": "string", "minLength": 1, "maxLength": crate::limits::SPAWN_BYTES_MAX,
+            "description": "A command line, quoted as in a shell" })
 }
 
 pub(crate) fn downtime_limit() -> Value {

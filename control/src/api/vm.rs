@@ -6,7 +6,7 @@ use super::errors::ApiError;
 use super::request::{CodingName, PeerAddress, Request, check_name, read, wrong_params};
 use crate::limits::{
     ACCEPT_FROM_MAX, DOWNTIME_LIMIT_MS_MAX, MIGRATE_TIMEOUT_MS, SOCKET_PATH_BYTES_MAX,
-    SPAWN_ARGUMENTS_MAX, SPAWN_BYTES_MAX,
+    SPAWN_BYTES_MAX,
 };
 use dwcp_proto::ids::SessionId;
 use dwcp_proto::session::resolve::RunAt;
@@ -24,8 +24,8 @@ pub struct VmAttach {
     /// It waits for a guest to come.
     #[serde(default)]
     pub incoming: bool,
-    /// The program and the arguments of a QEMU that the daemon starts when a guest comes.
-    pub spawn: Option<Vec<String>>,
+    /// The command line of a QEMU that the daemon starts when a guest comes, quoted as in a shell.
+    pub spawn: Option<String>,
     /// Host names that may send a guest.
     #[serde(default)]
     pub accept_from: Vec<String>,
@@ -75,17 +75,12 @@ fn check_path(path: &str) -> Result<(), ApiError> {
     )))
 }
 
-fn check_spawn(command: &[String]) -> Result<(), ApiError> {
-    let bytes: usize = command.iter().map(|word| word.len() + 1).sum();
-    let named = command.first().is_some_and(|program| !program.is_empty());
-    let whole = command.iter().all(|word| !word.contains('\0'));
-    if named && whole && command.len() <= SPAWN_ARGUMENTS_MAX && bytes <= SPAWN_BYTES_MAX {
+/// Its words are looked at by who knows QEMU.
+fn check_spawn(command: &str) -> Result<(), ApiError> {
+    if !command.is_empty() && !command.contains('\0') && command.len() <= SPAWN_BYTES_MAX {
         return Ok(());
     }
-    Err(wrong_params(format!(
-        "spawn is a program and its arguments: at most {SPAWN_ARGUMENTS_MAX} words, \
-         {SPAWN_BYTES_MAX} bytes"
-    )))
+    Err(wrong_params(format!("spawn is a command line of at most {SPAWN_BYTES_MAX} bytes")))
 }
 
 pub(super) fn parse_attach(params: Value) -> Result<Request, ApiError> {
@@ -104,7 +99,7 @@ pub(super) fn parse_attach(params: Value) -> Result<Request, ApiError> {
         _ if attach.accept_from.len() > ACCEPT_FROM_MAX => {
             Err(wrong_params(format!("accept_from names at most {ACCEPT_FROM_MAX} hosts")))
         }
-        _ => Ok(Request::VmAttach(attach)),
+        _ => Ok(Request::VmAttach(Box::new(attach))),
     }
 }
 
@@ -135,7 +130,7 @@ pub(super) fn parse_migrate(params: Value) -> Result<Request, ApiError> {
     if migrate.on_timeout.is_some() && migrate.timeout_ms.is_none() {
         return Err(wrong_params("on_timeout has no meaning without timeout_ms"));
     }
-    Ok(Request::VmMigrate(migrate))
+    Ok(Request::VmMigrate(Box::new(migrate)))
 }
 
 pub(super) fn parse_resolve(params: Value) -> Result<Request, ApiError> {
@@ -165,12 +160,12 @@ mod tests {
             json!({ "name": "vm", "qmp": format!("/{}", "x".repeat(107)) }),
             json!({ "name": "vm", "qmp": "/run/a\u{0}b" }),
             json!({ "name": "vm", "qmp": qmp, "accept_from": ["a"] }),
-            json!({ "name": "vm", "qmp": qmp, "incoming": true, "spawn": ["qemu"] }),
-            json!({ "name": "vm", "spawn": ["qemu"] }),
-            json!({ "name": "vm", "incoming": true, "spawn": [] }),
-            json!({ "name": "vm", "incoming": true, "spawn": [""] }),
-            json!({ "name": "vm", "incoming": true, "spawn": vec!["a"; 1025] }),
-            json!({ "name": "vm", "incoming": true, "spawn": ["q", "x".repeat(70_000)] }),
+            json!({ "name": "vm", "qmp": qmp, "incoming": true, "spawn": "qemu" }),
+            json!({ "name": "vm", "spawn": "qemu" }),
+            json!({ "name": "vm", "incoming": true, "spawn": "" }),
+            json!({ "name": "vm", "incoming": true, "spawn": "a\u{0}b" }),
+            json!({ "name": "vm", "incoming": true, "spawn": ["qemu"] }),
+            json!({ "name": "vm", "incoming": true, "spawn": "x".repeat(70_000) }),
         ];
         for params in wrong_attach {
             let refused = parse_attach(params.clone()).unwrap_err();

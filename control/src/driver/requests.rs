@@ -48,8 +48,8 @@ impl Core {
             Request::SessionResolve { session, run } => {
                 return self.session_resolve(session, run, reply);
             }
-            Request::VmAttach(attach) => return self.vm_attach(attach, reply),
-            Request::VmMigrate(migrate) => return self.vm_migrate(migrate, reply),
+            Request::VmAttach(attach) => return self.vm_attach(*attach, reply),
+            Request::VmMigrate(migrate) => return self.vm_migrate(*migrate, reply),
             Request::VmDetach { name } => self.vm_detach(name),
             Request::VmList => Ok(self.vm_list()),
             Request::Subscribe { topics, session } => Ok(self.subscribe(&reply, topics, session)),

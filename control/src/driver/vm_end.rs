@@ -239,7 +239,7 @@ impl Core {
     pub(super) fn note_conflict(&mut self, id: SessionId, conflict: Conflict) {
         self.counters.conflicts.add(conflict.name());
         let kind = conflict.name();
-        tracing::error!(session = %id, kind, "the peer's journal contradicts an operator's decision");
+        tracing::error!(session = %id, kind, "the peer's journal contradicts an operator");
         if let Some(session) = self.sessions.get_mut(&id) {
             session.record.conflict = Some(conflict);
         }

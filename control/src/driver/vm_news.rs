@@ -1,8 +1,8 @@
 //! The core's ears for virtual machines: what tasks, shards and peers tell about their sessions,
 //! turned into inputs of the machines.
 //!
-//! Part of [`Core`], on the control thread. The machines decide. The path from the stop of the guest
-//! to its resumption runs through here; it waits for nothing but what the commit needs.
+//! Part of [`Core`], on the control thread. The machines decide. The path from the stop of the
+//! guest to its resumption runs through here; it waits for nothing but what the commit needs.
 
 use super::core::Core;
 use crate::migration::{Machine, Session};

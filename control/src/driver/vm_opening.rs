@@ -1,5 +1,5 @@
-//! The core's opening of a virtual machine's session at the source: first the QEMU's facts, then the
-//! link, then the offer to the sink.
+//! The core's opening of a virtual machine's session at the source: first the QEMU's facts, then
+//! the link, then the offer to the sink.
 //!
 //! Part of [`Core`], on the control thread. Until the offer is out there is no machine; the client
 //! can end the session all the same, and the guest has not been touched.

@@ -1,14 +1,15 @@
-//! The core's figures of virtual machines' sessions: from the shards to the tasks, from the tasks to
-//! clients.
+//! The core's figures of virtual machines' sessions: from the shards to the tasks, from the tasks
+//! to clients.
 //!
 //! Part of [`Core`], on the control thread.
 
 use super::core::Core;
-use crate::limits::VM_FIGURES_PERIOD_NS;
+use crate::limits::{BLACKOUT_SILENCE, VM_FIGURES_PERIOD_NS};
 use crate::migration::{Machine, Session};
 use crate::vm::VmOrder;
 use dwcp_dataplane::stats::{SessionCounter, StreamCounter};
 use dwcp_proto::ids::{LaneId, LinkId, SessionId};
+use dwcp_proto::session::phase::SourcePhase;
 use dwcp_proto::time::Nanos;
 use serde_json::{Value, json};
 
@@ -18,6 +19,7 @@ impl Core {
         self.tick_vm_openings(now);
         self.tick_vm_ends(now);
         self.tick_vm_settling(now);
+        self.tick_blackouts();
         let due: Vec<SessionId> = self
             .sessions
             .values()
@@ -30,6 +32,27 @@ impl Core {
             .map(Session::id)
             .collect();
         due.into_iter().for_each(|id| self.tell_figures(id, now));
+    }
+
+    /// A guest stands still for as long as its peer lives, and not for a peer that says nothing.
+    fn tick_blackouts(&mut self) {
+        let mut silent = Vec::new();
+        for (id, session) in &mut self.sessions {
+            let stopped = match &session.machine {
+                Machine::Source(machine) => {
+                    matches!(machine.phase(), SourcePhase::LastRound | SourcePhase::Verifying)
+                }
+                Machine::Sink(_) => false,
+            };
+            let channel = session.link.and_then(|link| self.links.get(&link)?.channel.as_ref());
+            if let (true, Some(part), Some(channel)) = (stopped, &mut session.vm, channel)
+                && part.silence.tick(channel.heard()) >= BLACKOUT_SILENCE
+            {
+                silent.push(*id);
+            }
+        }
+        let message = "the peer says nothing while the guest stands still";
+        silent.into_iter().for_each(|id| self.vm_failed(id, "blackout_silence", message));
     }
 
     fn tell_figures(&mut self, id: SessionId, now: Nanos) {
@@ -66,7 +89,11 @@ pub(super) fn progress_value(session: &Session) -> Value {
     let Some(part) = &session.vm else { return Value::Null };
     let name = session.record.vm.as_ref().map(|vm| vm.name.as_str());
     let mut value = match &part.progress {
-        Some(progress) => json!(progress),
+        Some(progress) => {
+            let mut value = json!(progress);
+            value["because"] = json!(progress.verdict.because());
+            value
+        }
         None => json!({}),
     };
     value["name"] = json!(name);

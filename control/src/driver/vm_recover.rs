@@ -276,7 +276,8 @@ impl Core {
         self.vm_settling.is_empty() && !self.sessions.values().any(ends)
     }
 
-    /// An operator decides about a session that is not live: a committed guest may be started again.
+    /// An operator decides about a session that is not live: a committed guest may be started
+    /// again.
     pub(super) fn resolve_ended(&mut self, id: SessionId, run: RunAt, reply: Reply) {
         let waits = self.history.find(id).is_some_and(|record| {
             record.role == Role::Sink && record.guest_waits() && run == RunAt::Sink

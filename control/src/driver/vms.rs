@@ -1,13 +1,13 @@
 //! The core's virtual machines: attaching, detaching, listing.
 //!
-//! Part of [`Core`], on the control thread. A QEMU that an operator names is asked what it is before
-//! it is attached, so that a wrong path is found now and not when a guest should move.
+//! Part of [`Core`], on the control thread. A QEMU that an operator names is asked what it is
+//! before it is attached, so that a wrong path is found now and not when a guest should move.
 
 use super::core::Core;
 use crate::api::{ApiCode, ApiError, Reply, VmAttach};
 use crate::limits::SOCKET_PATH_BYTES_MAX;
 use crate::state::{AttachedVm, Change};
-use crate::vm::{VmError, VmFacts};
+use crate::vm::{VmError, VmFacts, check_command, shell_words};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -44,6 +44,13 @@ impl Core {
             let message = "accept_from must name the hosts that may send this machine";
             return Err(ApiError::new(ApiCode::ParamsInvalid, message));
         }
+        let words = |text: String| {
+            let words = shell_words(&text)?;
+            check_command(&words).map(|()| words)
+        };
+        let spawn = spawn.map(words).transpose().map_err(|error| {
+            ApiError::new(ApiCode::ParamsInvalid, error.to_string()).with("cure", error.cure())
+        })?;
         let qmp = match qmp {
             Some(qmp) => PathBuf::from(qmp),
             None => self.vm_directory()?.join(format!("{name}.qmp")),

@@ -1,4 +1,5 @@
-//! Regions, virtual machines and sessions of this daemon: what is registered, what is moving, what has ended.
+//! Regions, virtual machines and sessions of this daemon: what is registered, what is moving, what
+//! has ended.
 //!
 //! Pure values and tables, owned by the driver's core on the control thread. The machines that
 //! decide are `dwcp_proto::session`'s.

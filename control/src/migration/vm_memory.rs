@@ -17,7 +17,7 @@ pub(crate) struct VmMemory {
     /// Page versions kept as bases.
     pub(crate) bases_bytes: u64,
     /// Coded bytes that are not delivered yet: kept for a second sending at the source, waiting for
-    /// their turn at the sink.
+    /// their turn at the sink; with the buffers of sockets.
     pub(crate) held_bytes: u64,
     /// The long zstd window.
     pub(crate) window_bytes: u64,
@@ -26,23 +26,22 @@ pub(crate) struct VmMemory {
 impl VmMemory {
     /// What a session on these terms takes.
     pub(crate) fn of(terms: &VmTerms, role: Role) -> Self {
-        let held = match role {
+        let bytes = match role {
             Role::Source => stream_source_bytes,
             Role::Sink => stream_sink_bytes,
         };
-        let undelivered_bytes_max = terms.undelivered_bytes_max;
-        // Tables, bases and the window are told apart from the rest.
-        let sizes = |window_log| {
-            let (pages_max, base_pages) = (0, 0);
-            StreamSizes { pages_max, base_pages, window_log, undelivered_bytes_max }
+        let sizes = StreamSizes {
+            pages_max: terms.pages_max,
+            base_pages: terms.base_pages,
+            window_log: terms.window_log,
+            undelivered_bytes_max: terms.undelivered_bytes_max,
         };
-        let held_bytes = held(sizes(0));
-        Self {
-            tables_bytes: terms.pages_max.saturating_mul(STORE_PAGE_BYTES),
-            bases_bytes: terms.base_pages.saturating_mul(STORE_SLOT_BYTES),
-            held_bytes,
-            window_bytes: held(sizes(terms.window_log)) - held_bytes,
-        }
+        let all = bytes(sizes);
+        let tables_bytes = terms.pages_max.saturating_mul(STORE_PAGE_BYTES);
+        let bases_bytes = terms.base_pages.saturating_mul(STORE_SLOT_BYTES);
+        let window_bytes = all - bytes(StreamSizes { window_log: 0, ..sizes });
+        let held_bytes = all.saturating_sub(tables_bytes + bases_bytes + window_bytes);
+        Self { tables_bytes, bases_bytes, held_bytes, window_bytes }
     }
 
     /// All of it.
@@ -66,9 +65,12 @@ impl fmt::Display for VmMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dwcp_proto::wire::limits::{
+        REGION_PAGES_MAX, STREAM_WINDOW_LOG_MAX, UNDELIVERED_BYTES_MAX,
+    };
 
     #[test]
-    fn the_parts_are_said_and_no_offer_overflows() {
+    fn the_parts_are_said_and_make_the_whole() {
         let terms = VmTerms {
             window_log: 20,
             pages_max: 10,
@@ -77,14 +79,23 @@ mod tests {
         };
         for role in [Role::Source, Role::Sink] {
             let memory = VmMemory::of(&terms, role);
-            assert!(memory.held_bytes >= 1 << 20);
-            assert!(memory.window_bytes >= 1 << 20);
-            let rest = memory.held_bytes + memory.window_bytes;
-            assert_eq!(memory.total(), 320 + 8208 + rest);
+            assert_eq!((memory.tables_bytes, memory.bases_bytes), (320, 2 * 4104));
+            assert!(memory.held_bytes >= 1 << 20 && memory.window_bytes >= 1 << 20);
             assert!(memory.to_string().starts_with("tables 320 + bases 8208 + undelivered "));
-            let huge = VmTerms { pages_max: u64::MAX, base_pages: u64::MAX, ..terms };
-            assert_eq!(VmMemory::of(&huge, role).total(), u64::MAX);
-            assert_eq!(VmMemory::of(&VmTerms { window_log: 0, ..terms }, role).window_bytes, 0);
+            let without = VmMemory::of(&VmTerms { window_log: 0, ..terms }, role);
+            assert_eq!(without.window_bytes, 0);
+            assert_eq!(without.total() + memory.window_bytes, memory.total());
         }
+    }
+
+    #[test]
+    fn the_most_that_a_peer_may_offer_does_not_overflow() {
+        let terms = VmTerms {
+            window_log: STREAM_WINDOW_LOG_MAX,
+            pages_max: REGION_PAGES_MAX,
+            base_pages: REGION_PAGES_MAX,
+            undelivered_bytes_max: UNDELIVERED_BYTES_MAX,
+        };
+        assert!(VmMemory::of(&terms, Role::Sink).total() > 1 << 40);
     }
 }

@@ -4,11 +4,14 @@
 //! its news a step of the machine still waits for.
 
 use crate::api::ApiError;
+use crate::limits::TICK;
 use crate::vm::{MigrateOptions, MigrationProgress, VmOrder, VmTask};
 use dwcp_dataplane::port::StreamCoding;
 use dwcp_proto::ids::LaneId;
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::vm::{PeerFindings, VmTerms};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How many frames a shard has carried, and their digest.
 pub(crate) type StreamDigest = (u64, [u8; 16]);
@@ -42,6 +45,8 @@ pub(crate) struct VmPart {
     pub(crate) progress: Option<Box<MigrationProgress>>,
     /// The figures told to the task: when, and the counters then.
     pub(crate) figures: Figures,
+    /// Source: the peer's silence while the guest stands still.
+    pub(crate) silence: Silence,
     /// How the session ended, for the client of `vm.migrate`, while the guest is being brought to
     /// where it belongs.
     pub(crate) outcome: Option<Result<(), ApiError>>,
@@ -49,6 +54,25 @@ pub(crate) struct VmPart {
     pub(crate) give_up_at: Option<Nanos>,
     /// What was wrong with the QEMU here, for people: its cure.
     pub(crate) cure: Option<&'static str>,
+}
+
+/// How long a peer has said nothing, counted in the core's own ticks: a daemon that was stopped for
+/// a while itself must not blame its peers for that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Silence {
+    heard: Option<Instant>,
+    silent: Duration,
+}
+
+impl Silence {
+    /// Notes when the peer was heard last, once every tick; returns for how long it is silent now.
+    pub(crate) fn tick(&mut self, heard: Instant) -> Duration {
+        match self.heard == Some(heard) {
+            true => self.silent += TICK,
+            false => *self = Self { heard: Some(heard), silent: Duration::ZERO },
+        }
+        self.silent
+    }
 }
 
 /// Counters of the data plane when its figures were taken last.
@@ -95,6 +119,7 @@ impl VmPart {
             findings: PeerFindings::default(),
             progress: None,
             figures: Figures::default(),
+            silence: Silence::default(),
             outcome: None,
             give_up_at: None,
             cure: None,
@@ -131,9 +156,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn silence_is_counted_in_ticks_and_ends_with_a_word() {
+        let start = Instant::now();
+        let mut silence = Silence::default();
+        assert_eq!(silence.tick(start), Duration::ZERO);
+        assert_eq!(silence.tick(start), TICK);
+        assert_eq!(silence.tick(start), 2 * TICK);
+        assert_eq!(silence.tick(start + TICK), Duration::ZERO);
+    }
+
+    #[test]
     fn figures_are_of_the_time_since_the_last_ones_and_a_silence_keeps_the_ratio() {
         let mut figures = Figures::default();
-        let second = |n| Nanos(n * 1_000_000_000);
+        let second = |n: u64| Nanos(n * 1_000_000_000);
         assert_eq!(figures.advance(second(2), 1000, 4000), 500);
         assert_eq!(figures.ratio_milli, 4000);
         assert_eq!(figures.advance(second(3), 1000, 4000), 0);

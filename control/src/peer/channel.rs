@@ -97,6 +97,7 @@ pub(crate) async fn write_all(
 pub(crate) struct ChannelHandle {
     messages: mpsc::Sender<PeerMessage>,
     pub(crate) exporter: Exporter,
+    heard: Rc<Cell<Instant>>,
 }
 
 impl ChannelHandle {
@@ -110,9 +111,10 @@ impl ChannelHandle {
         let (messages, queue) = mpsc::channel(CHANNEL_QUEUE_MESSAGES);
         let exporter = peer.exporter.clone();
         let pongs = messages.downgrade();
+        let last_heard = Rc::new(Cell::new(Instant::now()));
+        let heard = Rc::clone(&last_heard);
         tokio::task::spawn_local(async move {
             let transport = peer.transport;
-            let heard = Cell::new(Instant::now());
             let end = tokio::select! {
                 end = read_until_end(link, &transport, peer.rest, &inputs, &pongs, &heard) => end,
                 end = write_until_end(&transport, queue) => end,
@@ -123,7 +125,12 @@ impl ChannelHandle {
             let _ = tokio::time::timeout(crate::limits::TICK, close).await;
             let _ = inputs.send(PeerInput::Ended { link, end }).await;
         });
-        Self { messages, exporter }
+        Self { messages, exporter, heard: last_heard }
+    }
+
+    /// When the peer said something last, if only that it is there.
+    pub(crate) fn heard(&self) -> Instant {
+        self.heard.get()
     }
 
     /// Queues a message.

@@ -21,8 +21,8 @@ use tokio::sync::mpsc;
 const SESSIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("sessions");
 const VMS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("vms");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// The version of what is written; an older daemon must not misread a newer one's records. 1: regions
-/// alone. 2: virtual machines and operators' decisions too; 1 is read and becomes 2.
+/// The version of what is written; an older daemon must not misread a newer one's records. 1:
+/// regions alone. 2: virtual machines and operators' decisions too; 1 is read and becomes 2.
 const FORMAT: u64 = 2;
 const FILE_NAME: &str = "dwcp.redb";
 

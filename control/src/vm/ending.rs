@@ -74,15 +74,17 @@ pub(super) async fn end(
                     error,
                     VmError::Monitor(QmpError::Missing { .. } | QmpError::NobodyListens { .. })
                 );
-                let again = matches!(
-                    error,
-                    VmError::Monitor(
-                        QmpError::Closed
-                            | QmpError::Io(_)
-                            | QmpError::Busy { .. }
-                            | QmpError::Timeout { .. }
-                    )
-                );
+                // An untouched guest is where it was, whatever its monitor says.
+                let again = touched.saved.is_some()
+                    && matches!(
+                        error,
+                        VmError::Monitor(
+                            QmpError::Closed
+                                | QmpError::Io(_)
+                                | QmpError::Busy { .. }
+                                | QmpError::Timeout { .. }
+                        )
+                    );
                 if again && Instant::now() < deadline {
                     sleep(SETTLE_EVERY).await;
                     continue;
@@ -93,7 +95,9 @@ pub(super) async fn end(
                     _ if gone => GuestState::Gone,
                     _ => GuestState::Unknown,
                 };
-                side.tell(VmNews::Failed(error)).await?;
+                if touched.saved.is_some() {
+                    side.tell(VmNews::Failed(error)).await?;
+                }
                 break guest;
             }
         }

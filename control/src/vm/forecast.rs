@@ -241,8 +241,10 @@ fn end_in_ms(remaining: u64, carried: u64, dirty: u64, allowed: u64) -> Option<u
     None
 }
 
+/// Rounded up, so that a limit of this time has room for these bytes.
 fn millis(bytes: u64, bytes_per_second: u64) -> Option<u64> {
-    (bytes_per_second > 0).then(|| scaled(bytes, 1000, bytes_per_second))
+    let millis = (u128::from(bytes) * 1000).div_ceil(u128::from(bytes_per_second.max(1)));
+    (bytes_per_second > 0).then(|| u64::try_from(millis).unwrap_or(u64::MAX))
 }
 
 /// `value * times / parts`, saturating.

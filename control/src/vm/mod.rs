@@ -15,6 +15,7 @@ mod facts;
 mod forecast;
 mod gather;
 mod host;
+mod load;
 mod preflight;
 mod private;
 mod qmp;
@@ -28,13 +29,19 @@ mod task;
 mod tests;
 mod words;
 
-pub(crate) use error::{QmpError, VmError};
-pub(crate) use facts::{BlockFact, DeviceFact, QemuVersion, Storage, VmFacts};
+#[cfg(test)]
+pub(crate) use error::QmpError;
+pub(crate) use error::VmError;
+#[cfg(test)]
+pub(crate) use facts::QemuVersion;
+pub(crate) use facts::VmFacts;
 pub(crate) use preflight::{Finding, Severity, preflight};
 pub(crate) use saved::SavedSettings;
 pub(crate) use spawn::check_command;
+#[cfg(test)]
+pub(crate) use task::{Dropped, TaskSide, pair};
 pub(crate) use task::{
-    GuestState, MigrateOptions, MigrationProgress, OnTimeout, Stage, Verdict, VmNews, VmOrder,
-    VmReport, VmTarget, VmTask, probe, spawn_sink, spawn_source,
+    GuestState, MigrateOptions, MigrationProgress, OnTimeout, VmNews, VmOrder, VmReport, VmTarget,
+    VmTask, probe, spawn_sink, spawn_source,
 };
 pub(crate) use words::shell_words;

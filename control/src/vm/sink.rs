@@ -13,8 +13,9 @@
 use super::ending::seen;
 use super::error::{QmpError, VmError};
 use super::gather;
+use super::load::{Ending, Leave, Load, ending_of, halt};
 use super::private::PrivateSocket;
-use super::qmp::{Qmp, QmpEvent, QmpId, QmpItem};
+use super::qmp::{Qmp, QmpEvent, QmpItem};
 use super::saved::SavedSettings;
 use super::settings;
 use super::spawn::{self, Spawned};
@@ -22,10 +23,7 @@ use super::task::{Dropped, GuestState, TaskSide, VmNews, VmOrder, VmTarget};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
-
-/// How often QEMU is asked about the load: its events come at once, this is the fallback.
-const ASK_EVERY: Duration = Duration::from_millis(100);
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long QEMU may take to run the guest after `cont`: it opens the images first.
 const RESUME_WAIT: Duration = Duration::from_secs(60);
@@ -35,40 +33,6 @@ const AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 /// From this version on QEMU can be told to stay and name the reason when a load fails.
 const STAYS_AFTER_FAILURE: (u16, u16) = (9, 1);
-
-/// The core's order how to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
-    /// The guest is ours.
-    Resume,
-    /// It never runs here.
-    Discard,
-}
-
-/// Why the straight line of phases was left.
-enum Leave {
-    Order(Ending),
-    Fault(VmError),
-    Dropped,
-}
-
-impl From<Dropped> for Leave {
-    fn from(Dropped: Dropped) -> Self {
-        Self::Dropped
-    }
-}
-
-impl From<VmError> for Leave {
-    fn from(error: VmError) -> Self {
-        Self::Fault(error)
-    }
-}
-
-impl From<QmpError> for Leave {
-    fn from(error: QmpError) -> Self {
-        Self::Fault(error.into())
-    }
-}
 
 /// Runs the task.
 pub(super) async fn run(mut side: TaskSide, target: VmTarget, saved: Option<SavedSettings>) {
@@ -148,11 +112,10 @@ impl Sink {
         let first = socket.connect().await?;
         side.tell(VmNews::Channel { channel: 0, socket: first }).await?;
         side.tell(VmNews::Prepared).await?;
-        let mut load =
-            Load { qmp, asked: None, channels: 1, channels_max, loaded: None, tick: ticks() };
+        let mut load = Load::new(qmp, channels_max);
         let outcome = load.run(side, &socket).await;
         self.socket = Some(socket);
-        self.qmp = Some(load.qmp);
+        self.qmp = Some(load.into_qmp());
         outcome.map_err(|leave| self.explain(leave))
     }
 
@@ -361,129 +324,6 @@ impl Sink {
     }
 }
 
-/// A load under way.
-struct Load {
-    qmp: Qmp,
-    asked: Option<QmpId>,
-    channels: u16,
-    channels_max: u16,
-    /// QEMU says that the load is complete; this question asks whether the guest stands still.
-    loaded: Option<QmpId>,
-    tick: Interval,
-}
-
-impl Load {
-    /// Until all is loaded and the guest stands.
-    async fn run(&mut self, side: &mut TaskSide, socket: &PrivateSocket) -> Result<(), Leave> {
-        loop {
-            tokio::select! {
-                biased;
-                item = self.qmp.next() => {
-                    if self.heard(item?).await? {
-                        side.tell(VmNews::Loaded).await?;
-                        return Ok(());
-                    }
-                }
-                order = side.order() => match order? {
-                    VmOrder::Connect { channel } => self.connect(side, socket, channel).await?,
-                    order => match ending_of(&order) {
-                        Some(ending) => return Err(Leave::Order(ending)),
-                        None => tracing::warn!(?order, "no order for a load under way"),
-                    },
-                },
-                _ = self.tick.tick() => {
-                    if self.asked.is_none() && self.loaded.is_none() {
-                        self.asked = Some(self.qmp.ask("query-migrate", Value::Null).await?);
-                    }
-                }
-            }
-        }
-    }
-
-    async fn connect(
-        &mut self,
-        side: &TaskSide,
-        socket: &PrivateSocket,
-        channel: u16,
-    ) -> Result<(), Leave> {
-        if self.channels == self.channels_max {
-            return Err(VmError::TooManyChannels { channels_max: self.channels_max }.into());
-        }
-        self.channels += 1;
-        let socket = socket.connect().await?;
-        Ok(side.tell(VmNews::Channel { channel, socket }).await?)
-    }
-
-    /// True when the guest is loaded and stands still.
-    async fn heard(&mut self, item: QmpItem) -> Result<bool, Leave> {
-        match item {
-            QmpItem::Event(event) if event.name == "RESUME" => Err(halt(&mut self.qmp).await),
-            QmpItem::Event(event) => {
-                match event.migration_status() {
-                    Some("completed") => self.complete().await?,
-                    // The reason is in the answer to the question, not in the event.
-                    Some("failed") => {
-                        self.asked = Some(self.qmp.ask("query-migrate", Value::Null).await?);
-                    }
-                    _ => {}
-                }
-                Ok(false)
-            }
-            QmpItem::Answer { id, outcome } => {
-                let refused = |(class, desc)| QmpError::Refused { command: "a query", class, desc };
-                let answer = outcome.map_err(refused)?;
-                if Some(id) == self.loaded {
-                    return self.stands(&answer).await;
-                }
-                if Some(id) == self.asked {
-                    self.asked = None;
-                    self.asked_answer(&answer).await?;
-                }
-                Ok(false)
-            }
-        }
-    }
-
-    async fn asked_answer(&mut self, answer: &Value) -> Result<(), Leave> {
-        match gather::migration_status(answer).as_deref() {
-            Some("completed") => Ok(self.complete().await?),
-            Some("failed" | "cancelled") => {
-                let reason = answer.get("error-desc").and_then(Value::as_str);
-                let reason = reason.unwrap_or("QEMU gave no reason").to_owned();
-                Err(VmError::LoadFailed { reason }.into())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    async fn complete(&mut self) -> Result<(), QmpError> {
-        if self.loaded.is_none() {
-            self.loaded = Some(self.qmp.ask("query-status", Value::Null).await?);
-        }
-        Ok(())
-    }
-
-    async fn stands(&mut self, answer: &Value) -> Result<bool, Leave> {
-        match answer.get("status").and_then(Value::as_str) {
-            Some("running") => Err(halt(&mut self.qmp).await),
-            Some("inmigrate") => {
-                // Completed, and the guest not yet there: asked again by the next tick.
-                self.loaded = None;
-                Ok(false)
-            }
-            _ => Ok(true),
-        }
-    }
-}
-
-/// A guest that runs uncommitted is stopped at once. What it did meanwhile can't be undone.
-async fn halt(qmp: &mut Qmp) -> Leave {
-    if let Err(error) = qmp.execute("stop", Value::Null).await {
-        tracing::error!(code = error.code(), %error, "a guest that runs uncommitted can't be stopped");
-    }
-    Leave::Fault(VmError::RunsUncommitted)
-}
-
 /// The time of the next `RESUME`.
 async fn resumed(qmp: &mut Qmp) -> Result<u64, QmpError> {
     loop {
@@ -495,14 +335,6 @@ async fn resumed(qmp: &mut Qmp) -> Result<u64, QmpError> {
     }
 }
 
-fn ending_of(order: &VmOrder) -> Option<Ending> {
-    match order {
-        VmOrder::Resume => Some(Ending::Resume),
-        VmOrder::Discard | VmOrder::Cancel => Some(Ending::Discard),
-        _ => None,
-    }
-}
-
 async fn final_order(side: &mut TaskSide) -> Result<Ending, Dropped> {
     loop {
         let order = side.order().await?;
@@ -511,10 +343,4 @@ async fn final_order(side: &mut TaskSide) -> Result<Ending, Dropped> {
         }
         tracing::warn!(?order, "no order for a sink that has ended");
     }
-}
-
-fn ticks() -> Interval {
-    let mut ticks = interval(ASK_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    ticks
 }

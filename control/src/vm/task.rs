@@ -300,7 +300,7 @@ impl VmTask {
 
 /// The task's side.
 #[derive(Debug)]
-pub(super) struct TaskSide {
+pub(crate) struct TaskSide {
     session: SessionId,
     orders: mpsc::Receiver<VmOrder>,
     figures: watch::Receiver<LinkFigures>,
@@ -309,11 +309,11 @@ pub(super) struct TaskSide {
 
 /// The core has dropped its handle or is gone: the task ends and touches nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Dropped;
+pub(crate) struct Dropped;
 
 impl TaskSide {
     /// Waits for the next order.
-    pub(super) async fn order(&mut self) -> Result<VmOrder, Dropped> {
+    pub(crate) async fn order(&mut self) -> Result<VmOrder, Dropped> {
         self.orders.recv().await.ok_or(Dropped)
     }
 
@@ -323,7 +323,7 @@ impl TaskSide {
     }
 
     /// Tells news that must not be lost.
-    pub(super) async fn tell(&self, news: VmNews) -> Result<(), Dropped> {
+    pub(crate) async fn tell(&self, news: VmNews) -> Result<(), Dropped> {
         let report = VmReport { session: self.session, news };
         self.reports.send(report).await.map_err(|_| Dropped)
     }
@@ -335,7 +335,7 @@ impl TaskSide {
     }
 }
 
-fn pair(session: SessionId, reports: mpsc::Sender<VmReport>) -> (VmTask, TaskSide) {
+pub(crate) fn pair(session: SessionId, reports: mpsc::Sender<VmReport>) -> (VmTask, TaskSide) {
     let (orders, orders_taken) = mpsc::channel(ORDERS_WAITING_MAX);
     let (figures, figures_taken) = watch::channel(LinkFigures::default());
     let side = TaskSide { session, orders: orders_taken, figures: figures_taken, reports };

@@ -237,7 +237,7 @@ impl World {
             self.sink_journal = Some(record);
             self.sink_ever_committed |= record.owns();
         }
-        // The driver notes that a session is parked; whether that reaches the disk nobody waits for.
+        // The driver notes that a session is parked; nobody waits for that to reach the disk.
         let parked = self.sink.as_ref().is_some_and(SinkSession::is_parked) && !self.journal_lost;
         self.sink_parked = parked && self.sink_journal.is_none() && write_survives;
         self.sink_lanes.clear();

@@ -143,7 +143,9 @@ impl Desk {
         for index in 0..self.stream_sources.len() {
             let source = &mut self.stream_sources[index];
             worked |= source.work(&mut self.pipes);
-            while let Some(event) = self.stream_sources[index].news() {
+            while self.has_room_for_news()
+                && let Some(event) = self.stream_sources[index].news()
+            {
                 self.report(event);
             }
         }
@@ -154,11 +156,18 @@ impl Desk {
                 Ok(did) => worked |= did,
                 Err(error) => self.give_up(session, error.code()),
             }
-            while let Some(event) = self.stream_sinks[index].news() {
+            while self.has_room_for_news()
+                && let Some(event) = self.stream_sinks[index].news()
+            {
                 self.report(event);
             }
         }
         worked
+    }
+
+    /// True when an event may be pushed that no command has reserved room for.
+    fn has_room_for_news(&mut self) -> bool {
+        self.events.room() > self.events_reserved
     }
 
     /// A part that was held turned out to be wrong.

@@ -4,7 +4,7 @@
 
 use super::{Ends, Shard};
 use crate::attach::region::Scratch;
-use crate::attach::stream::{NEWS_MAX, Pipes};
+use crate::attach::stream::Pipes;
 use crate::link::tcp::{TcpConfig, TcpLink, TcpLinkError};
 use crate::port::ShardPort;
 use dwcp_ffi::arena::ArenaError;
@@ -76,11 +76,11 @@ impl ShardConfig {
 
     /// Events that accepted commands may bring at the most before the shard takes another command:
     /// a stream comes up and goes down; a session opens, ends a round, verifies, fails and closes;
-    /// the channels of a stream session end, and it tells what it learnt; one refusal; the end of
-    /// the shard.
+    /// one refusal; the end of the shard. What stream sessions have to tell of their channels waits
+    /// with them until there is more room than this.
     #[must_use]
     pub const fn events_reserved(&self) -> usize {
-        self.streams_max * 2 + self.sessions_max * (5 + NEWS_MAX) + 2
+        self.streams_max * 2 + self.sessions_max * 5 + 2
     }
 
     /// Room of the event ring: what is reserved, for commands already taken and as many again.

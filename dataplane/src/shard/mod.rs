@@ -49,6 +49,8 @@ const LEASES_FOR_ANSWERS: usize = 2;
 #[derive(Debug)]
 pub(crate) struct Desk {
     events: Producer<Event>,
+    /// Room that is kept for what commands may bring.
+    events_reserved: usize,
     lanes: Vec<Lane>,
     /// By stream slot.
     streams: Vec<Option<Stream>>,
@@ -94,6 +96,7 @@ impl<L: Link> Shard<L> {
     pub(crate) fn new(config: ShardConfig, link: L, scratch: Scratch, ends: Ends) -> Self {
         let desk = Desk {
             events: ends.events,
+            events_reserved: config.events_reserved(),
             lanes: Vec::with_capacity(config.links_max),
             streams: (0..config.streams_max).map(|_| None).collect(),
             sources: Vec::with_capacity(config.sessions_max),

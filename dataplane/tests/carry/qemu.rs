@@ -147,13 +147,16 @@ impl Guest {
     }
 }
 
+/// Pages by the name of their block and their offset.
+type Memory = BTreeMap<(Vec<u8>, u64), Vec<u8>>;
+
 /// What a destination QEMU gets of a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Loaded {
     /// Every byte that is no page record, in order.
     pub(crate) others: Vec<u8>,
     /// The memory at the end of each part of the RAM section.
-    pub(crate) rounds: Vec<BTreeMap<(Vec<u8>, u64), Vec<u8>>>,
+    pub(crate) rounds: Vec<Memory>,
 }
 
 /// Loads a stream of a [`Guest`]; what can't be read as one is taken as it is.
@@ -162,7 +165,7 @@ pub(crate) fn load(stream: &[u8]) -> Loaded {
     let list = 1 + 4 + 4 + 8 + 8 + BLOCKS.iter().map(|(name, _)| 9 + name.len()).sum::<usize>();
     let mut at = (header + list).min(stream.len());
     let mut loaded = Loaded { others: stream[..at].into(), rounds: Vec::new() };
-    let mut memory: BTreeMap<(Vec<u8>, u64), Vec<u8>> = BTreeMap::new();
+    let mut memory = Memory::new();
     let mut current: Vec<u8> = Vec::new();
     let mut inside = true;
     let mut last = false;

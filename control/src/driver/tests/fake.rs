@@ -3,6 +3,7 @@
 
 use super::super::core::Core;
 use super::super::run::{Inputs, start};
+use super::qemus::{FakeHost, Qemus};
 use crate::config::{
     ControlConfig, DaemonFacts, LiveSettings, MemoryBudget, PeerSecurity, PeerTimeouts,
     SettingRefused, SettingView, SettingsPort, SocketConfig,
@@ -73,6 +74,12 @@ pub(super) struct Script {
     pub(super) hold_rounds: Cell<bool>,
     /// At a sink: it has not found that all pages match.
     pub(super) hold_verified: Cell<bool>,
+    /// At a sink: what its QEMU got is not what was sent.
+    pub(super) bad_digest: Cell<bool>,
+    /// Reports that all of a migration stream was carried wait until this is false again.
+    pub(super) hold_digest: Cell<bool>,
+    /// Channels of migration streams that were handed over.
+    pub(super) channels: Cell<u16>,
     /// The zstd level of the newest session, at a source.
     pub(super) zstd_level: Cell<i32>,
     /// The loop of the control plane is not polled, as if its process were stopped.
@@ -87,6 +94,8 @@ struct FakeShard {
     script: Rc<Script>,
     held: Vec<Event>,
     sinks: Vec<SessionKey>,
+    /// Sessions of virtual machines.
+    streams: Vec<SessionKey>,
     /// Sockets stay open as long as the shard has them.
     sockets: Vec<(LinkId, StreamId, OwnedFd)>,
     /// Sessions that the sources of all daemons have asked to verify.
@@ -110,6 +119,7 @@ impl FakeShard {
             Event::Opened { .. } => script.hold_opened.get(),
             Event::Closed { .. } => script.hold_closed.get(),
             Event::RoundDone { .. } => script.hold_rounds.get(),
+            Event::StreamDigest { .. } => script.hold_digest.get(),
             _ => false,
         });
         let ready: Vec<Event> = self.held.drain(..ready.unwrap_or(self.held.len())).collect();
@@ -140,12 +150,30 @@ impl FakeShard {
                 let stats = RoundStats { pages: 4, pages_sent: 3, wire_bytes: 99, nanos: 7 };
                 self.held.push(Event::RoundDone { session, round, stats });
             }
+            Command::OpenStreamSource(setup) => {
+                self.streams.push(setup.session);
+                self.held.push(Event::Opened { session: setup.session });
+            }
+            Command::OpenStreamSink(setup) => {
+                self.streams.push(setup.session);
+                self.held.push(Event::Opened { session: setup.session });
+            }
+            Command::AddChannel(_) => self.script.channels.set(self.script.channels.get() + 1),
+            Command::Verify { session } if self.streams.contains(&session) => {
+                let digest = [u8::from(self.script.bad_digest.get()); 16];
+                self.held.push(Event::StreamDigest { session, frames: 9, digest });
+            }
             Command::Verify { session } => {
                 *self.verified.borrow_mut() += 1;
                 self.held.push(Event::Verified { session });
             }
             Command::CloseSession { session } => {
                 self.sinks.retain(|sink| *sink != session);
+                self.streams.retain(|stream| *stream != session);
+                let of = session;
+                self.held.retain(
+                    |event| !matches!(event, Event::StreamDigest { session, .. } if *session == of),
+                );
                 self.held.push(Event::Closed { session });
             }
             Command::DropLink { link } => {
@@ -189,6 +217,7 @@ pub(super) struct Daemon {
     pub(super) metrics: String,
     config: ControlConfig,
     verified: Rc<RefCell<usize>>,
+    qemus: Rc<Qemus>,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -199,6 +228,15 @@ impl Daemon {
     }
 
     pub(super) async fn start_with(config: ControlConfig, verified: &Rc<RefCell<usize>>) -> Self {
+        Self::start_vm(config, verified, Qemus::start()).await
+    }
+
+    /// Starts one whose virtual machines are these.
+    pub(super) async fn start_vm(
+        config: ControlConfig,
+        verified: &Rc<RefCell<usize>>,
+        qemus: Rc<Qemus>,
+    ) -> Self {
         let (wake, receiver) = waker().unwrap();
         let (commands, shard_commands) = ring(64);
         let (shard_events, events) = ring(64);
@@ -213,14 +251,17 @@ impl Daemon {
             script: Rc::clone(&script),
             held: Vec::new(),
             sinks: Vec::new(),
+            streams: Vec::new(),
             sockets: Vec::new(),
             verified: Rc::clone(verified),
             verified_seen: *verified.borrow(),
         };
         let mut inputs = Inputs::open(receiver).unwrap();
         let settings = Box::new(Settings { zstd_level: 1 });
+        let host = FakeHost { qemus: Rc::clone(&qemus), reports: inputs.vms.0.clone() };
+        let host = Box::new(host);
         let mut core: Core =
-            start(config.clone(), settings, vec![port], &mut inputs).await.unwrap();
+            start(config.clone(), settings, vec![port], host, &mut inputs).await.unwrap();
         let (info, metrics) = (core.daemon_info(), core.metrics());
         let stopped = Rc::clone(&script);
         let serve = tokio::task::spawn_local(async move {
@@ -241,7 +282,7 @@ impl Daemon {
             }
         });
         let verified = Rc::clone(verified);
-        Self { script, info, metrics, config, verified, tasks: [serve, shard] }
+        Self { script, info, metrics, config, verified, qemus, tasks: [serve, shard] }
     }
 
     /// Ends it as a kill does: nobody is told, only what the kernel closes is closed.
@@ -256,7 +297,7 @@ impl Daemon {
         }
         let mut config = self.config;
         config.listen = serde_json::from_value(self.info["listen"].clone()).unwrap();
-        Killed { config, verified: self.verified }
+        Killed { config, verified: self.verified, qemus: self.qemus }
     }
 }
 
@@ -264,6 +305,7 @@ impl Daemon {
 pub(super) struct Killed {
     config: ControlConfig,
     verified: Rc<RefCell<usize>>,
+    qemus: Rc<Qemus>,
 }
 
 impl Killed {
@@ -273,7 +315,7 @@ impl Killed {
             assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
             tokio::task::yield_now().await;
         }
-        Daemon::start_with(self.config, &self.verified).await
+        Daemon::start_vm(self.config, &self.verified, self.qemus).await
     }
 }
 

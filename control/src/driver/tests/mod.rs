@@ -1,6 +1,12 @@
-//! Whole control planes in one process, with fake shards in place of the data plane.
+//! Whole control planes in one process, with fake shards in place of the data plane and fake QEMUs
+//! in place of real ones.
 
 mod doubt;
 mod fake;
 mod limits;
+mod qemus;
 mod session;
+mod vm;
+mod vm_doubt;
+mod vm_faults;
+mod vm_restart;

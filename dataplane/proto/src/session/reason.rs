@@ -124,7 +124,7 @@ impl EndReason {
             Self::Journal => "check the disk under --state, then restart the daemon",
             Self::NotCommitted => "the source may go on; open a new session when wanted",
             Self::OutcomeUnknown => {
-                "restore the sink's --state directory, or look which end runs and decide with resolve"
+                "restore the sink's --state directory, or see which end runs and give dwcp resolve"
             }
             Self::Resolved { .. } => "make sure that the other end does not run as well",
             Self::Violation { .. } => "compare the versions of both daemons and report this",

@@ -22,12 +22,15 @@
 //! Acks and NACKs speak of the stream that carries them. Runs on the shard that owns the stream.
 //! Decoding accepts exactly what encoding writes; the payload is checked by the codec alone.
 
+mod part;
+
+pub use part::{StreamKind, StreamPart};
+
 use super::WireError;
 use super::bytes::{array, put, u16_at, u32_at, u64_at};
 use super::limits::{
     CHANNELS_MAX, FRAME_HEADER_BYTES, PAGES_FRAME_HEADER_BYTES, PAGES_PAYLOAD_BYTES_MAX,
     RECORD_PLAIN_BYTES_MAX, REPLY_BYTES_MAX, REPLY_FRAME_HEADER_BYTES, STREAM_FRAME_HEADER_BYTES,
-    STREAM_PAYLOAD_BYTES_MAX,
 };
 use crate::ids::{ChannelId, Position, Round, Sequence, SessionNumber};
 
@@ -50,32 +53,6 @@ const PAGES_FIELDS_BYTES: usize = PAGES_FRAME_HEADER_BYTES - FRAME_HEADER_BYTES;
 /// The same of a frame of a migration stream, and of a reply.
 const STREAM_FIELDS_BYTES: usize = STREAM_FRAME_HEADER_BYTES - FRAME_HEADER_BYTES;
 const REPLY_FIELDS_BYTES: usize = REPLY_FRAME_HEADER_BYTES - FRAME_HEADER_BYTES;
-
-/// What the payload of a frame of a migration stream is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum StreamKind {
-    /// Bytes of the migration stream as they are; never empty.
-    Opaque = 1,
-    /// A batch of coded pages.
-    Pages = 2,
-    /// A block of guest memory is announced: pages name it from now on.
-    Block = 3,
-    /// The channel's input has ended; no payload, and no frame of the channel follows.
-    End = 4,
-}
-
-impl StreamKind {
-    fn decode(found: u8) -> Result<Self, WireError> {
-        match found {
-            1 => Ok(Self::Opaque),
-            2 => Ok(Self::Pages),
-            3 => Ok(Self::Block),
-            4 => Ok(Self::End),
-            _ => Err(WireError::Unknown { what: "stream kind", found: found.into() }),
-        }
-    }
-}
 
 /// Why the sink could not apply a frame with pages and wants them whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,28 +181,13 @@ pub enum Frame<'a> {
     },
 }
 
-/// Which part of a migration stream a frame carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StreamPart {
-    /// The session.
-    pub session: SessionNumber,
-    /// The VMM's connection.
-    pub channel: ChannelId,
-    /// What the payload is.
-    pub kind: StreamKind,
-    /// The number of this transmission in its lane's session; another one when it is sent again.
-    pub sequence: Sequence,
-    /// The part's place in its channel, from 0; the same when it is sent again.
-    pub position: Position,
-}
-
 /// Writes the head of a frame of a migration stream whose payload of `payload_bytes` lies, or will
 /// lie, right behind it. Returns the length of the head.
 ///
 /// # Panics
 /// When `out` is shorter than the head or the payload has not the length of its kind.
 pub fn write_stream_header(out: &mut [u8], part: StreamPart, payload_bytes: usize) -> usize {
-    assert!(fits_kind(part.kind, payload_bytes), "a payload has the length of its kind");
+    assert!(part.kind.fits(payload_bytes), "a payload has the length of its kind");
     let mut at = write_header(out, STREAM, STREAM_FIELDS_BYTES + payload_bytes);
     put(out, &mut at, &part.session.0.to_be_bytes());
     put(out, &mut at, &part.channel.0.to_be_bytes());
@@ -234,14 +196,6 @@ pub fn write_stream_header(out: &mut [u8], part: StreamPart, payload_bytes: usiz
     put(out, &mut at, &part.position.0.to_be_bytes());
     assert!(at == STREAM_FRAME_HEADER_BYTES);
     at
-}
-
-/// True when a payload of this length may come with the kind.
-const fn fits_kind(kind: StreamKind, payload_bytes: usize) -> bool {
-    match kind {
-        StreamKind::End => payload_bytes == 0,
-        _ => payload_bytes > 0 && payload_bytes <= STREAM_PAYLOAD_BYTES_MAX,
-    }
 }
 
 /// Writes the head of a frame with pages whose payload of `payload_bytes` lies, or will lie, right
@@ -427,7 +381,7 @@ impl<'a> Frame<'a> {
             return Err(WireError::Reserved { what: "a stream frame" });
         }
         let payload = &body[STREAM_FIELDS_BYTES..];
-        if !fits_kind(kind, payload.len()) {
+        if !kind.fits(payload.len()) {
             return Err(WireError::FrameLength { kind: STREAM, bytes: body.len() as u32 });
         }
         let part = StreamPart {

@@ -87,8 +87,11 @@ pub const MESSAGE_BYTES_MAX: usize = 512;
 pub const FACTS_BYTES_MAX: usize = 24 * 1024;
 /// The most findings in a refusal: more than a person mends at once.
 pub const FINDINGS_MAX: usize = 16;
-/// The longest zstd window of a stream session, as a binary logarithm: 128 MiB at both ends.
-pub const STREAM_WINDOW_LOG_MAX: u8 = 27;
+/// The shortest and the longest zstd window of a stream session, as binary logarithms: what the
+/// codec knows, 16 MiB at most. 0 stands for none.
+pub const STREAM_WINDOW_LOG_MIN: u8 = 10;
+/// See [`STREAM_WINDOW_LOG_MIN`].
+pub const STREAM_WINDOW_LOG_MAX: u8 = 24;
 /// The most bytes that a stream session may have sent and not delivered: 100 Gbit/s for 340 ms.
 pub const UNDELIVERED_BYTES_MAX: u64 = 1 << 32;
 /// The most pages of a region: 2^36 pages are 256 TiB, the reach of 48-bit addresses.

@@ -4,7 +4,8 @@
 //! Plain values with their bounds; used on the control thread.
 
 use super::limits::{
-    FACTS_BYTES_MAX, FINDINGS_MAX, REGION_PAGES_MAX, STREAM_WINDOW_LOG_MAX, UNDELIVERED_BYTES_MAX,
+    FACTS_BYTES_MAX, FINDINGS_MAX, REGION_PAGES_MAX, STREAM_WINDOW_LOG_MAX, STREAM_WINDOW_LOG_MIN,
+    UNDELIVERED_BYTES_MAX,
 };
 use super::peer::{Code, Message, PeerCoding, PeerError, RegionName};
 use super::text::Text;
@@ -33,7 +34,10 @@ impl VmTerms {
             true => Ok(()),
             false => Err(PeerError::OutOfRange { what, found, max }),
         };
-        range("window_log", self.window_log.into(), 0, STREAM_WINDOW_LOG_MAX.into())?;
+        if self.window_log != 0 {
+            let (least, most) = (STREAM_WINDOW_LOG_MIN.into(), STREAM_WINDOW_LOG_MAX.into());
+            range("window_log", self.window_log.into(), least, most)?;
+        }
         range("pages_max", self.pages_max, 1, REGION_PAGES_MAX)?;
         range("base_pages", self.base_pages, 0, self.pages_max)?;
         range("undelivered_bytes_max", self.undelivered_bytes_max, 1, UNDELIVERED_BYTES_MAX)

@@ -34,7 +34,8 @@ const BITMAP_WORDS_PER_STEP: usize = 4096;
 /// Table entries that one step adds to the digest.
 const DIGEST_PAGES_PER_STEP: usize = 16 * 1024;
 
-/// Working memory for one extent or batch and the coder; a shard has one of each for all its sources.
+/// Working memory for one extent or batch and the coder; a shard has one of each for all its
+/// sources.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     pub(crate) encoder: Encoder,

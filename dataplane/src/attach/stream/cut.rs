@@ -12,6 +12,7 @@
 
 use super::block::write_block;
 use super::pipe::{Moved, PipeId, Pipes};
+use super::pool::guest_memory;
 use super::store::{Content, PageStore};
 use crate::attach::qemu::{Item, Parser, RECORD_BYTES_MAX, Trouble};
 use crate::attach::region::Scratch;
@@ -22,6 +23,7 @@ use dwcp_codec::{
     BaseIn, BatchInput, Coding, EXTENT_PAGES, ExtentStats, LongWindowEncoder, PAGE_BYTES,
     PageHasher,
 };
+use dwcp_ffi::arena::{ArenaError, Lease};
 use dwcp_proto::ids::Position;
 use dwcp_proto::wire::frame::StreamKind;
 use std::ops::Range;
@@ -87,7 +89,7 @@ pub(super) struct Cutter {
     store: PageStore,
     window: Option<LongWindowEncoder>,
     coding: Coding,
-    input: Box<[u8]>,
+    input: Lease,
     unread: Range<usize>,
     found: Option<Found>,
     note: Option<StreamNote>,
@@ -101,13 +103,17 @@ pub(super) struct Cutter {
 }
 
 impl Cutter {
-    pub(super) fn new(store: PageStore, window: Option<LongWindowEncoder>, coding: Coding) -> Self {
-        Self {
+    pub(super) fn new(
+        store: PageStore,
+        window: Option<LongWindowEncoder>,
+        coding: Coding,
+    ) -> Result<Self, ArenaError> {
+        Ok(Self {
             parser: Parser::new(),
             store,
             window,
             coding,
-            input: vec![0; INPUT_BYTES].into_boxed_slice(),
+            input: guest_memory(INPUT_BYTES)?,
             unread: 0..0,
             found: None,
             note: None,
@@ -115,7 +121,7 @@ impl Cutter {
             end: None,
             done: false,
             block: None,
-        }
+        })
     }
 
     /// The VMM opened another channel: from here on everything is carried as it is.
@@ -243,7 +249,8 @@ impl Cutter {
     fn read(&mut self, tools: &mut Tools<'_>) -> bool {
         self.input.copy_within(self.unread.clone(), 0);
         self.unread = 0..self.unread.len();
-        let end = match tools.pipes.read(tools.pipe, &mut self.input[self.unread.end..]) {
+        let end = match tools.pipes.read(tools.pipe, &mut self.input[self.unread.end..INPUT_BYTES])
+        {
             Moved::Bytes(bytes) => {
                 self.unread.end += bytes;
                 self.dry = false;

@@ -1,10 +1,11 @@
 //! The stream attach point: a VMM's own migration stream, taken from a local socket at the source
 //! and written to one at the sink.
 //!
-//! Each connection of the VMM is a channel. Its bytes go as parts in total order: the sink handles
-//! them exactly in the order of their positions, whatever order they come in, so both ends see the
-//! same history. An ack of a part means that the sink holds it; `Delivered` tells what the VMM took.
-//! The way back (the VMM's replies) is one part at a time.
+//! Owned by a shard's loop and used on its thread. Each connection of the VMM is a channel. Its
+//! bytes go as parts in total order: the sink handles them exactly in the order of their positions,
+//! whatever order they come in, so both ends see the same history. An ack of a part means that the
+//! sink holds it; `Delivered` tells what the VMM took. The way back (the VMM's replies) is one part
+//! at a time. Nothing here waits, and nothing grows after the session was opened.
 
 mod block;
 mod budget;
@@ -23,7 +24,7 @@ pub mod store;
 pub use budget::{StreamSizes, stream_sink_bytes, stream_source_bytes};
 pub(crate) use pipe::Pipes;
 pub(crate) use sink::StreamSink;
-pub(crate) use source::{NEWS_MAX, Produced, Step, StreamSource};
+pub(crate) use source::{Produced, Step, StreamSource};
 
 use dwcp_codec::WindowError;
 use dwcp_ffi::arena::ArenaError;

@@ -149,7 +149,7 @@ impl Pipes {
     /// A watch ended.
     pub(crate) fn ready(&mut self, name: u32) {
         let place = &mut self.places[name as usize / 2];
-        let direction = if name % 2 == 0 { &mut place.read } else { &mut place.write };
+        let direction = if name.is_multiple_of(2) { &mut place.read } else { &mut place.write };
         assert!(*direction == Direction::Watched, "a report of a watch that was not asked for");
         *direction = Direction::Ready;
     }

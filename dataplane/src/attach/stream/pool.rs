@@ -32,22 +32,26 @@ pub(super) struct Pool {
     next: Vec<u32>,
     free: u32,
     free_units: usize,
-    // Keeps the lease's memory; never asked for another.
-    _arena: Arena,
+}
+
+/// Memory for parts of a guest: left out of core dumps, and given back to the kernel with the
+/// session.
+pub(super) fn guest_memory(bytes: usize) -> Result<Lease, ArenaError> {
+    match Arena::new(bytes, 1, false)?.lease() {
+        Some(memory) => Ok(memory),
+        None => unreachable!("a new arena of one slot has it free"),
+    }
 }
 
 impl Pool {
     /// A pool of so many bytes, in whole units.
     pub(super) fn new(bytes: usize) -> Result<Self, ArenaError> {
         let units = bytes / HELD_UNIT_BYTES;
-        let arena = Arena::new(units * HELD_UNIT_BYTES, 1, false)?;
-        let Some(memory) = arena.lease() else {
-            unreachable!("a new arena of one slot has it free")
-        };
+        let memory = guest_memory(units * HELD_UNIT_BYTES)?;
         assert!(units > 0 && units < NONE as usize, "the arena's bound is below this");
         let mut next: Vec<u32> = (1..=units as u32).collect();
         next[units - 1] = NONE;
-        Ok(Self { memory, next, free: 0, free_units: units, _arena: arena })
+        Ok(Self { memory, next, free: 0, free_units: units })
     }
 
     /// Bytes that are free.
@@ -163,7 +167,8 @@ mod tests {
                     pool.free(chain);
                 } else {
                     let payload: Vec<u8> = (0..size).map(|at| (at * 7 + index) as u8).collect();
-                    let fits = size.div_ceil(HELD_UNIT_BYTES) * HELD_UNIT_BYTES <= pool.free_bytes();
+                    let taken = size.next_multiple_of(HELD_UNIT_BYTES);
+                    let fits = taken <= pool.free_bytes();
                     let chain = pool.put(&payload);
                     prop_assert_eq!(chain.is_some(), fits);
                     held.extend(chain.map(|chain| (chain, payload)));

@@ -5,12 +5,14 @@
 //! exactly: it gets every page of every batch, in the order of the parts.
 
 use super::block::read_block;
+use super::pool::guest_memory;
 use super::store::PageStore;
 use crate::attach::qemu::{EmitError, Emitter, RECORD_BYTES_MAX};
 use crate::stats::{SessionCounter, SessionStats};
 use dwcp_codec::{
     Class, DecodeError, Decoder, EXTENT_PAGES, LongWindowDecoder, PAGE_BYTES, PageHasher,
 };
+use dwcp_ffi::arena::{ArenaError, Lease};
 use dwcp_proto::ids::Position;
 use std::ops::Range;
 
@@ -45,14 +47,17 @@ pub(super) struct Rebuilder {
     emitter: Emitter,
     store: PageStore,
     window: Option<LongWindowDecoder>,
-    output: Box<[u8]>,
+    output: Lease,
     unwritten: Range<usize>,
 }
 
 impl Rebuilder {
-    pub(super) fn new(store: PageStore, window: Option<LongWindowDecoder>) -> Self {
-        let output = vec![0; OUTPUT_BYTES].into_boxed_slice();
-        Self { emitter: Emitter::new(), store, window, output, unwritten: 0..0 }
+    pub(super) fn new(
+        store: PageStore,
+        window: Option<LongWindowDecoder>,
+    ) -> Result<Self, ArenaError> {
+        let output = guest_memory(OUTPUT_BYTES)?;
+        Ok(Self { emitter: Emitter::new(), store, window, output, unwritten: 0..0 })
     }
 
     /// A block was announced.

@@ -49,8 +49,7 @@ impl Answers {
 
     /// The VMM's socket is of no use any more: the replies end, after the one that is under way.
     pub(super) fn end(&mut self) {
-        self.ended = true;
-        if self.waiting.is_none() {
+        if !std::mem::replace(&mut self.ended, true) && self.waiting.is_none() {
             self.wait_for(0);
         }
     }

@@ -7,7 +7,7 @@
 use super::NoMemory;
 use super::digest::{ChannelDigest, digest_of};
 use super::pipe::{Moved, PipeId, Pipes};
-use super::pool::Chain;
+use super::pool::{Chain, guest_memory};
 use super::rebuild::{RebuildError, Rebuilder};
 use super::reorder::{Held, Reorder, Taken};
 use super::reply::{Answers, OutOfPlace};
@@ -16,6 +16,7 @@ use super::store::PageStore;
 use crate::port::{ChannelEnd, ChannelId, Event, StreamSinkSetup};
 use crate::stats::{SessionCounter, SessionStats};
 use dwcp_codec::{Decoder, LongWindowDecoder, PageHasher};
+use dwcp_ffi::arena::Lease;
 use dwcp_proto::ids::{Position, SessionKey};
 use dwcp_proto::wire::frame::{Frame, StreamKind, StreamPart};
 use dwcp_proto::wire::limits::{CHANNELS_MAX, STREAM_PAYLOAD_BYTES_MAX};
@@ -116,7 +117,7 @@ pub(crate) struct StreamSink {
     reorder: Reorder,
     rebuilder: Rebuilder,
     /// A part that was held, in one piece.
-    coded: Box<[u8]>,
+    coded: Option<Lease>,
     channels: Vec<Channel>,
     /// Bytes that may still be handed over in this turn.
     left_of_turn: usize,
@@ -139,8 +140,8 @@ impl StreamSink {
             session: setup.session,
             stats: setup.stats,
             reorder: Reorder::new(setup.undelivered_bytes_max)?,
-            rebuilder: Rebuilder::new(store, window),
-            coded: vec![0; STREAM_PAYLOAD_BYTES_MAX].into_boxed_slice(),
+            rebuilder: Rebuilder::new(store, window)?,
+            coded: Some(guest_memory(STREAM_PAYLOAD_BYTES_MAX)?),
             channels: (0..CHANNELS_MAX).map(|id| Channel::new(ChannelId(id), &hasher)).collect(),
             hasher,
             left_of_turn: BYTES_PER_TURN,
@@ -377,11 +378,13 @@ impl StreamSink {
             self.channels[at].begun = Some(Begun::Opaque(chain, 0));
             return Ok(true);
         }
-        let mut coded = std::mem::take(&mut self.coded);
+        let Some(mut coded) = self.coded.take() else {
+            unreachable!("it is put back below, and nothing in between asks for it")
+        };
         let bytes = self.reorder.copy(&chain, &mut coded);
         self.reorder.free(chain);
         let handled = self.handle(pipes, decoder, at, (kind, &coded[..bytes]));
-        self.coded = coded;
+        self.coded = Some(coded);
         handled.map(|()| true)
     }
 
@@ -492,5 +495,127 @@ impl StreamSink {
             pipes.close(pipe);
         });
         !std::mem::replace(&mut self.failed, true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dwcp_codec::HashKey;
+    use dwcp_ffi::counters::counters;
+    use dwcp_proto::ids::{LinkId, Sequence, SessionNumber};
+    use dwcp_proto::wire::limits::{HELD_UNIT_BYTES, UNDELIVERED_BYTES_MIN};
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    struct Bench {
+        sink: StreamSink,
+        pipes: Pipes,
+        decoder: Decoder,
+    }
+
+    /// Channel and position, kind and payload of a part.
+    type Sent<'a> = ((u16, u64), StreamKind, &'a [u8]);
+
+    impl Bench {
+        fn new() -> Self {
+            let sink = StreamSink::new(StreamSinkSetup {
+                session: SessionKey { link: LinkId(1), number: SessionNumber(1) },
+                lane: dwcp_proto::ids::LaneId(0),
+                window_log: 0,
+                pages_max: 64,
+                base_pages: 4,
+                undelivered_bytes_max: UNDELIVERED_BYTES_MIN,
+                hash_key: HashKey([5; 32]),
+                stats: counters().0,
+            });
+            Self { sink: sink.unwrap(), pipes: Pipes::new(2), decoder: Decoder::new() }
+        }
+
+        fn channel(&mut self, number: u16) -> UnixStream {
+            let (near, far) = UnixStream::pair().unwrap();
+            let pipe = self.pipes.add(near.into()).unwrap();
+            assert!(self.sink.add_channel(ChannelId(number), pipe));
+            far
+        }
+
+        fn accept(
+            &mut self,
+            (channel, position): (u16, u64),
+            kind: StreamKind,
+            payload: &[u8],
+        ) -> Result<(), &'static str> {
+            let (session, channel) = (self.sink.session.number, ChannelId(channel));
+            let (sequence, position) = (Sequence(1), Position(position));
+            let part = StreamPart { session, channel, kind, sequence, position };
+            let Self { sink, pipes, decoder } = self;
+            let accepted = sink.accept(pipes, decoder, &part, payload);
+            accepted.and_then(|()| sink.work(pipes, decoder).map(drop)).map_err(|e| e.code())
+        }
+    }
+
+    #[test]
+    fn a_source_that_breaks_the_rules_is_found_out() {
+        use StreamKind::{Block, End, Opaque, Pages};
+        let cases: [(&[Sent<'_>], _); 7] = [
+            (&[((0, 0), End, b""), ((0, 1), Opaque, b"x")], "stream_after_end"),
+            (&[((0, 1), Opaque, b"x"), ((0, 0), End, b"")], "stream_after_end"),
+            (&[((1, 0), Block, b"x")], "stream_pages_channel"),
+            (&[((0, 0), Block, b"x")], "stream_block"),
+            (&[((0, 0), Block, &[0, 1, 0, 0, 0, 0, 0, 0, 0x10, 0, b'a'])], "qemu-block-order"),
+            (&[((0, 0), Block, &[0, 0, 0, 0, 0, 0, 0, 0, 0x10, 1, b'a'])], "qemu-block-invalid"),
+            (&[((0, 1), Pages, &[1, 9, 9]), ((0, 0), Opaque, b"x")], "codec-beyond-region"),
+        ];
+        for (parts, code) in cases {
+            let mut bench = Bench::new();
+            let _vmms = [bench.channel(0), bench.channel(1)];
+            let outcomes: Vec<_> = parts
+                .iter()
+                .map(|(place, kind, bytes)| bench.accept(*place, *kind, bytes))
+                .collect();
+            assert_eq!(outcomes.last(), Some(&Err(code)), "{parts:?}: {outcomes:?}");
+        }
+    }
+
+    #[test]
+    fn more_than_was_agreed_is_refused() {
+        let mut bench = Bench::new();
+        let bound = UNDELIVERED_BYTES_MIN / HELD_UNIT_BYTES as u64 + 65;
+        for position in 0..bound {
+            assert_eq!(bench.accept((0, position), StreamKind::Opaque, b"x"), Ok(()));
+        }
+        let more = bench.accept((0, bound), StreamKind::Opaque, b"x");
+        assert_eq!(more, Err("stream_overflow"));
+    }
+
+    #[test]
+    fn what_the_vmm_took_is_told_once_and_again_when_a_stream_dies() {
+        let mut bench = Bench::new();
+        let mut vmm = bench.channel(0);
+        for position in [2, 0, 1, 1] {
+            assert_eq!(bench.accept((0, position), StreamKind::Opaque, &[position as u8]), Ok(()));
+        }
+        let told = bench.sink.next_due();
+        let Some(Frame::Delivered { position: Position(2), .. }) = told else { panic!("{told:?}") };
+        assert_eq!((bench.sink.next_due(), bench.sink.is_due()), (None, false));
+        bench.sink.say_again();
+        assert_eq!(bench.sink.next_due(), told);
+        let mut got = [9; 3];
+        vmm.read_exact(&mut got).unwrap();
+        assert_eq!(got, [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_failed_session_closes_its_sockets_once() {
+        let mut bench = Bench::new();
+        let mut vmm = bench.channel(0);
+        assert!(bench.sink.fail(&mut bench.pipes));
+        assert!(!bench.sink.fail(&mut bench.pipes));
+        assert_eq!(vmm.read(&mut [0]).unwrap(), 0);
+        // Both places are free for the next session.
+        for _ in 0..2 {
+            assert!(bench.pipes.add(UnixStream::pair().unwrap().0.into()).is_some());
+        }
+        assert!(bench.pipes.add(UnixStream::pair().unwrap().0.into()).is_none(), "all are taken");
     }
 }

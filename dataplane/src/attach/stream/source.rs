@@ -78,8 +78,9 @@ pub(crate) struct StreamSource {
     news: VecDeque<Event>,
 }
 
-/// What a session may have to tell at a time: see [`crate::shard::ShardConfig::events_reserved`].
-pub(crate) const NEWS_MAX: usize = 2 * CHANNELS_MAX as usize + 4;
+/// What a session has to tell at the most: each channel ends here and at the peer, three notes, and
+/// a digest.
+pub(super) const NEWS_MAX: usize = 2 * CHANNELS_MAX as usize + 4;
 
 impl StreamSource {
     pub(crate) fn new(setup: StreamSourceSetup) -> Result<Self, NoMemory> {
@@ -95,7 +96,7 @@ impl StreamSource {
                     0 => None,
                     log => Some(LongWindowEncoder::new(log.into(), level)?),
                 };
-                Some(Cutter::new(store, window, coding))
+                Some(Cutter::new(store, window, coding)?)
             }
         };
         Ok(Self {

@@ -1,7 +1,7 @@
 //! The source's machine when an operator ends its doubt.
 //!
-//! Part of [`SourceSession`]. Invariant: the decision holds from the moment that the journal has it;
-//! what the sink answers then changes nothing here but what is known.
+//! Part of [`SourceSession`]. Invariant: the decision holds from the moment that the journal has
+//! it; what the sink answers then changes nothing here but what is known.
 
 use super::{Actions, SourceAction, SourceReport, SourceSession};
 use crate::session::phase::SourcePhase;

@@ -1,0 +1,195 @@
+//! A machine in doubt: both ends stand paused with the evidence shown, and the healed link or an
+//! operator ends it.
+
+use super::fake::{Client, Killed, run};
+use super::qemus::Qemus;
+use super::vm::VmPair;
+use serde_json::{Value, json};
+use std::rc::Rc;
+
+/// The source in doubt: it has yielded, and the sink died without having heard of it.
+struct SourceInDoubt {
+    directory: tempfile::TempDir,
+    qemus: Rc<Qemus>,
+    a: super::fake::Daemon,
+    b: Killed,
+    at_a: Client,
+    session: Value,
+    answer: Value,
+}
+
+impl SourceInDoubt {
+    async fn start(directory: tempfile::TempDir) -> Self {
+        let mut pair = VmPair::start(directory).await;
+        pair.qemus.hold("completed");
+        pair.migrate().await;
+        let session = pair.at_b.wait_state_of_only_session("verified").await;
+        // It hears nothing any more.
+        pair.b.script.stopped.set(true);
+        pair.qemus.free("completed");
+        let mut other = pair.other().await;
+        other.wait_for(&session, "yielded").await;
+        let b = pair.b.kill().await;
+        let answer = pair.at_a.next().await;
+        let VmPair { directory, qemus, a, .. } = pair;
+        Self { directory, qemus, a, b, at_a: other, session, answer }
+    }
+}
+
+/// The sink in doubt: it has loaded the guest and waits, and the source died before it yielded.
+struct SinkInDoubt {
+    directory: tempfile::TempDir,
+    qemus: Rc<Qemus>,
+    a: Killed,
+    b: super::fake::Daemon,
+    at_b: Client,
+    session: Value,
+}
+
+impl SinkInDoubt {
+    async fn start(directory: tempfile::TempDir) -> Self {
+        let mut pair = VmPair::start(directory).await;
+        pair.qemus.hold("completed");
+        pair.migrate().await;
+        let session = pair.at_b.wait_state_of_only_session("verified").await;
+        let a = pair.a.kill().await;
+        let record = pair.at_b.wait_for(&session, "in_doubt").await;
+        assert_eq!(record["vm"]["guest"], "paused", "{record}");
+        assert!(record["sink_record"].is_null() && record["reason"].is_string(), "{record}");
+        pair.qemus.free("completed");
+        let VmPair { directory, qemus, b, at_b, .. } = pair;
+        Self { directory, qemus, a, b, at_b, session }
+    }
+}
+
+#[test]
+fn doubt_is_shown_with_its_evidence_and_ends_when_the_daemons_talk() {
+    run(|directory| async move {
+        let mut doubt = SourceInDoubt::start(directory).await;
+        let answer = &doubt.answer;
+        assert_eq!(answer["error"]["data"]["code"], "session_in_doubt", "{answer}");
+        let record = doubt.at_a.wait_for(&doubt.session, "in_doubt").await;
+        assert_eq!(record["source_record"]["record"], "yielded", "{record}");
+        assert_eq!(record["vm"]["guest"], "paused");
+        assert_eq!(record["vm"]["peer_said"], "loaded");
+        let status = doubt.at_a.ask("status", json!({})).await;
+        assert_eq!(status["result"]["health"], "in doubt");
+        assert_eq!(doubt.qemus.run_state("/qemu/a"), "postmigrate");
+        assert_eq!(doubt.qemus.run_state("/qemu/b"), "paused");
+        let _b = doubt.b.restart().await;
+        doubt.at_a.wait_for(&doubt.session, "failed").await;
+        doubt.qemus.wait_for("/qemu/a", "running").await;
+        assert_eq!(VmPair::free(&mut doubt.at_a).await["state"], "free");
+    });
+}
+
+#[test]
+fn an_operator_ends_the_sources_doubt_and_the_sink_agrees_later() {
+    run(|directory| async move {
+        let mut doubt = SourceInDoubt::start(directory).await;
+        let resolve = json!({ "session": doubt.session, "run": "source" });
+        let resolved = doubt.at_a.ask("session.resolve", resolve).await;
+        assert_eq!(resolved["result"]["state"], "failed", "{resolved}");
+        doubt.qemus.wait_for("/qemu/a", "running").await;
+        assert_eq!(VmPair::free(&mut doubt.at_a).await["state"], "free", "without the peer");
+        let record = doubt.at_a.wait_for(&doubt.session, "failed").await;
+        assert_eq!(record["source_record"]["record"], "resolved", "{record}");
+        assert!(record["reason"].as_str().unwrap().contains("operator"), "{record}");
+        // The source dies as well and tells the sink after its restart.
+        let _a = doubt.a.kill().await.restart().await;
+        let _b = doubt.b.restart().await;
+        let mut at_a = Client::connect(doubt.directory.path(), "a").await;
+        loop {
+            let record = at_a.wait_for(&doubt.session, "failed").await;
+            if record["source_record"]["record"] == "resolved_told" {
+                assert!(record["conflict"].is_null(), "{record}");
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(doubt.qemus.run_state("/qemu/a"), "running");
+    });
+}
+
+#[test]
+fn a_decision_that_leaves_no_guest_is_said() {
+    run(|directory| async move {
+        let mut doubt = SourceInDoubt::start(directory).await;
+        let resolve = json!({ "session": doubt.session, "run": "sink" });
+        let resolved = doubt.at_a.ask("session.resolve", resolve).await;
+        assert_eq!(resolved["result"]["state"], "committed", "{resolved}");
+        let _b = doubt.b.restart().await;
+        loop {
+            let record = doubt.at_a.wait_for(&doubt.session, "committed").await;
+            if record["conflict"] == "none_runs" {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(doubt.qemus.run_state("/qemu/a"), "postmigrate", "nothing runs by our doing");
+    });
+}
+
+#[test]
+fn a_guest_that_waits_is_given_up_when_the_source_runs_it() {
+    run(|directory| async move {
+        let mut doubt = SinkInDoubt::start(directory).await;
+        let a = doubt.a.restart().await;
+        doubt.qemus.wait_for("/qemu/a", "running").await;
+        let mut at_a = Client::connect(doubt.directory.path(), "a").await;
+        VmPair::free(&mut at_a).await;
+        // The next link brings the word; its own migration may be too early for the sink.
+        let migrate = json!({ "name": "vm", "peer": doubt.b.info["listen"] });
+        let answer = at_a.ask("vm.migrate", migrate.clone()).await;
+        assert!(answer["error"].is_object(), "that QEMU has loaded another guest: {answer}");
+        let record = doubt.at_b.wait_for(&doubt.session, "aborted").await;
+        assert!(record["conflict"].is_null(), "{record}");
+        VmPair::free(&mut at_a).await;
+        VmPair::free(&mut doubt.at_b).await;
+        doubt.qemus.add("/qemu/b", "inmigrate");
+        let answer = at_a.ask("vm.migrate", migrate).await;
+        assert_eq!(answer["result"]["state"], "committed", "{answer}");
+        drop(a);
+    });
+}
+
+#[test]
+fn an_operator_at_the_sink_gives_the_waiting_guest_up_even_after_a_restart() {
+    run(|directory| async move {
+        let doubt = SinkInDoubt::start(directory).await;
+        let _b = doubt.b.kill().await.restart().await;
+        let mut at_b = Client::connect(doubt.directory.path(), "b").await;
+        let record = at_b.wait_for(&doubt.session, "in_doubt").await;
+        assert_eq!(record["vm"]["name"], "vm", "{record}");
+        let resolve = json!({ "session": doubt.session, "run": "source" });
+        let resolved = at_b.ask("session.resolve", resolve).await;
+        assert_eq!(resolved["result"]["state"], "aborted", "{resolved}");
+        doubt.qemus.wait_for("/qemu/b", "spent").await;
+        let _a = doubt.a.restart().await;
+        doubt.qemus.wait_for("/qemu/a", "running").await;
+    });
+}
+
+#[test]
+fn a_decision_that_makes_two_run_is_said_at_both_ends() {
+    run(|directory| async move {
+        let mut doubt = SinkInDoubt::start(directory).await;
+        let resolve = json!({ "session": doubt.session, "run": "sink" });
+        let resolved = doubt.at_b.ask("session.resolve", resolve).await;
+        assert_eq!(resolved["result"]["state"], "committed", "{resolved}");
+        doubt.qemus.wait_for("/qemu/b", "running").await;
+        // The operator was wrong: the source had not yielded.
+        doubt.qemus.two_may_run.set(true);
+        let _a = doubt.a.restart().await;
+        doubt.qemus.wait_for("/qemu/a", "running").await;
+        let mut at_a = Client::connect(doubt.directory.path(), "a").await;
+        VmPair::free(&mut at_a).await;
+        let migrate = json!({ "name": "vm", "peer": doubt.b.info["listen"] });
+        assert!(at_a.ask("vm.migrate", migrate).await["error"].is_object());
+        for (client, state) in [(&mut at_a, "failed"), (&mut doubt.at_b, "committed")] {
+            while client.wait_for(&doubt.session, state).await["conflict"] != "both_run" {
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+}

@@ -1,0 +1,158 @@
+//! Whatever fails before the commit, the guest runs on at the source, and the next migration works.
+
+use super::fake::run;
+use super::vm::VmPair;
+use serde_json::{Value, json};
+
+/// After a failed migration: the guest runs here, and moves when nothing fails any more.
+async fn all_is_well(pair: &mut VmPair) {
+    pair.qemus.wait_for("/qemu/a", "running").await;
+    assert_eq!(VmPair::free(&mut pair.at_a).await["state"], "free");
+    VmPair::free(&mut pair.at_b).await;
+    pair.qemus.no_failures();
+    pair.b.script.bad_digest.set(false);
+    pair.qemus.add("/qemu/b", "inmigrate");
+    pair.migrate().await;
+    let answer = pair.at_a.next().await;
+    assert_eq!(answer["result"]["state"], "committed", "{answer}");
+    assert_eq!(pair.qemus.run_state("/qemu/b"), "running");
+}
+
+fn guest_runs_here(answer: &Value) {
+    assert_eq!(answer["error"]["data"]["guest"], "running", "{answer}");
+}
+
+#[test]
+fn a_qemu_that_fails_at_any_point_leaves_the_guest_at_the_source() {
+    for point in ["precopy", "stopped", "completed", "prepare", "load"] {
+        run(|directory| async move {
+            let mut pair = VmPair::start(directory).await;
+            pair.qemus.fail(point);
+            pair.migrate().await;
+            let answer = pair.at_a.next().await;
+            assert_eq!(answer["error"]["data"]["code"], "session_failed", "{point} {answer}");
+            let message = answer["error"]["message"].as_str().unwrap();
+            assert!(message.contains(&format!("at {point}")), "{answer}");
+            guest_runs_here(&answer);
+            all_is_well(&mut pair).await;
+        });
+    }
+}
+
+#[test]
+fn a_stream_that_differs_at_the_sink_is_never_committed() {
+    run(|directory| async move {
+        let mut pair = VmPair::start(directory).await;
+        pair.b.script.bad_digest.set(true);
+        pair.migrate().await;
+        let answer = pair.at_a.next().await;
+        assert_eq!(answer["error"]["data"]["vm_code"], "stream_digest_mismatch", "{answer}");
+        guest_runs_here(&answer);
+        all_is_well(&mut pair).await;
+    });
+}
+
+#[test]
+fn a_client_cancels_in_every_phase_before_the_commit() {
+    for point in ["precopy", "stopped", "load", "completed"] {
+        run(|directory| async move {
+            let mut pair = VmPair::start(directory).await;
+            pair.qemus.hold(point);
+            pair.migrate().await;
+            let mut other = pair.other().await;
+            let state = match point {
+                "precopy" => "precopy",
+                _ => "last_round",
+            };
+            let session = other.wait_state_of_only_session(state).await;
+            let aborted = other.ask("session.abort", json!({ "session": session })).await;
+            assert_eq!(aborted["result"]["state"], "aborted", "{aborted}");
+            let answer = pair.at_a.next().await;
+            assert_eq!(answer["error"]["data"]["code"], "session_aborted", "{answer}");
+            guest_runs_here(&answer);
+            assert!(pair.qemus.orders("/qemu/a").contains(&"cancel"));
+            pair.qemus.free(point);
+            all_is_well(&mut pair).await;
+        });
+    }
+}
+
+#[test]
+fn a_client_cancels_before_there_is_a_link() {
+    run(|directory| async move {
+        let mut pair = VmPair::start(directory).await;
+        // The sink accepts connections and says nothing.
+        pair.b.script.stopped.set(true);
+        pair.migrate().await;
+        let mut other = pair.other().await;
+        let session = other.wait_state_of_only_session("opening").await;
+        let aborted = other.ask("session.abort", json!({ "session": session })).await;
+        assert_eq!(aborted["result"]["state"], "aborted", "{aborted}");
+        let answer = pair.at_a.next().await;
+        assert_eq!(answer["error"]["data"]["code"], "session_aborted", "{answer}");
+        pair.b.script.stopped.set(false);
+        all_is_well(&mut pair).await;
+    });
+}
+
+#[test]
+fn an_operator_at_the_sink_may_refuse_a_guest_that_comes() {
+    run(|directory| async move {
+        let mut pair = VmPair::start(directory).await;
+        pair.qemus.hold("precopy");
+        pair.migrate().await;
+        let session = pair.at_b.wait_state_of_only_session("receiving").await;
+        let aborted = pair.at_b.ask("session.abort", json!({ "session": session })).await;
+        assert_eq!(aborted["result"]["state"], "aborted", "{aborted}");
+        let answer = pair.at_a.next().await;
+        assert_eq!(answer["error"]["data"]["code"], "session_failed", "{answer}");
+        guest_runs_here(&answer);
+        pair.qemus.free("precopy");
+        all_is_well(&mut pair).await;
+    });
+}
+
+#[test]
+fn a_sink_that_dies_before_the_yield_leaves_the_guest_at_the_source() {
+    for point in ["precopy", "stopped", "load", "completed"] {
+        run(|directory| async move {
+            let mut pair = VmPair::start(directory).await;
+            pair.qemus.hold(point);
+            pair.migrate().await;
+            let mut other = pair.other().await;
+            let state = match point {
+                "precopy" => "precopy",
+                _ => "last_round",
+            };
+            other.wait_state_of_only_session(state).await;
+            let b = pair.b.kill().await;
+            let answer = pair.at_a.next().await;
+            assert_eq!(answer["error"]["data"]["code"], "session_failed", "{answer}");
+            guest_runs_here(&answer);
+            pair.qemus.free(point);
+            pair.b = b.restart().await;
+            pair.at_b = super::fake::Client::connect(pair.directory.path(), "b").await;
+            all_is_well(&mut pair).await;
+        });
+    }
+}
+
+#[test]
+fn a_guest_that_does_not_start_after_the_commit_is_started_by_resolve() {
+    run(|directory| async move {
+        let mut pair = VmPair::start(directory).await;
+        pair.qemus.fail("resume");
+        pair.migrate().await;
+        let session = pair.at_b.wait_state_of_only_session("committed").await;
+        VmPair::free(&mut pair.at_b).await;
+        let record = pair.at_b.wait_for(&session, "committed").await;
+        assert_eq!(record["vm"]["guest"], "paused", "{record}");
+        assert!(record["reason"].as_str().unwrap().contains("not_resumed"), "{record}");
+        let resolve = |run: &str| json!({ "session": session, "run": run });
+        assert_eq!(pair.at_b.refusal("session.resolve", resolve("source")).await, "session_state");
+        pair.qemus.no_failures();
+        let resolved = pair.at_b.ask("session.resolve", resolve("sink")).await;
+        assert_eq!(resolved["result"]["guest"], "running", "{resolved}");
+        assert_eq!(pair.qemus.run_state("/qemu/b"), "running");
+    });
+}

@@ -209,7 +209,7 @@ impl Desk {
         position: Position,
     ) {
         let (key, now) = (at.session(session), self.now);
-        let Some(source) = self.stream_source(key) else { return };
+        let Some(source) = self.stream_source(key) else { return self.dropped() };
         if source.delivered(channel, position, now).is_err() {
             self.refuse_peer(at, session, Sequence(0), "stream_delivered_unsent");
         }
@@ -225,7 +225,7 @@ impl Desk {
         let key = at.session(session);
         let Self { stream_sources, pipes, .. } = self;
         let Some(source) = stream_sources.iter_mut().find(|source| source.session == key) else {
-            return;
+            return self.dropped();
         };
         if source.reply(pipes, channel, offset, payload).is_err() {
             self.refuse_peer(at, session, Sequence(0), "stream_reply_out_of_place");
@@ -241,11 +241,16 @@ impl Desk {
     ) {
         let key = at.session(session);
         let Some(sink) = self.stream_sinks.iter_mut().find(|sink| sink.session == key) else {
-            return;
+            return self.dropped();
         };
         if let Err(error) = sink.reply_acked(channel, offset) {
             self.refuse_peer(at, session, Sequence(0), error.code());
         }
+    }
+
+    /// A frame of a session that is not open here, or no longer.
+    fn dropped(&mut self) {
+        self.stats.add(ShardCounter::FramesDropped.index(), 1);
     }
 
     /// Takes over a channel's socket. False when the session, or room for it, is not there.

@@ -1,9 +1,10 @@
 //! The shard: one pinned thread, its transport, its sessions, its loop.
 //!
-//! One turn of the loop is [`Shard::poll`]: commands, pages to send, frames to answer with, the
-//! link both ways, checking at the sink. Each part is bounded, none allocates, locks or logs. The
-//! clock is read once a turn and around each extent. The shard shares nothing but rings and
-//! counters; the control thread is the only one that it talks to.
+//! One turn of the loop is [`Shard::poll`]: commands, pages and parts of migration streams to send,
+//! frames to answer with, the link both ways, VMMs' sockets, checking at the sink. Each part is
+//! bounded, none allocates, locks or logs. The clock is read once a turn and around each extent.
+//! The shard shares nothing but rings and counters; the control thread is the only one that it
+//! talks to.
 
 mod carry;
 mod config;

@@ -30,6 +30,7 @@ impl Default for Options {
 
 pub(crate) struct Carry {
     pub(crate) pair: Pair,
+    options: Options,
     source_stats: SessionStatsReader,
     sink_stats: SessionStatsReader,
     /// What [`Carry::is_quiet`] saw, and how often in a row.
@@ -39,38 +40,19 @@ pub(crate) struct Carry {
 impl Carry {
     pub(crate) fn new(options: Options) -> Self {
         let mut pair = Pair::new(options.streams);
-        let session = pair.session;
-        let (stats, source_stats) = counters();
-        let window_log = match options.coding {
-            StreamCoding::Pages { window_log, .. } => window_log,
-            StreamCoding::Passthrough => 0,
-        };
-        pair.source.command(Command::OpenStreamSource(Box::new(StreamSourceSetup {
-            session,
-            lane: LaneId(0),
-            coding: options.coding,
-            pages_max: 1 << 16,
-            base_pages: 256,
-            undelivered_bytes_max: options.undelivered,
-            hash_key: HashKey([5; 32]),
-            stats,
-            frame_rtt_ns: histogram().0,
-        })));
-        let (stats, sink_stats) = counters();
-        pair.sink.command(Command::OpenStreamSink(Box::new(StreamSinkSetup {
-            session,
-            lane: LaneId(0),
-            window_log,
-            pages_max: 1 << 16,
-            base_pages: 256,
-            undelivered_bytes_max: options.undelivered,
-            hash_key: HashKey([5; 32]),
-            stats,
-        })));
-        for side in [&mut pair.source, &mut pair.sink] {
-            side.event(|event| matches!(event, Event::Opened { .. }).then_some(()));
+        let (source_stats, sink_stats) = open(&mut pair, options);
+        Self { pair, options, source_stats, sink_stats, quiet: (0, 0) }
+    }
+
+    /// Closes the session and opens the next one.
+    pub(crate) fn reopen(&mut self) {
+        let session = self.pair.session;
+        for side in [&mut self.pair.source, &mut self.pair.sink] {
+            side.command(Command::CloseSession { session });
+            side.event(|event| matches!(event, Event::Closed { .. }).then_some(()));
         }
-        Self { pair, source_stats, sink_stats, quiet: (0, 0) }
+        self.pair.session.number = session.number.next();
+        (self.source_stats, self.sink_stats) = open(&mut self.pair, self.options);
     }
 
     /// A channel at both ends: the VMM's socket at the source and at the sink.
@@ -210,6 +192,42 @@ impl Carry {
     pub(crate) fn close(self) {
         self.pair.close();
     }
+}
+
+/// Opens the session at both ends.
+fn open(pair: &mut Pair, options: Options) -> (SessionStatsReader, SessionStatsReader) {
+    let session = pair.session;
+    let (stats, source_stats) = counters();
+    let window_log = match options.coding {
+        StreamCoding::Pages { window_log, .. } => window_log,
+        StreamCoding::Passthrough => 0,
+    };
+    pair.source.command(Command::OpenStreamSource(Box::new(StreamSourceSetup {
+        session,
+        lane: LaneId(0),
+        coding: options.coding,
+        pages_max: 1 << 16,
+        base_pages: 256,
+        undelivered_bytes_max: options.undelivered,
+        hash_key: HashKey([5; 32]),
+        stats,
+        frame_rtt_ns: histogram().0,
+    })));
+    let (stats, sink_stats) = counters();
+    pair.sink.command(Command::OpenStreamSink(Box::new(StreamSinkSetup {
+        session,
+        lane: LaneId(0),
+        window_log,
+        pages_max: 1 << 16,
+        base_pages: 256,
+        undelivered_bytes_max: options.undelivered,
+        hash_key: HashKey([5; 32]),
+        stats,
+    })));
+    for side in [&mut pair.source, &mut pair.sink] {
+        side.event(|event| matches!(event, Event::Opened { .. }).then_some(()));
+    }
+    (source_stats, sink_stats)
 }
 
 fn channel_end(event: Event) -> Option<(u16, ChannelEnd)> {

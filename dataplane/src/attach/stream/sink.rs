@@ -6,11 +6,12 @@
 
 use super::NoMemory;
 use super::digest::{ChannelDigest, digest_of};
+use super::error::StreamSinkError;
 use super::pipe::{Moved, PipeId, Pipes};
 use super::pool::{Chain, guest_memory};
-use super::rebuild::{RebuildError, Rebuilder};
+use super::rebuild::Rebuilder;
 use super::reorder::{Held, Reorder, Taken};
-use super::reply::{Answers, OutOfPlace};
+use super::reply::Answers;
 use super::source::NEWS_MAX;
 use super::store::PageStore;
 use crate::port::{ChannelEnd, ChannelId, Event, StreamSinkSetup};
@@ -28,34 +29,6 @@ const BYTES_PER_TURN: usize = 256 << 10;
 
 /// Pieces that one write hands over: as many as a full record has units.
 const SLICES_MAX: usize = 64;
-
-/// What the source sent that can't be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum StreamSinkError {
-    #[error("more is undelivered than was agreed")]
-    Overflow,
-    #[error("a part follows the end of its channel")]
-    AfterEnd,
-    #[error("parts with pages came on another channel than the first")]
-    PagesChannel,
-    #[error(transparent)]
-    Rebuild(#[from] RebuildError),
-    #[error(transparent)]
-    Reply(#[from] OutOfPlace),
-}
-
-impl StreamSinkError {
-    /// The stable code of the error.
-    pub(crate) const fn code(&self) -> &'static str {
-        match self {
-            Self::Overflow => "stream_overflow",
-            Self::AfterEnd => "stream_after_end",
-            Self::PagesChannel => "stream_pages_channel",
-            Self::Rebuild(error) => error.code(),
-            Self::Reply(_) => "stream_reply_out_of_place",
-        }
-    }
-}
 
 /// A part whose turn has come and that is not all written.
 #[derive(Debug)]
@@ -177,12 +150,13 @@ impl StreamSink {
         payload: &[u8],
     ) -> Result<(), StreamSinkError> {
         if self.failed {
-            return Ok(());
+            return Err(StreamSinkError::Failed);
         }
         let StreamPart { channel, kind, position, .. } = *part;
         let at = usize::from(channel.0);
         let Channel { next, ended, .. } = self.channels[at];
-        if position == next && !ended && self.channels[at].is_free() && self.left_of_turn > 0 {
+        let its_turn = position == next && !self.reorder.has(channel, next);
+        if its_turn && !ended && self.channels[at].is_free() && self.left_of_turn > 0 {
             return self.handle(pipes, decoder, at, (kind, payload));
         }
         match self.reorder.hold(channel, next, position, (kind, payload)) {
@@ -603,6 +577,23 @@ mod tests {
         let mut got = [9; 3];
         vmm.read_exact(&mut got).unwrap();
         assert_eq!(got, [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_part_that_comes_again_is_handled_once_wherever_the_first_one_is() {
+        let mut bench = Bench::new();
+        for position in [0, 1, 0] {
+            assert_eq!(bench.accept((0, position), StreamKind::Opaque, &[position as u8]), Ok(()));
+        }
+        // The channel comes after its first parts, and they come again before anything else.
+        let mut vmm = bench.channel(0);
+        for position in [0, 1, 0, 2, 1] {
+            assert_eq!(bench.accept((0, position), StreamKind::Opaque, &[position as u8]), Ok(()));
+        }
+        let mut got = [9; 3];
+        vmm.read_exact(&mut got).unwrap();
+        assert_eq!(got, [0, 1, 2]);
+        assert!(!bench.sink.reorder.has(ChannelId(0), Position(0)), "nothing is left behind");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! module adds only what is no setting. It prints failures and turns them into exit codes; the work
 //! is done in the modules that it calls.
 
+use crate::carry;
 use crate::commands;
 use crate::daemon;
 use crate::demo;
@@ -39,6 +40,7 @@ pub(crate) fn command() -> Command {
         .subcommand(demo::command())
         .subcommand(daemon_command())
         .subcommands(commands::all())
+        .subcommand(carry::command())
         .subcommand(doctor::command())
         .subcommand(pki::command())
 }
@@ -90,6 +92,7 @@ fn dispatch(matches: &ArgMatches) -> Result<ExitCode, Failure> {
             Some(("info", matches)) => commands::info::run(matches),
             _ => daemon::run(matches),
         },
+        "carry" => carry::run(matches),
         "demo" => return Ok(demo::run(matches)),
         "doctor" => doctor::run(matches),
         "pki" => pki::run(matches),

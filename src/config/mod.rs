@@ -86,6 +86,11 @@ impl Values {
         found.unwrap_or_else(|| panic!("the table has no setting '{name}'"))
     }
 
+    /// Whether somebody set it.
+    pub(crate) fn is_given(&self, name: &str) -> bool {
+        self.origin(name) != Origin::Default
+    }
+
     fn origin(&self, name: &str) -> Origin {
         self.entry(name).origin
     }
@@ -196,6 +201,19 @@ pub(crate) fn load(
     path: Option<&Path>,
 ) -> Result<(DaemonConfig, Values), ConfigErrors> {
     load_with(|setting| settings::flag_text(matches, setting), path)
+}
+
+/// The configuration of a command that takes only some of the settings, all of them as flags; the
+/// others have their defaults.
+///
+/// # Errors
+/// Everything that is wrong, at once.
+pub(crate) fn load_of(
+    matches: &ArgMatches,
+    names: &[&str],
+) -> Result<(DaemonConfig, Values), ConfigErrors> {
+    let taken = |setting: &Setting| names.contains(&setting.name);
+    load_with(|s| taken(s).then(|| settings::flag_text(matches, s)).flatten(), None)
 }
 
 fn load_with(

@@ -8,18 +8,18 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Registry, fmt, reload};
 
 /// Changes the level of a running log.
-pub(super) struct LogLevel(reload::Handle<LevelFilter, Registry>);
+pub(crate) struct LogLevel(reload::Handle<LevelFilter, Registry>);
 
 impl LogLevel {
     /// Takes one of the words of the setting `log`.
-    pub(super) fn set(&self, word: &str) {
+    pub(crate) fn set(&self, word: &str) {
         // The log lives as long as the process; without one there is nothing to change.
         let _ = self.0.reload(filter(word));
     }
 }
 
 /// Starts the log.
-pub(super) fn start(word: &str) -> LogLevel {
+pub(crate) fn start(word: &str) -> LogLevel {
     let (level, handle) = reload::Layer::new(filter(word));
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false);
     // A log that somebody else has started stays.

@@ -10,6 +10,7 @@ mod panic;
 mod settings_port;
 
 pub(crate) use error::DaemonError;
+pub(crate) use settings_port::LiveTable;
 
 use crate::budget::{Budget, Machine};
 use crate::commands::print;
@@ -25,7 +26,7 @@ use dwcp_dataplane::shard::{self, PollMode, ShardConfig};
 use dwcp_ffi::poll::{Waker, waker};
 use dwcp_ffi::sys;
 use dwcp_ffi::uring::Probe;
-use settings_port::LiveTable;
+use log::LogLevel;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -46,12 +47,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
         print(&(lines.collect::<String>() + "the settings are right and the budget fits\n"))?;
         return Ok(Exit::Done);
     }
-    panic::install();
-    let log = log::start(config.log);
-    sys::forbid_core_dumps().map_err(DaemonError::CoreDumps)?;
-    sys::raise_nofile(budget.descriptors).map_err(DaemonError::Descriptors)?;
-    let probe = Probe::run().map_err(DaemonError::Uring)?;
-    probe.require().map_err(DaemonError::Uring)?;
+    let (probe, log) = prepare(&config, &budget)?;
     let (wake_control, woken) = waker().map_err(DaemonError::Waker)?;
     let (ports, threads) = start_shards(&config, &budget, &wake_control)?;
     let control = control_config(&config, &budget, &probe);
@@ -70,7 +66,22 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn start_shards(
+/// What the process needs before its threads start: diagnosis, log, limits, a kernel that will do.
+pub(crate) fn prepare(
+    config: &DaemonConfig,
+    budget: &Budget,
+) -> Result<(Probe, LogLevel), DaemonError> {
+    panic::install();
+    let log = log::start(config.log);
+    sys::forbid_core_dumps().map_err(DaemonError::CoreDumps)?;
+    sys::raise_nofile(budget.descriptors).map_err(DaemonError::Descriptors)?;
+    let probe = Probe::run().map_err(DaemonError::Uring)?;
+    probe.require().map_err(DaemonError::Uring)?;
+    Ok((probe, log))
+}
+
+/// Starts every shard on a thread of its own.
+pub(crate) fn start_shards(
     config: &DaemonConfig,
     budget: &Budget,
     wake_control: &Waker,
@@ -123,7 +134,12 @@ fn shard_config(config: &DaemonConfig, budget: &Budget, index: usize) -> ShardCo
     }
 }
 
-fn control_config(config: &DaemonConfig, budget: &Budget, probe: &Probe) -> ControlConfig {
+/// What the control thread is told.
+pub(crate) fn control_config(
+    config: &DaemonConfig,
+    budget: &Budget,
+    probe: &Probe,
+) -> ControlConfig {
     ControlConfig {
         socket: Some(SocketConfig::new(config.socket.clone())),
         listen: Some(config.listen),
@@ -179,7 +195,7 @@ fn machine_name() -> String {
 }
 
 /// Waits for the shards, which the control thread has told to stop, as long as it may take.
-fn join(threads: Vec<JoinHandle<()>>) {
+pub(crate) fn join(threads: Vec<JoinHandle<()>>) {
     let deadline = Instant::now() + STOP_WITHIN;
     for thread in threads {
         while !thread.is_finished() && Instant::now() < deadline {

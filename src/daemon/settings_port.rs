@@ -13,7 +13,7 @@ use dwcp_control::{LiveSettings, SettingRefused, SettingView, SettingsPort};
 use serde_json::{Value, json};
 
 /// The settings of a running daemon.
-pub(super) struct LiveTable {
+pub(crate) struct LiveTable {
     values: Values,
     budget: Budget,
     log: LogLevel,
@@ -23,7 +23,7 @@ pub(super) struct LiveTable {
 
 impl LiveTable {
     /// The table as the daemon started with it.
-    pub(super) const fn new(
+    pub(crate) const fn new(
         values: Values,
         config: &DaemonConfig,
         budget: Budget,

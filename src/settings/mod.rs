@@ -38,6 +38,11 @@ pub(crate) fn flags(scope: Scope) -> Vec<Arg> {
     ours.map(flag).collect()
 }
 
+/// The flags of the named settings.
+pub(crate) fn flags_of(names: &[&str]) -> Vec<Arg> {
+    SETTINGS.iter().filter(|setting| names.contains(&setting.name)).map(flag).collect()
+}
+
 /// The text that was given for a setting on the command line, if any.
 pub(crate) fn flag_text(matches: &ArgMatches, setting: &Setting) -> Option<String> {
     if setting.kind == Kind::Switch {

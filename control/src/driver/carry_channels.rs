@@ -170,13 +170,12 @@ impl Core {
 
     fn carry_lane_failed(&mut self, cause: SessionEnd) {
         if self.carried().is_none() {
-            // It was closing already, and never opened.
-            let left = self
-                .carry
-                .as_ref()
-                .and_then(|c| c.session.as_ref())
-                .is_some_and(|s| s.lane_ordered);
-            return if left { () } else { self.carry_over() };
+            // It was closing already; if it never opened, nothing else will be told.
+            let session = self.carry.as_ref().and_then(|carry| carry.session.as_ref());
+            if session.is_some_and(|session| !session.lane_ordered) {
+                self.carry_over();
+            }
+            return;
         }
         let (code, cure) = match cause {
             SessionEnd::LinkLost(_) => {

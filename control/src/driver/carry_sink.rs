@@ -168,8 +168,8 @@ impl Core {
                 "vmm_unreachable",
                 format!("no VMM takes the migration on {} ({error})", path.display()),
                 &format!(
-                    "start the destination VMM first (QEMU: -incoming unix:{0}, or migrate-incoming \
-                     with it), then migrate again",
+                    "start the destination VMM first (QEMU: -incoming unix:{0}, or \
+                     migrate-incoming with it), then migrate again",
                     path.display()
                 ),
             )),

@@ -120,6 +120,8 @@ fn messages() -> Vec<PeerMessage> {
         PeerMessage::Resumed { session, at_unix_us: 1_700_000_000_000_000 },
         PeerMessage::Resolved { session, journal, run: RunAt::Source },
         PeerMessage::Resolved { session, journal, run: RunAt::Sink },
+        PeerMessage::CarryOpen { session, number, coding, terms },
+        PeerMessage::Carried { session, channels: 3, frames: 7, digest: SessionId([0x55; 16]) },
     ]
 }
 

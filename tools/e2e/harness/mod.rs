@@ -3,6 +3,7 @@
 //! Each piece ends what it started when it is dropped. Waiting is always for a condition and always
 //! bounded.
 
+pub(crate) mod carrier;
 pub(crate) mod client;
 pub(crate) mod daemon;
 pub(crate) mod lab;
@@ -10,6 +11,7 @@ pub(crate) mod memory;
 pub(crate) mod metrics;
 pub(crate) mod pki;
 pub(crate) mod proxy;
+pub(crate) mod qemu;
 pub(crate) mod records;
 
 use std::time::{Duration, Instant};

@@ -140,6 +140,8 @@ fn peer_messages() -> Vec<PeerMessage> {
             findings: PeerFindings::cut([finding]),
         },
         PeerMessage::VmOpen { session, number, vm: Box::new(offer) },
+        PeerMessage::CarryOpen { session, number, coding: PeerCoding::Full, terms },
+        PeerMessage::Carried { session, channels: 3, frames: 7, digest: session },
         PeerMessage::ChannelOpen { session, channel: 1 },
         PeerMessage::Loaded { session, frames: 7, digest: session },
         PeerMessage::Resumed { session, at_unix_us: 9 },

@@ -1,0 +1,276 @@
+//! Carrier mode: two `dwcp carry` processes between what stands for VMMs, and between real QEMUs.
+
+use crate::harness::carrier::{Carrier, Carriers, accept};
+use crate::harness::lab::{SINK, SOURCE};
+use crate::harness::pki::Pki;
+use crate::harness::qemu::Qemu;
+use crate::harness::{Rng, SOON, wait_for, wait_until};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use tempfile::TempDir;
+
+/// Two carriers with fresh certificates.
+struct Lab {
+    carriers: Carriers,
+    // Last, so that the carriers have ended when it goes.
+    folder: TempDir,
+}
+
+impl Lab {
+    fn start() -> Self {
+        Self::start_with(&[], &[])
+    }
+
+    fn start_with(source_flags: &[&str], sink_flags: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pki = Pki::init(folder.path().join("pki"));
+        let (source, sink) = (pki.host(SOURCE), pki.host(SINK));
+        let source = (Some(source.as_path()), source_flags);
+        let sink = (Some(sink.as_path()), sink_flags);
+        Self { carriers: Carriers::start(folder.path(), source, sink), folder }
+    }
+}
+
+fn bytes(seed: u64, count: usize) -> Vec<u8> {
+    let mut rng = Rng(seed);
+    let words = std::iter::repeat_with(|| rng.next().to_le_bytes());
+    words.flatten().take(count).collect()
+}
+
+/// Writes `forth` at the source and `back` at the sink, checks both, and closes both ends.
+fn exchange((mut near, mut far): (UnixStream, UnixStream), seed: u64, count: usize) {
+    let (forth, back) = (bytes(seed, count), bytes(seed + 1, count / 50));
+    let writer = {
+        let (mut near, forth) = (near.try_clone().expect("a descriptor"), forth.clone());
+        std::thread::spawn(move || {
+            near.write_all(&forth).expect("the carrier takes it");
+            near.shutdown(Shutdown::Write).expect("a connected socket");
+        })
+    };
+    let mut got = Vec::new();
+    far.read_to_end(&mut got).expect("the carrier goes on");
+    assert!(got == forth, "seed {seed}: {} of {} bytes", got.len(), forth.len());
+    far.write_all(&back).expect("the carrier takes it");
+    far.shutdown(Shutdown::Both).expect("a connected socket");
+    let mut got = Vec::new();
+    near.read_to_end(&mut got).expect("the carrier goes on");
+    assert!(got == back, "seed {seed}: {} of {} reply bytes", got.len(), back.len());
+    writer.join().expect("it wrote everything");
+}
+
+/// The VMM at this end finds its connection closed.
+fn assert_closed(mut vmm: &UnixStream) {
+    let end = vmm.read_to_end(&mut Vec::new());
+    let reset = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionReset;
+    assert!(end.as_ref().is_ok() || end.as_ref().is_err_and(reset), "{end:?}");
+    // Half closed would not do: a VMM without return path finds out by writing alone.
+    wait_until("writing fails", SOON, || vmm.write(&[0]).is_err());
+}
+
+#[test]
+fn bytes_go_both_ways_one_session_after_the_other() {
+    let lab = Lab::start();
+    let Carriers { source, sink, .. } = &lab.carriers;
+    let mode = std::fs::metadata(lab.carriers.out_path()).expect("it is there").permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600, "the socket belongs to its owner alone");
+    let listener = lab.carriers.listen();
+    for seed in [3, 5] {
+        let count = 3_000_001;
+        exchange(lab.carriers.channel(&listener), seed, count);
+        let (near, far) = (source.ended_well(), sink.ended_well());
+        assert_eq!((&near["session"], &near["vmm_bytes"]), (&far["session"], &json!(count)));
+        assert_eq!((&far["vmm_bytes"], &far["channels"]), (&json!(count), &json!(1)));
+        assert_eq!(near["reply_bytes"], json!(count / 50));
+    }
+}
+
+#[test]
+fn several_channels_are_one_session() {
+    let lab = Lab::start_with(&["--mode", "passthrough"], &[]);
+    let listener = lab.carriers.listen();
+    // The first connection stays open until all have been made, as a VMM's main channel does.
+    let channels: Vec<_> = (0..4).map(|_| lab.carriers.channel(&listener)).collect();
+    let threads: Vec<_> = (0..4)
+        .zip(channels)
+        .map(|(seed, channel)| std::thread::spawn(move || exchange(channel, 10 * seed, 900_000)))
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().expect("its bytes were right"));
+    for carrier in [&lab.carriers.source, &lab.carriers.sink] {
+        let ended = carrier.ended_well();
+        assert_eq!((&ended["channels"], &ended["vmm_bytes"]), (&json!(4), &json!(3_600_000)));
+    }
+}
+
+#[test]
+fn a_missing_destination_is_named_and_the_next_migration_works() {
+    let lab = Lab::start();
+    let near = lab.carriers.connect();
+    assert_closed(&near);
+    let ended = lab.carriers.source.event("ended");
+    assert_eq!(ended["failure"]["code"], "vmm_unreachable", "{ended}");
+    let cure = ended["failure"]["cure"].as_str().expect("a cure");
+    let path = lab.carriers.in_path();
+    assert!(cure.contains(path.to_str().expect("UTF-8")) && cure.contains("-incoming"), "{cure}");
+    assert_eq!(lab.carriers.sink.failure(), "vmm_unreachable");
+    let listener = lab.carriers.listen();
+    exchange(lab.carriers.channel(&listener), 21, 100_000);
+    lab.carriers.source.ended_well();
+}
+
+#[test]
+fn a_destination_that_closes_midway_fails_the_source_at_once() {
+    let lab = Lab::start();
+    let listener = lab.carriers.listen();
+    let (mut near, far) = lab.carriers.channel(&listener);
+    near.write_all(&bytes(31, 1 << 20)).expect("the carrier takes it");
+    (&far).read_exact(&mut [0; 4096]).expect("it begins to arrive");
+    drop(far);
+    // More than all buffers between the two hold.
+    while near.write(&bytes(32, 1 << 20)).is_ok() {}
+    assert_closed(&near);
+    assert_eq!(lab.carriers.source.failure(), "vmm_closed");
+    assert_eq!(lab.carriers.sink.failure(), "vmm_closed");
+    exchange(lab.carriers.channel(&listener), 33, 100_000);
+    lab.carriers.source.ended_well();
+}
+
+#[test]
+fn a_killed_carrier_closes_both_vmms() {
+    for kill_source in [true, false] {
+        let mut lab = Lab::start();
+        let listener = lab.carriers.listen();
+        let (mut near, mut far) = lab.carriers.channel(&listener);
+        near.write_all(&[7; 100]).expect("the carrier takes it");
+        far.read_exact(&mut [0; 100]).expect("it arrives");
+        let Carriers { source, sink, .. } = &mut lab.carriers;
+        let (killed, other) = if kill_source { (source, sink) } else { (sink, source) };
+        killed.signal(Signal::SIGKILL);
+        killed.ended();
+        assert_closed(&near);
+        assert_closed(&far);
+        assert_eq!(other.failure(), "link_lost");
+    }
+}
+
+#[test]
+fn an_interrupted_carrier_closes_both_vmms_and_says_so() {
+    for (interrupt_source, signal) in [(true, Signal::SIGINT), (false, Signal::SIGTERM)] {
+        let mut lab = Lab::start();
+        let listener = lab.carriers.listen();
+        let (mut near, mut far) = lab.carriers.channel(&listener);
+        near.write_all(&[7; 100]).expect("the carrier takes it");
+        far.read_exact(&mut [0; 100]).expect("it arrives");
+        let out = lab.carriers.out_path();
+        let Carriers { source, sink, .. } = &mut lab.carriers;
+        let (told, other) = if interrupt_source { (source, sink) } else { (sink, source) };
+        told.signal(signal);
+        assert_eq!(told.ended().code(), Some(130));
+        assert_eq!((told.failure(), other.failure()), ("interrupted".into(), "interrupted".into()));
+        assert!(told.log().contains("every connection to a VMM is closed"), "{}", told.log());
+        assert_closed(&near);
+        assert_closed(&far);
+        assert_eq!(out.exists(), !interrupt_source, "its own socket goes with it");
+    }
+}
+
+#[test]
+fn only_certified_and_named_hosts_may_send() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pki = Pki::init(folder.path().join("pki"));
+    let foreign = Pki::init(folder.path().join("foreign"));
+    let (own, other, sink) = (pki.host(SOURCE), foreign.host(SOURCE), pki.host(SINK));
+    for (source, accept_from, code) in
+        [(&other, SOURCE, None), (&own, "host-c", Some("not_allowed"))]
+    {
+        let flags = ["--accept-from", accept_from];
+        let source = (Some(source.as_path()), &[][..]);
+        let carriers = Carriers::start(folder.path(), source, (Some(&sink), &flags));
+        let _listener = carriers.listen();
+        let near = carriers.connect();
+        assert_closed(&near);
+        let failure = carriers.source.failure();
+        assert!(code.is_none_or(|code| failure == code), "{failure}");
+        std::fs::remove_file(carriers.in_path()).expect("it is ours");
+    }
+}
+
+#[test]
+fn a_live_socket_is_never_taken_over() {
+    let lab = Lab::start();
+    let out = lab.carriers.out_path();
+    let out = out.to_str().expect("UTF-8");
+    let command = Carrier::command(None, &["--listen-unix", out, "--to", "127.0.0.1:1"]);
+    let mut second = Carrier::start(command, lab.folder.path().join("second.log"));
+    assert_eq!(second.ended().code(), Some(3));
+    assert!(second.log().contains("--listen-unix"), "{}", second.log());
+    let listener = lab.carriers.listen();
+    exchange(lab.carriers.channel(&listener), 41, 1000);
+}
+
+#[test]
+fn the_two_sides_need_their_own_flags() {
+    for flags in [&[][..], &["--listen-unix", "/x"], &["--connect-unix", "/x"]] {
+        let output = Carrier::command(None, flags).output().expect("the binary runs");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+    }
+}
+
+/// Has an empty guest migrate through two carriers.
+fn migrate_qemu(capabilities: &[&str]) {
+    if !Qemu::is_installed() {
+        eprintln!("left out: this machine has no QEMU");
+        return;
+    }
+    let lab = Lab::start();
+    let mut far = Qemu::start(lab.folder.path(), "far", &["-incoming", "defer"]);
+    let mut near = Qemu::start(lab.folder.path(), "near", &[]);
+    let uri = |path: std::path::PathBuf| json!({"uri": format!("unix:{}", path.display())});
+    near.set_capabilities(capabilities);
+    far.set_capabilities(capabilities);
+    // Nobody listens yet: the source goes on with its guest.
+    near.call("migrate", uri(lab.carriers.out_path()));
+    assert_eq!(near.migration_ended(), "failed");
+    assert_eq!(lab.carriers.source.failure(), "vmm_unreachable");
+    assert_eq!(near.call("query-status", json!({}))["status"], "prelaunch");
+    assert_eq!(lab.carriers.sink.failure(), "vmm_unreachable");
+    far.call("migrate-incoming", uri(lab.carriers.in_path()));
+    // QEMU still clears up after the failure when it says that it has failed.
+    wait_for("the next migration", SOON, || {
+        near.try_call("migrate", uri(lab.carriers.out_path())).ok()
+    });
+    assert_eq!(near.migration_ended(), "completed");
+    assert_eq!(far.migration_ended(), "completed");
+    let ended = lab.carriers.source.ended_well();
+    let several = capabilities.contains(&"multifd");
+    assert_eq!(ended["channels"].as_u64() > Some(1), several, "{ended}");
+    lab.carriers.sink.ended_well();
+}
+
+#[test]
+fn a_qemu_migrates_through_carriers() {
+    migrate_qemu(&["return-path"]);
+}
+
+#[test]
+fn a_qemu_with_multifd_migrates_through_carriers() {
+    migrate_qemu(&["return-path", "multifd"]);
+}
+
+#[test]
+fn a_connection_that_waits_for_the_end_before_begins_the_next_session() {
+    let lab = Lab::start();
+    let listener = lab.carriers.listen();
+    let (near, far) = lab.carriers.channel(&listener);
+    near.shutdown(Shutdown::Write).expect("a connected socket");
+    assert_eq!((&far).read(&mut [0]).expect("the end arrives"), 0);
+    // The first migration has nothing more to send, and its destination has not closed yet.
+    let next = lab.carriers.connect();
+    drop(far);
+    lab.carriers.source.ended_well();
+    exchange((next, accept(&listener)), 51, 10_000);
+    lab.carriers.source.ended_well();
+}

@@ -193,9 +193,9 @@ impl<'a> View<'a> {
 
     fn take(&mut self, notification: &Notification) {
         let params = &notification.params;
-        // A state names the guest, progress has an object of it.
-        let vm = &params["vm"];
-        if vm.as_str().or_else(|| vm["name"].as_str()) != Some(self.name) {
+        // A change of state names the guest; progress tells more of it.
+        let name = params["vm"].as_str().or(params["vm"]["name"].as_str());
+        if name != Some(self.name) {
             return;
         }
         if let Some(session) = params["session"].as_str() {
@@ -212,9 +212,9 @@ impl<'a> View<'a> {
     }
 
     fn progress(&self, params: &Value) {
-        let migration = &params["vm"];
-        let total = migration["total_bytes"].as_u64().unwrap_or(0);
-        let remaining = migration["remaining_bytes"].as_u64().unwrap_or(total);
+        let vm = &params["vm"];
+        let total = vm["total_bytes"].as_u64().unwrap_or(0);
+        let remaining = vm["remaining_bytes"].as_u64().unwrap_or(total);
         self.bar.set_length(total);
         self.bar.set_position(total.saturating_sub(remaining));
         self.bar.set_prefix(progress_text(params));
@@ -231,14 +231,14 @@ impl<'a> View<'a> {
 
 /// Rate, ratio, what is left and when it ends, or why it doesn't.
 fn progress_text(params: &Value) -> String {
-    let migration = &params["vm"];
-    let ratio = migration["ratio_milli"].as_f64().map_or(0.0, |milli| milli / 1e3);
-    let mut text = format!(
-        "{}/s, ratio {ratio:.1}, {} left",
-        show::bytes(params, "rate_bytes_per_s"),
-        show::bytes(migration, "remaining_bytes"),
-    );
-    match (migration["end_in_ms"].as_u64(), migration["because"].as_str()) {
+    let vm = &params["vm"];
+    let rate = show::bytes(params, "rate_bytes_per_s");
+    let ratio = vm["ratio_milli"].as_f64().map_or(1.0, |milli| milli / 1000.0);
+    let mut text = format!("{rate}/s, ratio {ratio:.1}");
+    if vm["remaining_bytes"].is_u64() {
+        text.push_str(&format!(", {} left", show::bytes(vm, "remaining_bytes")));
+    }
+    match (vm["end_in_ms"].as_u64(), vm["because"].as_str()) {
         (_, Some(advice)) => text.push_str(&format!("; {advice}")),
         (Some(ms), None) => text.push_str(&format!("; about {} s more", ms.div_ceil(1000))),
         (None, None) => {}
@@ -246,25 +246,31 @@ fn progress_text(params: &Value) -> String {
     text
 }
 
+/// What a migration came to.
 fn summary(answer: &Value) -> String {
-    let (vm, state) = (show::text(answer, "vm"), show::text(answer, "state"));
-    let mut text = format!("{vm}: {state}");
-    if let Some(reason) = answer["reason"].as_str() {
-        text.push_str(&format!(": {reason}"));
-    }
-    if let Some(cure) = answer["cure"].as_str() {
-        text.push_str(&format!("; {cure}"));
-    }
-    text.push('\n');
     let counters = &answer["counters"];
+    let count = |name: &str| counters[name].as_u64().unwrap_or(0);
+    let (raw, wire) = (count("vmm_in_bytes"), count("wire_bytes"));
+    let ratio = if wire == 0 {
+        "-".to_owned()
+    } else {
+        // Far below 2^52 bytes in practice, and for display alone.
+        format!("{:.2}", raw as f64 / wire as f64)
+    };
+    let (vm, peer) = (show::text(answer, "vm"), show::text(answer, "peer_name"));
+    let mut text = format!("{vm} is at {peer} now\n");
     let rows = [
         ("total", show::seconds(answer, "seconds")),
         ("blackout", show::millis(answer, "blackout_ms")),
-        ("from QEMU", show::bytes(counters, "vmm_in_bytes")),
-        ("on the wire", show::bytes(counters, "wire_bytes")),
+        ("from QEMU", show::human_bytes(raw)),
+        ("on the wire", show::human_bytes(wire)),
+        ("ratio", ratio),
     ];
     for (name, value) in rows {
         text.push_str(&format!("  {name:12} {value}\n"));
+    }
+    if let Some(why) = answer["opaque"].as_str() {
+        text.push_str(&format!("  carried as it is, without coding: {why}\n"));
     }
     text
 }

@@ -274,12 +274,7 @@ impl Core {
 }
 
 /// Whether the QEMU at an end is where the session's end wants it; `paused`: it may stand still.
-pub(super) fn is_settled(
-    role: Role,
-    state: SessionState,
-    paused: bool,
-    guest: GuestState,
-) -> bool {
+pub(super) fn is_settled(role: Role, state: SessionState, paused: bool, guest: GuestState) -> bool {
     match (role, state) {
         (Role::Source, SessionState::Committed) => true,
         (Role::Sink, SessionState::Committed) => {

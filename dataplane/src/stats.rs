@@ -156,7 +156,7 @@ counters! {
         UndeliveredBytes: "session_undelivered_bytes",
             "Payload sent and not yet taken by the VMM at the sink.";
         DeliveryRate: "session_delivery_bytes_per_second",
-            "The rate at which the VMM at the sink takes payload, estimated.";
+            "The rate at which the VMM at the sink takes payload while there is some; an average.";
         RttMinNanos: "session_rtt_min_nanoseconds",
             "The least time from sending a frame of a migration stream to its delivery.";
         FramesResent: "session_resent_frames_total",

@@ -11,6 +11,8 @@ mod block;
 mod budget;
 mod cut;
 mod digest;
+mod error;
+mod meter;
 mod pipe;
 mod pool;
 mod rebuild;

@@ -8,6 +8,7 @@
 //! has room for them. Each channel may use an equal share of that, so that a VMM that does not
 //! read one channel stops only that one.
 
+use super::meter::Meter;
 use super::pool::{Chain, Pool};
 use dwcp_ffi::arena::ArenaError;
 use dwcp_proto::ids::{ChannelId, Position};
@@ -88,6 +89,7 @@ pub(crate) struct Retained {
     channels: Vec<Channel>,
     resend: VecDeque<u32>,
     window: Window,
+    meter: Meter,
     undelivered_max: u64,
     /// Undelivered bytes, as they are and as they count.
     undelivered: u64,
@@ -129,6 +131,7 @@ impl Retained {
             channels: vec![none; usize::from(CHANNELS_MAX)],
             resend: VecDeque::with_capacity(parts),
             window: Window::new(WindowConfig::with_max(undelivered_max)),
+            meter: Meter::new(),
             undelivered_max,
             undelivered: 0,
             counted: 0,
@@ -176,6 +179,9 @@ impl Retained {
         };
         let (bytes, counted) = (payload.len() as u64, held_bytes(payload.len()) as u64);
         let mark = self.window.on_sent(now, self.undelivered, bytes);
+        if self.counted == 0 {
+            self.meter.start(now);
+        }
         let list = &mut self.channels[usize::from(channel.0)];
         let part = Part { channel, kind, position: list.next };
         list.next = list.next.next();
@@ -274,6 +280,7 @@ impl Retained {
         self.undelivered -= bytes;
         if let Some(mark) = newest {
             self.window.on_acked(now, bytes, mark);
+            self.meter.delivered(now, bytes);
         }
         Ok(bytes)
     }
@@ -283,7 +290,12 @@ impl Retained {
         self.undelivered
     }
 
-    /// The window of undelivered bytes: its rate, its round trip, its backlog.
+    /// The rate at which the sink's VMM takes the parts; 0 before it is known.
+    pub(super) const fn rate_bytes_per_second(&self) -> u64 {
+        self.meter.rate_bytes_per_second()
+    }
+
+    /// The window of undelivered bytes: its round trip, its backlog.
     pub(super) const fn window(&self) -> &Window {
         &self.window
     }

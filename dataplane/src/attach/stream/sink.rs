@@ -6,11 +6,12 @@
 
 use super::NoMemory;
 use super::digest::{ChannelDigest, digest_of};
+use super::error::StreamSinkError;
 use super::pipe::{Moved, PipeId, Pipes};
 use super::pool::{Chain, guest_memory};
-use super::rebuild::{RebuildError, Rebuilder};
+use super::rebuild::Rebuilder;
 use super::reorder::{Held, Reorder, Taken};
-use super::reply::{Answers, OutOfPlace};
+use super::reply::Answers;
 use super::source::NEWS_MAX;
 use super::store::PageStore;
 use crate::port::{ChannelEnd, ChannelId, Event, StreamSinkSetup};
@@ -28,37 +29,6 @@ const BYTES_PER_TURN: usize = 256 << 10;
 
 /// Pieces that one write hands over: as many as a full record has units.
 const SLICES_MAX: usize = 64;
-
-/// What the source sent that can't be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum StreamSinkError {
-    #[error("a part came for a session that failed here")]
-    Failed,
-    #[error("more is undelivered than was agreed")]
-    Overflow,
-    #[error("a part follows the end of its channel")]
-    AfterEnd,
-    #[error("parts with pages came on another channel than the first")]
-    PagesChannel,
-    #[error(transparent)]
-    Rebuild(#[from] RebuildError),
-    #[error(transparent)]
-    Reply(#[from] OutOfPlace),
-}
-
-impl StreamSinkError {
-    /// The stable code of the error.
-    pub(crate) const fn code(&self) -> &'static str {
-        match self {
-            Self::Failed => "session_failed",
-            Self::Overflow => "stream_overflow",
-            Self::AfterEnd => "stream_after_end",
-            Self::PagesChannel => "stream_pages_channel",
-            Self::Rebuild(error) => error.code(),
-            Self::Reply(_) => "stream_reply_out_of_place",
-        }
-    }
-}
 
 /// A part whose turn has come and that is not all written.
 #[derive(Debug)]

@@ -291,7 +291,8 @@ impl StreamSource {
         let stats = &mut self.stats;
         stats.set(SessionCounter::UndeliveredBytes.index(), undelivered);
         stats.set(SessionCounter::BacklogBytes.index(), window.backlog_bytes(undelivered));
-        stats.set(SessionCounter::DeliveryRate.index(), window.rate_bytes_per_second());
+        let rate = self.retained.rate_bytes_per_second();
+        stats.set(SessionCounter::DeliveryRate.index(), rate);
         stats.set(SessionCounter::RttMinNanos.index(), window.rtt_min().map_or(0, |rtt| rtt.0));
     }
 

@@ -77,6 +77,8 @@ pub(crate) struct Refusal {
     pub(crate) code: Option<String>,
     /// What to do about it, if the daemon knows.
     pub(crate) cure: Option<String>,
+    /// Everything that was found not to fit, each with what to do about it.
+    pub(crate) findings: Vec<String>,
 }
 
 impl std::fmt::Display for Refusal {
@@ -86,9 +88,10 @@ impl std::fmt::Display for Refusal {
             write!(f, ": {cure}")?;
         }
         match &self.code {
-            Some(code) => write!(f, " [{code}]"),
-            None => write!(f, " [{}]", self.number),
+            Some(code) => write!(f, " [{code}]")?,
+            None => write!(f, " [{}]", self.number)?,
         }
+        self.findings.iter().try_for_each(|finding| write!(f, "\n  {finding}"))
     }
 }
 
@@ -338,11 +341,17 @@ impl Client {
 fn refusal(error: &Value) -> Refusal {
     let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
     let data = error.get("data");
+    let findings = data.and_then(|data| data.get("findings")).and_then(Value::as_array);
+    let finding = |found: &Value| {
+        let (message, cure) = (text(found.get("message")), text(found.get("cure")));
+        Some(format!("{}: {}", message?, cure?))
+    };
     Refusal {
         number: error.get("code").and_then(Value::as_i64).unwrap_or_default(),
         message: text(error.get("message")).unwrap_or_else(|| "the daemon refused".to_owned()),
         code: text(data.and_then(|data| data.get("code"))),
         cure: text(data.and_then(|data| data.get("cure"))),
+        findings: findings.into_iter().flatten().filter_map(finding).collect(),
     }
 }
 
@@ -398,12 +407,14 @@ mod tests {
     fn a_refusal_keeps_code_and_cure() {
         let (_folder, path, thread) = daemon(&[concat!(
             "{\"jsonrpc\":\"2.0\",\"id\":ID,\"error\":{\"code\":-32001,\"message\":\"no session\",",
-            "\"data\":{\"code\":\"session_unknown\",\"cure\":\"list them\"}}}\n"
+            "\"data\":{\"code\":\"session_unknown\",\"cure\":\"list them\",\"findings\":",
+            "[{\"message\":\"4 is not 5\",\"cure\":\"add 1\"}]}}}\n"
         )]);
         let mut client = Client::connect(&path, WAIT).expect("the daemon listens");
         let error = client.call("m", &Value::Null).unwrap_err();
         assert_eq!(error.code(), Some("session_unknown"));
-        assert_eq!(error.to_string(), "no session: list them [session_unknown]");
+        let expected = "no session: list them [session_unknown]\n  4 is not 5: add 1";
+        assert_eq!(error.to_string(), expected);
         thread.join().expect("the daemon ends well");
     }
 

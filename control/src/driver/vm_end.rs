@@ -12,7 +12,8 @@ use crate::limits::{REDIAL_WAIT_NS, VM_END_TIMEOUT_NS, VM_RESUMED_TIMEOUT_NS};
 use crate::migration::{Machine, Session, Waiting, WaitingFor};
 use crate::state::{SessionState, VmRecord};
 use crate::vm::{GuestState, VmOrder};
-use dwcp_proto::ids::SessionId;
+use crate::peer::PeerError;
+use dwcp_proto::ids::{LinkId, SessionId};
 use dwcp_proto::session::reason::EndReason;
 use dwcp_proto::session::resolve::{Conflict, RunAt};
 use dwcp_proto::session::sink::{SinkInput, SinkReport};
@@ -109,6 +110,15 @@ impl Core {
         let state = session.state();
         self.answer_resolve(id, Ok(json!({ "session": id, "state": state })));
         self.finish_vm(id);
+    }
+
+    /// A yield that is still on its way must not arrive after a decision against it: its connection
+    /// ends before the decision is written, and a new one begins with the decision.
+    fn forget_yield(&mut self, link: LinkId) {
+        if let Some(channel) = self.links.get(&link).and_then(|entry| entry.channel.as_ref()) {
+            channel.abort();
+        }
+        self.drop_link(link, &PeerError::Timeout { what: "the answer to the yield" });
     }
 
     fn answer_resolve(&mut self, id: SessionId, outcome: Result<Value, ApiError>) {
@@ -230,6 +240,11 @@ impl Core {
             return self.answer(reply, Err(error));
         }
         session.waiting = Some(Waiting { what: WaitingFor::Resolve, reply });
+        let link = session.link.filter(|_| session.state() == SessionState::InDoubt);
+        if let (Machine::Source(_), RunAt::Source, Some(link)) = (&session.machine, run, link) {
+            self.forget_yield(link);
+        }
+        let Some(session) = self.sessions.get(&id) else { return };
         let refused = match session.machine {
             Machine::Source(_) => self.source_request(id, SourceInput::Resolve(run)),
             Machine::Sink(_) => self.sink_request(id, SinkInput::Resolve(run)),

@@ -21,7 +21,7 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 /// What the bytes of a channel travel over. Reading, writing and key derivation share it by turns
@@ -98,6 +98,7 @@ pub(crate) struct ChannelHandle {
     messages: mpsc::Sender<PeerMessage>,
     pub(crate) exporter: Exporter,
     heard: Rc<Cell<Instant>>,
+    abort: Rc<Notify>,
 }
 
 impl ChannelHandle {
@@ -113,9 +114,18 @@ impl ChannelHandle {
         let pongs = messages.downgrade();
         let last_heard = Rc::new(Cell::new(Instant::now()));
         let heard = Rc::clone(&last_heard);
+        let abort = Rc::new(Notify::new());
+        let aborted = Rc::clone(&abort);
         tokio::task::spawn_local(async move {
             let transport = peer.transport;
             let end = tokio::select! {
+                biased;
+                () = aborted.notified() => {
+                    drop(transport);
+                    let end = PeerError::Timeout { what: "the answer to the yield" };
+                    let _ = inputs.send(PeerInput::Ended { link, end }).await;
+                    return;
+                }
                 end = read_until_end(link, &transport, peer.rest, &inputs, &pongs, &heard) => end,
                 end = write_until_end(&transport, queue) => end,
                 end = watch(&pongs, &heard, &live) => end,
@@ -125,7 +135,12 @@ impl ChannelHandle {
             let _ = tokio::time::timeout(crate::limits::TICK, close).await;
             let _ = inputs.send(PeerInput::Ended { link, end }).await;
         });
-        Self { messages, exporter, heard: last_heard }
+        Self { messages, exporter, heard: last_heard, abort }
+    }
+
+    /// Ends the channel without a word: what the kernel holds of our messages is not sent any more.
+    pub(crate) fn abort(&self) {
+        self.abort.notify_one();
     }
 
     /// When the peer said something last, if only that it is there.

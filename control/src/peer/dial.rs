@@ -56,6 +56,9 @@ async fn connect_peer(
     let stream = stream.map_err(|_| PeerError::Timeout { what: "the connection" })?;
     let stream = stream.map_err(failed)?;
     stream.set_nodelay(true).map_err(PeerError::Io)?;
+    // Nothing of ours outlives our end of the link. A kernel that goes on sending a yield for a
+    // process that has died, or has heard an operator's decision since, would run a guest twice.
+    stream.set_zero_linger().map_err(PeerError::Io)?;
     let handshake = identity.connect(stream, peer.expected_name.clone());
     timeout(timeouts.handshake, handshake)
         .await

@@ -167,10 +167,17 @@ impl<L: Link> Shard<L> {
         self.desk.pipes.watch(&mut self.link);
         let wait = if worked { Wait::No } else { wait };
         let desk = &mut self.desk;
-        let moved = self.link.poll(wait, |event| match event {
-            LinkEvent::Record { stream, plain } => desk.record(stream, plain),
-            LinkEvent::Down { stream, cause } => desk.stream_down(stream, cause),
-            LinkEvent::Ready { name } => desk.pipes.ready(name),
+        // What came after a sleep came now: an ack with the time of before makes the way too short.
+        let mut slept = !matches!(wait, Wait::No);
+        let moved = self.link.poll(wait, |event| {
+            if std::mem::take(&mut slept) {
+                desk.now = Nanos(monotonic_now());
+            }
+            match event {
+                LinkEvent::Record { stream, plain } => desk.record(stream, plain),
+                LinkEvent::Down { stream, cause } => desk.stream_down(stream, cause),
+                LinkEvent::Ready { name } => desk.pipes.ready(name),
+            }
         });
         self.close_broken();
         worked |= moved;

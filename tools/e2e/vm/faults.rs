@@ -151,7 +151,7 @@ impl Run<'_, '_> {
             End::AtSink => self.pair.assert_runs_at_sink(),
             End::Lost => {}
         }
-        observe(WATCHED, || drop(self.pair.look()));
+        observe(WATCHED, || assert!(self.pair.look() <= 1));
         if said.code == Some(0) {
             assert!(end == End::AtSink || fault == Fault::SinkQemuKilled, "{said:?} {end:?}");
         }

@@ -6,6 +6,7 @@
 //! `DWCP_E2E_FULL=1` runs more faults and larger guests.
 
 mod cancel;
+mod doubt;
 mod faults;
 mod harness;
 mod link;

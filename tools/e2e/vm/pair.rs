@@ -68,17 +68,6 @@ impl<'a> Pair<'a> {
         (state(&mut self.source), state(&mut self.sink))
     }
 
-    /// Waits until the QEMUs are in these states.
-    pub(super) fn wait_states(&mut self, source: &str, sink: &str) {
-        let mut states = self.states();
-        let until = format!("states {source} and {sink}");
-        wait_until(&until, MOVE_MAX, || {
-            self.look();
-            states = self.states();
-            states.0 == source && states.1 == sink
-        });
-    }
-
     /// Both memories are alike; both guests stand still.
     pub(super) fn assert_same_memory(&mut self) {
         let (source, sink) = self.states();

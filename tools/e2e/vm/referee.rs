@@ -69,7 +69,8 @@ impl Referee {
                     one.runs.iter().flat_map(|mine| other.runs.iter().map(move |it| (mine, it)))
                 {
                     let apart = end(mine) <= theirs.0 || end(theirs) <= mine.0;
-                    assert!(apart, "the guest ran twice: {one:?} {other:?}");
+                    let (a, b) = (one.host, other.host);
+                    assert!(apart, "the guest ran twice: {a} {mine:?}, {b} {theirs:?}");
                 }
             }
         }

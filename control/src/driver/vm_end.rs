@@ -10,9 +10,9 @@ use super::requests::step_error;
 use crate::api::{ApiCode, ApiError, Reply, Role};
 use crate::limits::{REDIAL_WAIT_NS, VM_END_TIMEOUT_NS, VM_RESUMED_TIMEOUT_NS};
 use crate::migration::{Machine, Session, Waiting, WaitingFor};
+use crate::peer::PeerError;
 use crate::state::{SessionState, VmRecord};
 use crate::vm::{GuestState, VmOrder};
-use crate::peer::PeerError;
 use dwcp_proto::ids::{LinkId, SessionId};
 use dwcp_proto::session::reason::EndReason;
 use dwcp_proto::session::resolve::{Conflict, RunAt};
@@ -289,12 +289,7 @@ impl Core {
 }
 
 /// Whether the QEMU at an end is where the session's end wants it; `paused`: it may stand still.
-pub(super) fn is_settled(
-    role: Role,
-    state: SessionState,
-    paused: bool,
-    guest: GuestState,
-) -> bool {
+pub(super) fn is_settled(role: Role, state: SessionState, paused: bool, guest: GuestState) -> bool {
     match (role, state) {
         (Role::Source, SessionState::Committed) => true,
         (Role::Sink, SessionState::Committed) => {

@@ -178,7 +178,9 @@ impl Run<'_, '_> {
             });
         };
         let wait_progress = |client: &mut Client, holds: &dyn Fn(&Value) -> bool| {
-            told(client, "progress", |method, params| method == "session.progress" && holds(params));
+            told(client, "progress", |method, params| {
+                method == "session.progress" && holds(params)
+            });
         };
         match phase {
             Phase::Opening => wait_state(&mut source, "opening"),

@@ -176,10 +176,7 @@ impl Hosts {
         let mut command = self.command(from, &words);
         let child = command.stdout(file("stdout")).stderr(file("stderr")).spawn();
         let read = |name| self.folder.path().join(name);
-        Migrate {
-            child: child.expect("the binary runs"),
-            files: [read("stdout"), read("stderr")],
-        }
+        Migrate { child: child.expect("the binary runs"), files: [read("stdout"), read("stderr")] }
     }
 
     /// Migrates; it must commit. Returns what the command said.
@@ -266,9 +263,10 @@ impl Migrate {
         let status = wait_for("the end of `dwcp migrate`", MOVE_MAX, || {
             self.child.try_wait().expect("our own child")
         });
-        let [stdout, stderr] = self.files.each_ref().map(|file| {
-            std::fs::read_to_string(file).expect("a file of ours")
-        });
+        let [stdout, stderr] = self
+            .files
+            .each_ref()
+            .map(|file| std::fs::read_to_string(file).expect("a file of ours"));
         let json = serde_json::from_str(&stdout).unwrap_or(Value::Null);
         Told { code: status.code(), json, stderr }
     }

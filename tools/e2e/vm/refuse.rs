@@ -84,9 +84,12 @@ fn a_guest_moves_once_at_a_time_and_qemus_own_compression_is_carried_and_said() 
     told(&mut listener, "a later round", |method, params| {
         method == "session.progress" && params["vm"]["rounds"].as_u64() >= Some(3)
     });
-    let second = hosts.daemon(At::A).call("vm.migrate", json!({
-        "name": NAME, "peer": hosts.daemon(At::B).listen.to_string(),
-    }));
+    let second = hosts.daemon(At::A).call(
+        "vm.migrate",
+        json!({
+            "name": NAME, "peer": hosts.daemon(At::B).listen.to_string(),
+        }),
+    );
     assert_eq!(second.expect_err("one at a time").code(), "vm_busy");
     hosts.link("rate=1g");
     let end = first.finish();

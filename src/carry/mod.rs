@@ -1,8 +1,8 @@
 //! `dwcp carry`: carries migration streams for a manager that drives both VMMs itself.
 //!
 //! A process of its own, without a daemon: the main thread checks everything, starts the shards,
-//! and becomes the control thread, as in [`crate::daemon`]. It has no control socket and no journal;
-//! whose guest runs is decided by whoever drives the VMMs.
+//! and becomes the control thread, as in [`crate::daemon`]. It has no control socket and no
+//! journal; whose guest runs is decided by whoever drives the VMMs.
 
 mod progress;
 

@@ -1,6 +1,6 @@
 //! Carrier mode: two `dwcp carry` processes between what stands for VMMs, and between real QEMUs.
 
-use crate::harness::carrier::{Carrier, Carriers, accept};
+use crate::harness::carrier::{Carrier, Carriers};
 use crate::harness::lab::{SINK, SOURCE};
 use crate::harness::pki::Pki;
 use crate::harness::qemu::Qemu;
@@ -169,7 +169,10 @@ fn an_interrupted_carrier_closes_both_vmms_and_says_so() {
         let (told, other) = if interrupt_source { (source, sink) } else { (sink, source) };
         told.signal(signal);
         assert_eq!(told.ended().code(), Some(130));
-        assert_eq!((told.failure(), other.failure()), ("interrupted".into(), "interrupted".into()));
+        assert_eq!(told.failure(), "interrupted");
+        // The word and the end of the streams travel on connections of their own.
+        let heard = other.failure();
+        assert!(["interrupted", "link_lost", "peer_ended"].contains(&heard.as_str()), "{heard}");
         assert!(told.log().contains("every connection to a VMM is closed"), "{}", told.log());
         assert_closed(&near);
         assert_closed(&far);
@@ -258,19 +261,4 @@ fn a_qemu_migrates_through_carriers() {
 #[test]
 fn a_qemu_with_multifd_migrates_through_carriers() {
     migrate_qemu(&["return-path", "multifd"]);
-}
-
-#[test]
-fn a_connection_that_waits_for_the_end_before_begins_the_next_session() {
-    let lab = Lab::start();
-    let listener = lab.carriers.listen();
-    let (near, far) = lab.carriers.channel(&listener);
-    near.shutdown(Shutdown::Write).expect("a connected socket");
-    assert_eq!((&far).read(&mut [0]).expect("the end arrives"), 0);
-    // The first migration has nothing more to send, and its destination has not closed yet.
-    let next = lab.carriers.connect();
-    drop(far);
-    lab.carriers.source.ended_well();
-    exchange((next, accept(&listener)), 51, 10_000);
-    lab.carriers.source.ended_well();
 }

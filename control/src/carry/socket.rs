@@ -9,6 +9,7 @@ use std::fs::Permissions;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
@@ -111,9 +112,10 @@ fn refuse_taken(path: &Path) -> Result<(), ControlError> {
         Ok(metadata) if !metadata.file_type().is_socket() => {
             Err(ControlError::CarrySocketTaken { path: path.to_owned(), by: "no socket" })
         }
-        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+        // A socket of another type never gets through, so that a live owner sees no connection.
+        Ok(_) => match UnixDatagram::unbound().and_then(|probe| probe.connect(path)) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-            Err(source) if source.kind() != io::ErrorKind::WouldBlock => Err(fail(source)),
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => Err(fail(source)),
             _ => {
                 let by = "the socket of a process that lives";
                 Err(ControlError::CarrySocketTaken { path: path.to_owned(), by })

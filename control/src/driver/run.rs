@@ -255,7 +255,12 @@ impl Input {
             Self::Stop => {}
             Self::Wake => return core.on_wake(),
             Self::Journal(done) => core.on_journal(done),
-            Self::Carry(input) => core.on_carry(input),
+            Self::Carry(input) => {
+                // Which session a new connection belongs to depends on which channels have ended.
+                let more = core.on_wake();
+                core.on_carry(input);
+                return more;
+            }
             Self::Peer(input) => core.on_peer(*input),
             Self::Vm(report) => core.on_vm(*report),
             Self::Probed(probed) => core.on_probed(*probed),

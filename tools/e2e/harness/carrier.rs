@@ -13,6 +13,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
 
 /// A running carrier.
 #[derive(Debug)]
@@ -57,8 +58,10 @@ impl Carrier {
 
     /// Waits for the next event of a kind; others are skipped.
     pub(crate) fn event(&self, kind: &str) -> Value {
+        let deadline = Instant::now() + SOON;
         loop {
-            let event = self.events.recv_timeout(SOON);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let event = self.events.recv_timeout(left);
             let event = event.unwrap_or_else(|error| panic!("no '{kind}': {error}"));
             if event["event"] == kind {
                 return event;
@@ -168,7 +171,7 @@ impl Carriers {
 }
 
 /// Takes the next connection.
-pub(crate) fn accept(listener: &UnixListener) -> UnixStream {
+fn accept(listener: &UnixListener) -> UnixStream {
     let (stream, _) = wait_for("a connection to the VMM", SOON, || listener.accept().ok());
     stream.set_nonblocking(false).expect("a flag of a socket");
     bounded(stream)

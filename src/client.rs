@@ -63,7 +63,7 @@ pub(crate) enum ClientError {
     Protocol { path: PathBuf, detail: &'static str },
     /// The daemon understood and refused.
     #[error("{0}")]
-    Refused(Refusal),
+    Refused(Box<Refusal>),
 }
 
 /// A refusal of the daemon.
@@ -220,7 +220,7 @@ impl Client {
             // A null id with an error answers a request that the daemon could not read.
             let answers = line.get("id").is_none_or(|of| of.is_null() || *of == json!(id));
             if answers && let Some(error) = line.get("error") {
-                return Err(ClientError::Refused(refusal(error)));
+                return Err(ClientError::Refused(Box::new(refusal(error))));
             }
             if line.get("id") == Some(&json!(id)) {
                 let result = line.get_mut("result").map(Value::take);

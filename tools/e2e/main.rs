@@ -4,7 +4,8 @@
 //! own daemons in a folder of its own, waits for conditions with a bound, and ends what it started.
 //! Nothing here reaches into the product: what is checked is what an operator or a VMM could see.
 //!
-//! `DWCP_E2E_SEED` names the faults that a short run picks; `DWCP_E2E_FULL=1` runs them all.
+//! `DWCP_E2E_SEED` names the faults that a short run picks; `DWCP_E2E_FULL=1` runs them all, and
+//! `DWCP_E2E_POINT` those of a guest whose name has a text in it.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 

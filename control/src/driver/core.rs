@@ -6,6 +6,7 @@
 
 use super::carry::Carry;
 use super::links::LinkEntry;
+use super::reconnect::Errands;
 use super::room::StreamsHeld;
 use super::shards::Shards;
 use super::vm_host::VmHost;
@@ -91,6 +92,7 @@ pub(crate) struct Core {
     pub(super) vm_sinks: VmSinks,
     /// Tasks that bring guests of ended sessions to where they belong.
     pub(super) vm_settling: VmSettling,
+    pub(super) errands: Errands,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) keys: BTreeMap<SessionKey, SessionId>,
     pub(super) history: History,
@@ -147,6 +149,7 @@ impl Core {
             vm_sources: VmSources::new(),
             vm_sinks: VmSinks::new(),
             vm_settling: VmSettling::new(),
+            errands: Errands::new(),
             sessions: BTreeMap::new(),
             keys: BTreeMap::new(),
             history: History::default(),

@@ -7,13 +7,34 @@ use crate::api::{PeerAddress, Role};
 use crate::limits::REDIAL_WAIT_NS;
 use crate::migration::Session;
 use crate::peer::PeerError;
+use crate::state::SessionRecord;
 use dwcp_proto::ids::{LinkId, SessionId};
 use dwcp_proto::session::sink::SinkInput;
 use dwcp_proto::session::source::SourceInput;
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::peer::{Code, Message, PeerMessage};
+use std::collections::BTreeMap;
+
+/// A peer whose sink may wait for the word that its session has ended.
+#[derive(Debug)]
+pub(super) struct Errand {
+    address: String,
+    at: Nanos,
+    wait: Nanos,
+}
+
+/// All of them, by the peer's name.
+pub(super) type Errands = BTreeMap<String, Errand>;
 
 impl Core {
+    /// The source's end was not heard by its sink, whose guest may stand loaded: it is dialled
+    /// until it hears.
+    pub(super) fn owe_abort(&mut self, record: &SessionRecord) {
+        let Some(address) = record.peer_address.clone() else { return };
+        let errand = Errand { address, at: self.now(), wait: Nanos(REDIAL_WAIT_NS.0) };
+        self.errands.insert(record.peer.clone(), errand);
+    }
+
     /// A new channel to a peer: sessions in doubt with it ask their question.
     pub(super) fn sessions_link_up(&mut self, link: LinkId) {
         let Some(entry) = self.links.get(&link) else { return };
@@ -29,6 +50,11 @@ impl Core {
             })
             .collect();
         waiting.into_iter().for_each(|id| self.source_step(id, SourceInput::LinkUp));
+        let owes = |s: &Session| s.record.vm.as_ref().is_some_and(|vm| vm.abort_owed);
+        // One that still sees its guest run is told of when it is over.
+        if !self.sessions.values().any(|s| s.record.peer == peer && owes(s)) {
+            self.errands.remove(&peer);
+        }
         self.settle_history(link, &peer);
     }
 
@@ -85,7 +111,7 @@ impl Core {
         self.retire_if_over(id);
     }
 
-    /// Dials the peers of sessions in doubt, with growing waits.
+    /// Dials the peers of sessions in doubt and those with an errand, with growing waits.
     pub(super) fn reconnect_due(&mut self, now: Nanos) {
         let due: Vec<(SessionId, Option<String>)> = self
             .sessions
@@ -98,7 +124,13 @@ impl Core {
                 Some((session.id(), session.record.peer_address.clone()))
             })
             .collect();
-        for (_, address) in due {
+        let errands = self.errands.values_mut().filter(|errand| errand.at <= now).map(|errand| {
+            (errand.at, errand.wait) =
+                (now + errand.wait, Nanos((errand.wait.0 * 2).min(REDIAL_WAIT_NS.1)));
+            Some(errand.address.clone())
+        });
+        let due = due.into_iter().map(|(_, address)| address).chain(errands.collect::<Vec<_>>());
+        for address in due {
             let peer = address.and_then(|text| PeerAddress::try_from(text).ok());
             let Some(Ok(link)) = peer.map(|peer| self.link_to(&peer)) else { continue };
             let up = self.links.get(&link).is_some_and(|entry| entry.channel.is_some());

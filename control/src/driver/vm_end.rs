@@ -38,6 +38,10 @@ impl Core {
                 if let Some(vm) = &mut session.record.vm {
                     vm.abort_owed = reason == EndReason::LinkLost;
                 }
+                if reason == EndReason::LinkLost {
+                    let record = session.record.clone();
+                    self.owe_abort(&record);
+                }
                 let order = match reason {
                     EndReason::ClientAborted => VmOrder::Cancel,
                     _ => VmOrder::Keep,

@@ -87,6 +87,7 @@ impl Core {
                 && record.source_record.is_none()
             {
                 vm.abort_owed = true;
+                self.owe_abort(&record);
             }
             self.write(record.clone(), Vec::new(), Written::Note);
         }

@@ -70,70 +70,7 @@ impl Core {
     }
 
     fn tally_families(&self, text: &mut TextBuilder) {
-        let counters = &self.counters;
-        let tallies: [(&str, &str, &str, &[&Tally]); 10] = [
-            (
-                "dwcp_api_requests_total",
-                "Valid requests by method.",
-                "method",
-                &[&counters.api.requests],
-            ),
-            (
-                "dwcp_api_errors_total",
-                "Error answers by code.",
-                "code",
-                &[&counters.api.errors, &counters.api_errors],
-            ),
-            (
-                "dwcp_api_dropped_total",
-                "Clients refused or dropped, by reason.",
-                "reason",
-                &[&counters.api.dropped],
-            ),
-            (
-                "dwcp_peer_refused_total",
-                "Connections and handshakes refused, by reason.",
-                "reason",
-                &[&counters.refused],
-            ),
-            (
-                "dwcp_links_ended_total",
-                "Links that ended, by reason.",
-                "reason",
-                &[&counters.links_ended],
-            ),
-            (
-                "dwcp_streams_ended_total",
-                "Streams that ended, by reason.",
-                "reason",
-                &[&counters.streams_ended],
-            ),
-            (
-                "dwcp_stream_options_refused_total",
-                "Socket options that a stream goes without, or has less of than it wants.",
-                "option",
-                &[&counters.stream_options],
-            ),
-            (
-                "dwcp_sessions_ended_total",
-                "Sessions that ended, by state.",
-                "state",
-                &[&counters.sessions_ended],
-            ),
-            (
-                "dwcp_session_conflicts_total",
-                "Operators' decisions that the other end's journal contradicts.",
-                "kind",
-                &[&counters.conflicts],
-            ),
-            (
-                "dwcp_peer_messages_ignored_total",
-                "Peer messages that came too late or named nothing known.",
-                "message",
-                &[&counters.ignored],
-            ),
-        ];
-        for (name, help, label, tallies) in tallies {
+        for (name, help, label, tallies) in self.tallies() {
             text.family(name, Kind::Counter, help);
             let mut sums = std::collections::BTreeMap::new();
             for (word, count) in tallies.iter().flat_map(|tally| tally.snapshot()) {
@@ -143,6 +80,73 @@ impl Core {
                 text.sample(name, &[(label, word)], count_float(count));
             }
         }
+    }
+
+    /// What is counted by a word: name, help, label, and the tallies that are added up.
+    fn tallies(&self) -> [(&'static str, &'static str, &'static str, Vec<&Tally>); 10] {
+        let counters = &self.counters;
+        [
+            (
+                "dwcp_api_requests_total",
+                "Valid requests by method.",
+                "method",
+                vec![&counters.api.requests],
+            ),
+            (
+                "dwcp_api_errors_total",
+                "Error answers by code.",
+                "code",
+                vec![&counters.api.errors, &counters.api_errors],
+            ),
+            (
+                "dwcp_api_dropped_total",
+                "Clients refused or dropped, by reason.",
+                "reason",
+                vec![&counters.api.dropped],
+            ),
+            (
+                "dwcp_peer_refused_total",
+                "Connections and handshakes refused, by reason.",
+                "reason",
+                vec![&counters.refused],
+            ),
+            (
+                "dwcp_links_ended_total",
+                "Links that ended, by reason.",
+                "reason",
+                vec![&counters.links_ended],
+            ),
+            (
+                "dwcp_streams_ended_total",
+                "Streams that ended, by reason.",
+                "reason",
+                vec![&counters.streams_ended],
+            ),
+            (
+                "dwcp_stream_options_refused_total",
+                "Socket options that a stream goes without, or has less of than it wants.",
+                "option",
+                vec![&counters.stream_options],
+            ),
+            (
+                "dwcp_sessions_ended_total",
+                "Sessions that ended, by state.",
+                "state",
+                vec![&counters.sessions_ended],
+            ),
+            (
+                "dwcp_session_conflicts_total",
+                "Operators' decisions that the other end's journal contradicts.",
+                "kind",
+                vec![&counters.conflicts],
+            ),
+            (
+                "dwcp_peer_messages_ignored_total",
+                "Peer messages that came too late or named nothing known.",
+                "message",
+                vec![&counters.ignored],
+            ),
+        ]
     }
 
     fn stream_rows(&self) -> Vec<Row> {

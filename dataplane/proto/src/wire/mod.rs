@@ -2,8 +2,9 @@
 //!
 //! A peer connection starts with a HELLO in each direction ([`hello`]) and goes on with JSON
 //! messages behind a length ([`peer`], [`vm`]). A data stream starts with a clear [`preface`] and
-//! goes on with records ([`header`], [`record`], [`reader`]), each of which holds one or more frames
-//! ([`frame`]). Pure functions over slices; nothing is kept between calls but a record's counters.
+//! goes on with records ([`header`], [`record`], [`reader`]), each of which holds one or more
+//! frames ([`frame`]). Pure functions over slices; nothing is kept between calls but a record's
+//! counters.
 
 pub mod frame;
 pub mod header;

@@ -8,9 +8,8 @@
 use dwcp_codec::{ENCODED_BYTES_MAX, Encoder, EncoderConfig};
 use dwcp_fuzz::control::{Read, framing_input};
 use dwcp_fuzz::wire::{INCARNATION, STREAM};
-use dwcp_proto::ids::{
-    ChannelId, LinkEpoch, Position, Round, Sequence, SessionId, SessionNumber,
-};
+use dwcp_proto::ids::{ChannelId, LinkEpoch, Position, Round, Sequence, SessionId, SessionNumber};
+use dwcp_proto::session::resolve::RunAt;
 use dwcp_proto::wire::frame::{Frame, NackReason, StreamKind, StreamPart};
 use dwcp_proto::wire::hello::{Hello, HostName};
 use dwcp_proto::wire::keys::DirectionKey;
@@ -18,11 +17,10 @@ use dwcp_proto::wire::limits::RECORD_HEADER_BYTES;
 use dwcp_proto::wire::peer::{
     Code, Message, Outcome, PeerCodec, PeerCoding, PeerMessage, RegionName,
 };
-use dwcp_proto::session::resolve::RunAt;
-use dwcp_proto::wire::vm::{FactsText, PeerFinding, PeerFindings, VmOffer, VmTerms};
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::record::Sealer;
 use dwcp_proto::wire::token::{JournalId, LinkToken};
+use dwcp_proto::wire::vm::{FactsText, PeerFinding, PeerFindings, VmOffer, VmTerms};
 use std::path::Path;
 
 fn main() -> std::io::Result<()> {

@@ -12,8 +12,6 @@ use std::time::{Duration, Instant};
 /// A daemon on a busy machine is up long before.
 const START_SECONDS: u64 = 60;
 
-const DWCP: &str = "target/release/dwcp";
-
 /// The daemon's name in its certificate.
 const HOST: &str = "ci-host";
 
@@ -22,9 +20,9 @@ const PREFIX: &str = "dwcp_";
 
 /// The metrics step; the caller has made sure that there is a promtool.
 pub(crate) fn run(context: &Context, promtool: &str) -> Result<(), TaskError> {
-    crate::demo::build(context)?;
+    let binary = crate::demo::build(context)?;
     let scratch = Scratch::new("metrics")?;
-    let page = with_daemon(context, &scratch)?;
+    let page = with_daemon(context, binary, &scratch)?;
     if !page.contains(PREFIX) {
         return Err(TaskError::Metrics { fault: format!("no metric starts with {PREFIX}") });
     }
@@ -34,13 +32,13 @@ pub(crate) fn run(context: &Context, promtool: &str) -> Result<(), TaskError> {
     Call::new(&["sh", "-c", "\"$0\" check metrics <\"$1\"", promtool, &path]).run(&context.root)
 }
 
-fn with_daemon(context: &Context, scratch: &Scratch) -> Result<String, TaskError> {
+fn with_daemon(context: &Context, binary: &str, scratch: &Scratch) -> Result<String, TaskError> {
     let pki = scratch.join("pki");
     let state = scratch.join("state");
-    Call::new(&[DWCP, "pki", "init", &pki]).run(&context.root)?;
-    Call::new(&[DWCP, "pki", "host", HOST, &pki]).run(&context.root)?;
+    Call::new(&[binary, "pki", "init", &pki]).run(&context.root)?;
+    Call::new(&[binary, "pki", "host", HOST, &pki]).run(&context.root)?;
     let address = free_address()?;
-    let daemon = Call::new(&[DWCP, "daemon", "--listen", "127.0.0.1:0", "--poll", "park"])
+    let daemon = Call::new(&[binary, "daemon", "--listen", "127.0.0.1:0", "--poll", "park"])
         .with(["--socket", &scratch.join("socket"), "--state", &state])
         .with(["--pki", &format!("{pki}/{HOST}"), "--metrics", &address.to_string()]);
     println!("$ {} &", daemon.line());

@@ -16,7 +16,7 @@ use dwcp_proto::wire::peer::{
 };
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::record::{DirectionKey, Opener, Sealer};
-use dwcp_proto::wire::token::{JournalId, LinkToken};
+use dwcp_proto::wire::token::{JournalId, LinkToken, ResumeToken};
 use dwcp_proto::wire::vm::{FactsText, PeerFinding, PeerFindings, VmOffer, VmTerms};
 use std::fmt::Write;
 
@@ -72,7 +72,7 @@ fn messages() -> Vec<PeerMessage> {
     let (session, number) = (SESSION, NUMBER);
     let code = || Code::new("some_code").unwrap();
     let message = || Message::new("What is wrong.").unwrap();
-    let journal = JournalId([0x33; 16]);
+    let (journal, resume) = (JournalId([0x33; 16]), ResumeToken([0x66; 16]));
     let region = RegionName::new("vm-1").unwrap();
     let coding = PeerCoding::Full;
     let terms = VmTerms {
@@ -95,7 +95,7 @@ fn messages() -> Vec<PeerMessage> {
     let outcome = |outcome| PeerMessage::Outcome { session, outcome };
     vec![
         PeerMessage::LinkOpen { epoch: LinkEpoch(5), lanes: 2, streams: 8 },
-        PeerMessage::LinkAccept { token: LinkToken([0x44; 16]), lanes: 2 },
+        PeerMessage::LinkAccept { token: LinkToken([0x44; 16]), lanes: 2, resume: None },
         PeerMessage::LinkRefuse { code: code(), message: message() },
         PeerMessage::SessionOpen { session, number, region, pages: 262_144, coding },
         PeerMessage::SessionAccept { session, number, journal, vm: None },
@@ -122,6 +122,9 @@ fn messages() -> Vec<PeerMessage> {
         PeerMessage::Resolved { session, journal, run: RunAt::Sink },
         PeerMessage::CarryOpen { session, number, coding, terms },
         PeerMessage::Carried { session, channels: 3, frames: 7, digest: SessionId([0x55; 16]) },
+        PeerMessage::LinkAccept { token: LinkToken([0x44; 16]), lanes: 2, resume: Some(resume) },
+        PeerMessage::LinkResume { epoch: LinkEpoch(5), token: resume, sessions: vec![session] },
+        PeerMessage::LinkResumed { token: LinkToken([0x44; 16]), resume },
     ]
 }
 

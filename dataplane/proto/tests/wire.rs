@@ -311,7 +311,7 @@ fn the_longest_messages_of_a_virtual_machine_fit() {
 #[test]
 fn a_link_token_is_never_printed() {
     let token = dwcp_proto::wire::token::LinkToken([0xee; 16]);
-    let text = format!("{:?}", PeerMessage::LinkAccept { token, lanes: 1 });
+    let text = format!("{:?}", PeerMessage::LinkAccept { token, lanes: 1, resume: None });
     assert!(!text.contains("ee") && !text.contains("238"), "{text}");
 }
 

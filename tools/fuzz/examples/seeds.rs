@@ -19,7 +19,7 @@ use dwcp_proto::wire::peer::{
 };
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::record::Sealer;
-use dwcp_proto::wire::token::{JournalId, LinkToken};
+use dwcp_proto::wire::token::{JournalId, LinkToken, ResumeToken};
 use dwcp_proto::wire::vm::{FactsText, PeerFinding, PeerFindings, VmOffer, VmTerms};
 use std::path::Path;
 
@@ -111,7 +111,7 @@ fn peer_messages() -> Vec<PeerMessage> {
     let session = SessionId([3; 16]);
     let number = SessionNumber(5);
     let (code, message) = (Code::cut("region_unknown"), Message::cut("no region is named so"));
-    let journal = JournalId([6; 16]);
+    let (journal, resume) = (JournalId([6; 16]), ResumeToken([7; 16]));
     let terms =
         VmTerms { window_log: 24, pages_max: 9, base_pages: 5, undelivered_bytes_max: 1 << 20 };
     let (name, facts) = (RegionName::cut("vm1"), FactsText::cut(r#"{"ram_bytes":1}"#));
@@ -120,7 +120,9 @@ fn peer_messages() -> Vec<PeerMessage> {
         PeerFinding { code: code.clone(), message: message.clone(), cure: message.clone() };
     vec![
         PeerMessage::LinkOpen { epoch: LinkEpoch(1), lanes: 2, streams: 4 },
-        PeerMessage::LinkAccept { token: LinkToken([2; 16]), lanes: 2 },
+        PeerMessage::LinkAccept { token: LinkToken([2; 16]), lanes: 2, resume: Some(resume) },
+        PeerMessage::LinkResume { epoch: LinkEpoch(1), token: resume, sessions: vec![session] },
+        PeerMessage::LinkResumed { token: LinkToken([2; 16]), resume },
         PeerMessage::LinkRefuse { code: code.clone(), message: message.clone() },
         PeerMessage::SessionOpen {
             session,

@@ -35,8 +35,11 @@ pub const FEATURE_PAGES_ZSTD: u64 = 1 << 1;
 pub const FEATURE_PLAIN_RECORDS: u64 = 1 << 2;
 /// Migration streams of VMMs may be carried (frames 10 to 13).
 pub const FEATURE_STREAM: u64 = 1 << 3;
+/// A link may go on over another connection (`link_resume`).
+pub const FEATURE_RESUME: u64 = 1 << 4;
 /// What this version offers.
-pub const FEATURES_OFFERED: u64 = FEATURE_PAGES_DELTA | FEATURE_PAGES_ZSTD | FEATURE_STREAM;
+pub const FEATURES_OFFERED: u64 =
+    FEATURE_PAGES_DELTA | FEATURE_PAGES_ZSTD | FEATURE_STREAM | FEATURE_RESUME;
 
 /// A host's name for people.
 pub type HostName = Text<HOST_NAME_BYTES_MAX>;

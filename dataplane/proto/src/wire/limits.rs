@@ -94,6 +94,8 @@ pub const STREAM_WINDOW_LOG_MIN: u8 = 10;
 pub const STREAM_WINDOW_LOG_MAX: u8 = 24;
 /// The most bytes that a stream session may have sent and not delivered: 100 Gbit/s for 340 ms.
 pub const UNDELIVERED_BYTES_MAX: u64 = 1 << 32;
+/// The most sessions that one link takes up again: all that a daemon has.
+pub const SESSIONS_RESUMED_MAX: usize = 256;
 /// The most pages of a region: 2^36 pages are 256 TiB, the reach of 48-bit addresses.
 pub const REGION_PAGES_MAX: u64 = 1 << 36;
 
@@ -151,6 +153,8 @@ const _: () = {
         (FINDINGS_MAX + 1) * (2 * (2 * MESSAGE_BYTES_MAX + CODE_BYTES_MAX) + 64)
             < PEER_MESSAGE_BYTES_MAX
     );
+    // A session's name is 32 digits between quotes, with a comma.
+    assert!(SESSIONS_RESUMED_MAX * 35 + 256 < PEER_MESSAGE_BYTES_MAX);
     assert!(WINDOW_BYTES_FLOOR >= RECORD_BYTES_MAX as u64);
     assert!(WINDOW_BYTES_FLOOR <= WINDOW_BYTES_START);
 };

@@ -9,10 +9,11 @@
 use super::bytes::array;
 use super::limits::{
     CHANNELS_MAX, CODE_BYTES_MAX, LANES_MAX, MESSAGE_BYTES_MAX, PEER_LENGTH_BYTES,
-    PEER_MESSAGE_BYTES_MAX, REGION_NAME_BYTES_MAX, REGION_PAGES_MAX, STREAMS_MAX,
+    PEER_MESSAGE_BYTES_MAX, REGION_NAME_BYTES_MAX, REGION_PAGES_MAX, SESSIONS_RESUMED_MAX,
+    STREAMS_MAX,
 };
 use super::text::Text;
-use super::token::{JournalId, LinkToken};
+use super::token::{JournalId, LinkToken, ResumeToken};
 use super::vm::{PeerFindings, VmOffer, VmTerms};
 use crate::ids::{LinkEpoch, SessionId, SessionNumber};
 use crate::session::resolve::RunAt;
@@ -66,6 +67,28 @@ pub enum PeerMessage {
         token: LinkToken,
         /// How many lanes the link has: not more than were asked for.
         lanes: u16,
+        /// For taking the link up again; there exactly with
+        /// [`FEATURE_RESUME`](super::hello::FEATURE_RESUME).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resume: Option<ResumeToken>,
+    },
+    /// Source, as its first message: this connection takes the place of the one that a link had.
+    /// Answered by `LinkResumed` or `LinkRefuse`.
+    LinkResume {
+        /// The link's, from its `LinkOpen`.
+        epoch: LinkEpoch,
+        /// The newest that the sink gave.
+        token: ResumeToken,
+        /// The sessions that wait at the source; all others of the link are over.
+        sessions: Vec<SessionId>,
+    },
+    /// Sink: the link goes on; streams with this token are welcome. Sessions that were named and
+    /// are not here are answered by `SessionFailed`.
+    LinkResumed {
+        /// For the prefaces.
+        token: LinkToken,
+        /// For the next time.
+        resume: ResumeToken,
     },
     /// Sink: no.
     LinkRefuse {
@@ -276,6 +299,8 @@ impl PeerMessage {
         match self {
             Self::LinkOpen { .. } => "link_open",
             Self::LinkAccept { .. } => "link_accept",
+            Self::LinkResume { .. } => "link_resume",
+            Self::LinkResumed { .. } => "link_resumed",
             Self::LinkRefuse { .. } => "link_refuse",
             Self::SessionOpen { .. } => "session_open",
             Self::VmOpen { .. } => "vm_open",
@@ -326,6 +351,9 @@ impl PeerMessage {
                 range("lanes", lanes.into(), streams.into())
             }
             Self::LinkAccept { lanes, .. } => range("lanes", lanes.into(), LANES_MAX.into()),
+            Self::LinkResume { ref sessions, .. } => {
+                range("sessions", sessions.len() as u64, SESSIONS_RESUMED_MAX as u64)
+            }
             Self::SessionOpen { pages, .. } => range("pages", pages, REGION_PAGES_MAX),
             _ => Ok(()),
         }

@@ -15,6 +15,17 @@ impl fmt::Debug for LinkToken {
     }
 }
 
+/// What the sink gives the source to show when it takes the link up again over another connection:
+/// good for one such time. A secret of the link, so it is never printed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ResumeToken(pub [u8; 16]);
+
+impl fmt::Debug for ResumeToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResumeToken(..)")
+    }
+}
+
 /// The name of a journal, made with the state directory. It tells a sink that never committed a
 /// session from one that lost the memory of it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,4 +61,5 @@ macro_rules! as_hexadecimal {
 }
 
 as_hexadecimal!(LinkToken);
+as_hexadecimal!(ResumeToken);
 as_hexadecimal!(JournalId);

@@ -12,6 +12,14 @@ use crate::session::resolve::{Conflict, RunAt};
 use crate::wire::token::JournalId;
 
 impl SinkSession {
+    /// True while a lost connection changes nothing but time, if another one takes its place: a
+    /// virtual machine's stream arrives. Once all of it is here and checked, the source may give
+    /// the guest up unheard, and the rules of a doubt hold.
+    #[must_use]
+    pub const fn may_park(&self) -> bool {
+        matches!(self.phase, SinkPhase::Receiving) && self.vm.is_some() && !self.yielded
+    }
+
     /// True for a session that is in doubt because of its link alone: its journal is silent.
     #[must_use]
     pub fn is_parked(&self) -> bool {

@@ -36,6 +36,12 @@ pub enum Command {
         /// The link to drop.
         link: LinkId,
     },
+    /// Close all streams of the link and keep its lane: sessions with VMMs' streams wait for other
+    /// streams, all others fail.
+    CutStreams {
+        /// The link.
+        link: LinkId,
+    },
     /// Take a region as the source of a session.
     OpenSource(Box<SourceSetup>),
     /// Take a region as the sink of a session.
@@ -277,7 +283,8 @@ pub enum Event {
         /// The stream.
         stream: StreamId,
     },
-    /// A stream ended. When it was the lane's last one, the lane's sessions fail with it.
+    /// A stream ended. When it was the lane's last one, sessions of regions fail with it; those of
+    /// VMMs' streams wait until the link is dropped or has a stream again.
     StreamDown {
         /// The link.
         link: LinkId,

@@ -311,7 +311,7 @@ impl Desk {
         sinks.for_each(StreamSink::say_again);
     }
 
-    /// The last stream of the link's lane died.
+    /// The link was dropped, and the last stream of its lane is gone.
     pub(super) fn streams_lost(&mut self, link: LinkId, cause: StreamEnd) {
         for index in 0..self.stream_sources.len() + self.stream_sinks.len() {
             let sources = self.stream_sources.len();

@@ -224,7 +224,7 @@ impl Desk {
     }
 
     /// A stream is gone: what was in flight on it goes out again on the others; with the last one
-    /// its lane's sessions end.
+    /// its lane's sessions of regions end, and those of VMMs' streams wait for the next one.
     pub(super) fn stream_down(&mut self, slot: StreamSlot, cause: StreamEnd) {
         let Some(mut stream) = self.streams[slot.index()].take() else { return };
         let link = stream.link;
@@ -247,7 +247,10 @@ impl Desk {
         if self.lanes[lane].is_empty() {
             self.lane_down(link, cause);
             if self.lanes[lane].dropped {
+                self.streams_lost(link, cause);
                 self.remove_lane(link);
+            } else {
+                self.say_again(link);
             }
             return;
         }
@@ -276,6 +279,7 @@ impl Desk {
         }
     }
 
+    /// The last stream of a lane is gone: its sessions of regions end.
     fn lane_down(&mut self, link: LinkId, cause: StreamEnd) {
         for index in 0..self.sources.len() {
             let session = self.sources[index].session;
@@ -289,7 +293,6 @@ impl Desk {
                 self.fail(session, SessionEnd::LinkLost(cause));
             }
         }
-        self.streams_lost(link, cause);
     }
 
     /// Forgets a lane without streams.

@@ -45,6 +45,7 @@ impl<L: Link> Shard<L> {
             }
             Command::AddStream { setup, frame_rtt_ns } => self.add_stream(*setup, frame_rtt_ns),
             Command::DropLink { link } => self.drop_link(link),
+            Command::CutStreams { link } => self.cut_streams(link),
             Command::OpenSource(setup) => self.open_source(*setup),
             Command::OpenSink(setup) => self.open_sink(*setup),
             Command::OpenStreamSource(setup) => {
@@ -179,9 +180,15 @@ impl<L: Link> Shard<L> {
         };
         lane.dropped = true;
         if lane.is_empty() {
+            self.desk.streams_lost(link, StreamEnd::Dropped);
             self.desk.remove_lane(link);
             return;
         }
+        self.cut_streams(link);
+    }
+
+    /// Closes the link's streams; its lane stays.
+    fn cut_streams(&mut self, link: LinkId) {
         for slot in self.desk.lanes.iter().filter(|l| l.link == link).flat_map(Lane::slots) {
             self.link.close_stream(slot, StreamEnd::Dropped);
         }

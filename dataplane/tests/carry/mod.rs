@@ -4,7 +4,8 @@ mod harness;
 mod pages;
 mod qemu;
 
-use dwcp_dataplane::port::{ChannelEnd, Event, SessionEnd};
+use crate::pair::Cuts;
+use dwcp_dataplane::port::{ChannelEnd, Command, Event, SessionEnd};
 use dwcp_dataplane::stats::SessionCounter;
 use harness::{Carry, Options, bytes};
 use std::io::{Read, Write};
@@ -99,10 +100,78 @@ fn a_stream_that_dies_loses_nothing_and_keeps_the_order() {
 }
 
 #[test]
-fn the_last_stream_takes_the_session_and_its_sockets_with_it() {
+fn a_session_without_streams_waits_and_goes_on_over_others() {
+    let mut carry = Carry::new(Options { streams: 3, undelivered: BOUND, ..Options::default() });
+    let (near, far) = carry.channel(0);
+    for (seed, cuts) in (1..).zip([Cuts::Network, Cuts::Source, Cuts::Sink]) {
+        eprintln!("{cuts:?}");
+        let sent = bytes(seed, 16 << 20);
+        let vmm_in = |carry: &Carry| carry.source_counters()[SessionCounter::VmmInBytes.index()];
+        let before = vmm_in(&carry);
+        std::thread::scope(|scope| {
+            scope.spawn(|| { &near }.write_all(&sent).unwrap());
+            // Nobody reads it yet, so that it is under way when the streams end.
+            carry.until(|carry| vmm_in(carry) > before + BOUND / 2);
+            carry.pair.renew_streams(cuts);
+            let mut got = vec![0; sent.len()];
+            { &far }.read_exact(&mut got).unwrap();
+            assert!(got == sent, "what arrives is what was written");
+        });
+    }
+    assert!(carry.source_counters()[SessionCounter::FramesResent.index()] > 0);
+    carry.move_bytes(&far, &near, &bytes(9, 50_000));
+    carry.assert_same_digest();
+    carry.close();
+}
+
+#[test]
+fn replies_outlive_every_stream() {
+    let mut carry = Carry::new(Options { streams: 2, ..Options::default() });
+    let (near, far) = carry.channel(0);
+    let answer = bytes(8, 4 << 20);
+    let mut cuts = [Cuts::Source, Cuts::Sink, Cuts::Network].into_iter().zip(1..).peekable();
+    carry.move_bytes_while(&far, &near, &answer, |carry, moved| {
+        if let Some((cuts, _)) = cuts.next_if(|(_, index)| moved > index * (1 << 20)) {
+            carry.pair.renew_streams(cuts);
+        }
+    });
+    carry.move_bytes(&near, &far, &bytes(9, 100_000));
+    carry.assert_same_digest();
+    carry.close();
+}
+
+#[test]
+fn a_vmm_without_a_link_is_held_back_and_loses_nothing() {
+    let mut carry = Carry::new(Options { undelivered: BOUND, ..Options::default() });
+    let (near, far) = carry.channel(0);
+    let streams = carry.pair.cut_all(Cuts::Source);
+    let sent = bytes(17, 4 << 20);
+    near.set_nonblocking(true).unwrap();
+    let mut at = 0;
+    carry.until(|carry| {
+        while let Ok(written) = (&near).write(&sent[at..]) {
+            at += written;
+        }
+        carry.is_quiet(at as u64)
+    });
+    assert_eq!(carry.source_counters()[SessionCounter::VmmInBytes.index()], 0, "nobody reads it");
+    near.set_nonblocking(false).unwrap();
+    carry.pair.next_streams(streams);
+    carry.move_rest(&near, &far, &sent, at);
+    carry.assert_same_digest();
+    carry.close();
+}
+
+#[test]
+fn the_dropped_link_takes_the_session_and_its_sockets_with_it() {
     let mut carry = Carry::new(Options::default());
     let (mut near, mut far) = carry.channel(0);
+    let link = carry.pair.session.link;
     carry.cut_stream(0);
+    for side in [&mut carry.pair.source, &mut carry.pair.sink] {
+        side.event(|event| matches!(event, Event::StreamDown { .. }).then_some(()));
+        side.command(Command::DropLink { link });
+    }
     for side in [&mut carry.pair.source, &mut carry.pair.sink] {
         let cause = side.event(|event| match event {
             Event::Failed { cause, .. } => Some(cause),

@@ -2,6 +2,7 @@
 
 use super::harness::{self, Carry, Options, bytes};
 use super::qemu::{Guest, load};
+use crate::pair::Cuts;
 use dwcp_dataplane::port::{Coding, Event, StreamCoding, StreamNote};
 use dwcp_dataplane::stats::SessionCounter;
 use std::io::{Read, Write};
@@ -110,6 +111,26 @@ fn dying_streams_need_no_recoding() {
                 if frames > (index as u64 + 1) * 15 {
                     carry.cut_stream(index);
                 }
+            }
+        });
+        assert!(load(&got) == load(&guest.stream), "another stream arrived");
+        carry.assert_same_digest();
+        carry.close();
+    }
+}
+
+#[test]
+fn a_lost_link_needs_no_recoding() {
+    for seed in [23, 24, 25] {
+        eprintln!("seed {seed}");
+        let mut carry = Carry::new(options(18, 2));
+        let (near, far) = carry.channel(0);
+        let guest = guest(seed);
+        let mut cuts = [Cuts::Network, Cuts::Sink, Cuts::Source].into_iter().zip(1..).peekable();
+        let got = carried(&mut carry, (&near, &far), &guest.stream, seed, |carry| {
+            let frames = carry.source_counters()[SessionCounter::Frames.index()];
+            if let Some((cuts, _)) = cuts.next_if(|(_, index)| frames > index * 12) {
+                carry.pair.renew_streams(cuts);
             }
         });
         assert!(load(&got) == load(&guest.stream), "another stream arrived");

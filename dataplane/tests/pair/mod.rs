@@ -74,6 +74,14 @@ impl Side {
     }
 }
 
+/// Who ends all streams.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Cuts {
+    Network,
+    Source,
+    Sink,
+}
+
 pub(crate) struct Pair {
     pub(crate) source_region: Arc<Region>,
     pub(crate) sink_region: Arc<Region>,
@@ -81,6 +89,8 @@ pub(crate) struct Pair {
     pub(crate) source: Side,
     pub(crate) sink: Side,
     sockets: Vec<TcpStream>,
+    /// Of the streams that are there now.
+    incarnation: Incarnation,
     source_stats: Option<SessionStatsReader>,
     sink_stats: Option<SessionStatsReader>,
 }
@@ -106,6 +116,7 @@ impl Pair {
             source: Side::new(0),
             sink: Side::new(1),
             sockets: Vec::new(),
+            incarnation: Incarnation(1),
             source_stats: None,
             sink_stats: None,
         };
@@ -132,7 +143,7 @@ impl Pair {
             let setup = Box::new(StreamSetup {
                 link: self.session.link,
                 stream,
-                incarnation: Incarnation(1),
+                incarnation: self.incarnation,
                 socket: socket.into(),
                 keys: StreamKeys { send: key(send), receive: key(receive) },
                 stats: counters().0,
@@ -147,6 +158,41 @@ impl Pair {
                 });
             }
         }
+    }
+
+    /// All streams end, here as over a dead network or as the end `cuts` orders it, and others
+    /// take their places.
+    pub(crate) fn renew_streams(&mut self, cuts: Cuts) {
+        let count = self.cut_all(cuts);
+        self.next_streams(count);
+    }
+
+    /// Ends all streams; returns how many there were.
+    pub(crate) fn cut_all(&mut self, cuts: Cuts) -> usize {
+        let link = self.session.link;
+        // What is kept here would keep connections open.
+        let sockets = std::mem::take(&mut self.sockets);
+        let count = sockets.len();
+        match cuts {
+            Cuts::Network => {
+                sockets.iter().for_each(|socket| drop(socket.shutdown(Shutdown::Both)));
+            }
+            Cuts::Source => self.source.command(Command::CutStreams { link }),
+            Cuts::Sink => self.sink.command(Command::CutStreams { link }),
+        }
+        drop(sockets);
+        for side in [&mut self.source, &mut self.sink] {
+            for _ in 0..count {
+                side.event(|event| matches!(event, Event::StreamDown { .. }).then_some(()));
+            }
+        }
+        count
+    }
+
+    /// So many streams, of the next incarnation.
+    pub(crate) fn next_streams(&mut self, count: usize) {
+        self.incarnation = self.incarnation.next();
+        (0..count).for_each(|stream| self.add_stream(StreamId(stream as u16), 2));
     }
 
     /// How both ends of a stream end whose keys differ.

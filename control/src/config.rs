@@ -110,7 +110,7 @@ pub struct MemoryBudget {
 }
 
 /// The settings that may change while the daemon runs. They hold for links and sessions that open
-/// after the change; the keepalive holds at once.
+/// after the change; keepalive, resume window and blackout hold at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LiveSettings {
     /// Data streams of a new link.
@@ -126,6 +126,10 @@ pub struct LiveSettings {
     /// Silence after which a peer counts as gone. A peer that is only stopped for a while must
     /// not lose its sessions, so this is much longer than the ping's period.
     pub peer_dead_after: Duration,
+    /// How long the sessions of a lost link wait for another connection; zero: not at all.
+    pub resume_window: Duration,
+    /// How long a guest stands still before the commit while nothing is heard of its peer.
+    pub blackout_max: Duration,
 }
 
 impl Default for LiveSettings {
@@ -137,6 +141,8 @@ impl Default for LiveSettings {
             zstd_level: 1,
             peer_ping_every: Duration::from_secs(1),
             peer_dead_after: Duration::from_secs(30),
+            resume_window: Duration::from_secs(600),
+            blackout_max: Duration::from_secs(2),
         }
     }
 }

@@ -70,10 +70,6 @@ pub(crate) const VM_END_TIMEOUT_NS: u64 = 60_000_000_000;
 /// How long a source waits for the word that its committed guest runs at the sink.
 pub(crate) const VM_RESUMED_TIMEOUT_NS: u64 = 10_000_000_000;
 
-/// How long a peer may be silent while a guest stands still before the commit; then the guest runs
-/// on here. Pings go out every second, so that a path that lives is never silent for so long.
-pub(crate) const BLACKOUT_SILENCE: Duration = Duration::from_secs(2);
-
 /// How often a task hears the data plane's figures.
 pub(crate) const VM_FIGURES_PERIOD_NS: u64 = 200_000_000;
 
@@ -138,6 +134,18 @@ pub(crate) const PROGRESS_PERIOD_NS: u64 = 100_000_000;
 
 /// The first and the longest wait before a lost stream or peer is dialled again.
 pub(crate) const REDIAL_WAIT_NS: (u64, u64) = (500_000_000, 30_000_000_000);
+
+/// The first and the longest wait between two attempts to give a link another connection: traffic
+/// is back within a second of the path. Attempts overlap, so that a path of any length is found.
+pub(crate) const RESUME_WAIT_NS: (u64, u64) = (250_000_000, 1_000_000_000);
+
+/// Attempts under way at a time: all that start while the first one runs into its timeout of five
+/// seconds each for connecting and for proving names.
+pub(crate) const RESUMES_MAX: usize = 10;
+
+/// A peer that is silent for so long, and for three pings, is dialled anew while its sessions are
+/// under way; it may take TCP much longer to notice that the path is back.
+pub(crate) const RESUME_SILENCE: Duration = Duration::from_secs(3);
 
 /// How long an orderly stop may take before the thread leaves without it.
 pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(5);

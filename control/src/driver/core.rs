@@ -20,7 +20,7 @@ use crate::config::{ControlConfig, LiveSettings, SettingsPort};
 use crate::limits::JOURNAL_NOTES_MAX;
 use crate::log_limit::LogLimit;
 use crate::migration::{History, Machine, Regions, Session, Vms};
-use crate::peer::{Identity, PeerError, PeerInput};
+use crate::peer::{ConnectionId, Identity, PeerError, PeerInput};
 use crate::state::{Change, Journal, JournalDone, SessionRecord, Stored, Ticket};
 use crate::tally::Tally;
 use dwcp_dataplane::port::{Command, Event};
@@ -60,6 +60,10 @@ pub(crate) struct Counters {
     pub(crate) refused: Tally,
     /// Channels that ended, by reason.
     pub(crate) links_ended: Tally,
+    /// Links that lost their connection while sessions waited for another one, by reason.
+    pub(crate) links_parked: Tally,
+    /// Links that went on over another connection, by this end's role.
+    pub(crate) links_resumed: Tally,
     /// Streams that ended, by reason.
     pub(crate) streams_ended: Tally,
     /// Streams whose socket did not take an option as asked, by which.
@@ -100,6 +104,9 @@ pub(crate) struct Core {
     /// Links that are gone here and whose streams shards still close.
     pub(super) closing_links: BTreeMap<LinkId, StreamsHeld>,
     pub(super) next_link: LinkId,
+    /// Which link a connection belongs to, or is dialled for.
+    pub(super) connections: BTreeMap<ConnectionId, LinkId>,
+    pub(super) next_connection: ConnectionId,
     pub(super) subscribers: BTreeMap<ClientId, (ClientHandle, Subscription)>,
     pub(super) peers: mpsc::Sender<PeerInput>,
     pub(super) counters: Counters,
@@ -156,6 +163,8 @@ impl Core {
             links: BTreeMap::new(),
             closing_links: BTreeMap::new(),
             next_link: LinkId(0),
+            connections: BTreeMap::new(),
+            next_connection: ConnectionId::default(),
             subscribers: BTreeMap::new(),
             peers: parts.peers,
             counters: parts.counters,

@@ -83,7 +83,7 @@ impl Core {
     }
 
     /// What is counted by a word: name, help, label, and the tallies that are added up.
-    fn tallies(&self) -> [(&'static str, &'static str, &'static str, Vec<&Tally>); 10] {
+    fn tallies(&self) -> [(&'static str, &'static str, &'static str, Vec<&Tally>); 12] {
         let counters = &self.counters;
         [
             (
@@ -115,6 +115,18 @@ impl Core {
                 "Links that ended, by reason.",
                 "reason",
                 vec![&counters.links_ended],
+            ),
+            (
+                "dwcp_links_parked_total",
+                "Connections of links that were lost while sessions wait for another, by reason.",
+                "reason",
+                vec![&counters.links_parked],
+            ),
+            (
+                "dwcp_links_resumed_total",
+                "Links that went on over another connection, by this end's role.",
+                "role",
+                vec![&counters.links_resumed],
             ),
             (
                 "dwcp_streams_ended_total",

@@ -4,26 +4,29 @@
 //! machines first, then its lanes; clients that waited for it are answered.
 
 use super::core::{Core, unix_ms};
+use super::parking::{Parked, Redial};
 use super::room::StreamsHeld;
 use super::stream_options::{OptionFault, set_options};
 use crate::api::{ApiError, PeerAddress, Reply, SessionOpen};
-use crate::migration::Memory;
+use crate::migration::{Memory, Silence};
 use crate::peer::{
-    ChannelHandle, Established, Link, LinkInput, LinkOutput, LinkPhase, PeerError, PeerInput,
-    dial_peer, dial_stream, random,
+    ChannelHandle, ConnectionId, Established, Link, LinkInput, LinkOutput, LinkPhase, PeerError,
+    PeerInput, dial_peer, dial_stream, random,
 };
 use dwcp_dataplane::port::{Command, HashKey, LaneSetup, StreamEnd, StreamSetup};
 use dwcp_dataplane::stats::StreamStatsReader;
 use dwcp_ffi::counters::{HistogramReader, counters, histogram};
 use dwcp_proto::ids::{Incarnation, LaneId, LinkEpoch, LinkId, SessionId, SessionNumber, StreamId};
 use dwcp_proto::time::Nanos;
+use dwcp_proto::wire::hello::FEATURE_RESUME;
 use dwcp_proto::wire::peer::{Message, PeerMessage};
 use dwcp_proto::wire::preface::StreamPreface;
-use dwcp_proto::wire::token::LinkToken;
+use dwcp_proto::wire::token::{LinkToken, ResumeToken};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 /// A client whose session waits for its link.
 #[derive(Debug)]
@@ -51,6 +54,14 @@ pub(super) struct LinkEntry {
     pub(super) peer_name: String,
     pub(super) address: Option<SocketAddr>,
     pub(super) channel: Option<ChannelHandle>,
+    /// The connection of the channel, or the first one while it is dialled.
+    pub(super) connection: Option<ConnectionId>,
+    /// When its peer was heard on a connection that is gone.
+    pub(super) heard: Option<Instant>,
+    pub(super) silence: Silence,
+    /// The link has no connection, or another one that does not carry it yet.
+    pub(super) parked: Option<Parked>,
+    pub(super) redial: Redial,
     pub(super) hash_key: HashKey,
     /// Features that both ends have.
     pub(super) features: u64,
@@ -73,6 +84,11 @@ impl LinkEntry {
             peer_name: String::new(),
             address: None,
             channel: None,
+            connection: None,
+            heard: None,
+            silence: Silence::default(),
+            parked: None,
+            redial: Redial::default(),
             hash_key: HashKey([0; 32]),
             features: 0,
             streams: BTreeMap::new(),
@@ -84,6 +100,11 @@ impl LinkEntry {
             since_unix_ms: unix_ms(),
         }
     }
+
+    /// When the peer was heard last, on this connection or the one before.
+    pub(super) fn heard(&self) -> Option<Instant> {
+        self.channel.as_ref().map(ChannelHandle::heard).or(self.heard)
+    }
 }
 
 impl Core {
@@ -94,22 +115,37 @@ impl Core {
             PeerInput::Stream { preface, socket, address } => {
                 self.on_stream(preface, socket, address);
             }
-            PeerInput::Dialled { link, outcome } => match outcome {
-                Ok(peer) => self.on_dialled(link, *peer),
-                Err(error) => self.drop_link(link, &error),
-            },
+            PeerInput::Dialled { connection, outcome } => self.on_dialled(connection, outcome),
             PeerInput::StreamDialled { link, stream, incarnation, outcome } => {
                 self.on_stream_dialled(link, stream, incarnation, outcome);
             }
-            PeerInput::Message { link, message } => self.on_message(link, message),
-            PeerInput::Ended { link, end } => self.drop_link(link, &end),
+            // What comes from a connection that a link has given up is not heard any more.
+            PeerInput::Message { connection, message } => {
+                if let Some(link) = self.connections.get(&connection).copied() {
+                    self.on_message(link, message);
+                }
+            }
+            PeerInput::Ended { connection, end } => {
+                if let Some(link) = self.connections.get(&connection).copied() {
+                    self.lose_link(link, &end);
+                }
+            }
         }
     }
 
-    /// The link that was dialled to `peer`; a new one if there is none.
+    /// The name of a new connection of a link.
+    pub(super) fn new_connection(&mut self, link: LinkId) -> ConnectionId {
+        let connection = self.next_connection;
+        self.next_connection = connection.next();
+        self.connections.insert(connection, link);
+        connection
+    }
+
+    /// The link that was dialled to `peer`; a new one if there is none that has a connection.
     pub(super) fn link_to(&mut self, peer: &PeerAddress) -> Result<LinkId, PeerError> {
-        let found = self.links.iter().find(|(_, entry)| entry.dialled.as_ref() == Some(peer));
-        if let Some((link, _)) = found {
+        let serves =
+            |entry: &LinkEntry| entry.dialled.as_ref() == Some(peer) && entry.parked.is_none();
+        if let Some((link, _)) = self.links.iter().find(|(_, entry)| serves(entry)) {
             return Ok(*link);
         }
         self.check_links()?;
@@ -118,7 +154,11 @@ impl Core {
         let machine = Link::dialling(epoch, self.shards.count(), streams);
         let link = self.add_link(machine, Some(peer.clone()));
         let (identity, peers) = (self.identity.clone(), self.peers.clone());
-        dial_peer(link, peer.clone(), identity, self.config.timeouts, peers);
+        let connection = self.new_connection(link);
+        if let Some(entry) = self.links.get_mut(&link) {
+            entry.connection = Some(connection);
+        }
+        dial_peer(connection, peer.clone(), identity, self.config.timeouts, peers);
         Ok(link)
     }
 
@@ -133,23 +173,38 @@ impl Core {
     }
 
     fn on_accepted(&mut self, peer: Established) {
-        if let Err(error) = self.check_links() {
+        if let Err(error) = self.check_accept(&peer.peer_name) {
             return self.refuse_link(peer, &error);
         }
         let streams_max = self.config.streams_per_link_max;
-        let machine = Link::accepted(LinkToken(random()), self.shards.count(), streams_max);
+        let resumes = peer.agreed.features & FEATURE_RESUME != 0;
+        let resume = resumes.then(|| ResumeToken(random()));
+        let token = LinkToken(random());
+        let machine = Link::accepted(token, resume, self.shards.count(), streams_max);
         let link = self.add_link(machine, None);
-        self.start_channel(link, peer);
+        let connection = self.new_connection(link);
+        self.start_channel(link, connection, peer);
     }
 
-    fn on_dialled(&mut self, link: LinkId, peer: Established) {
-        if self.start_channel(link, peer) {
+    fn on_dialled(
+        &mut self,
+        connection: ConnectionId,
+        outcome: Result<Box<Established>, PeerError>,
+    ) {
+        let Some(link) = self.connections.get(&connection).copied() else { return };
+        let first = self.links.get(&link).is_some_and(|e| e.connection == Some(connection));
+        let peer = match outcome {
+            outcome if !first => return self.on_redialled(link, connection, outcome),
+            Ok(peer) => *peer,
+            Err(error) => return self.drop_link(link, &error),
+        };
+        if self.start_channel(link, connection, peer) {
             self.link_step(link, LinkInput::ChannelUp);
             self.sessions_link_up(link);
         }
     }
 
-    fn start_channel(&mut self, link: LinkId, peer: Established) -> bool {
+    fn start_channel(&mut self, link: LinkId, connection: ConnectionId, peer: Established) -> bool {
         let Some(entry) = self.links.get_mut(&link) else { return false };
         entry.peer_name.clone_from(&peer.peer_name);
         entry.address = Some(peer.address);
@@ -165,7 +220,8 @@ impl Core {
         entry.features = peer.agreed.features;
         tracing::info!(%link, peer = %peer.peer_name, address = %peer.address, version, "peer up");
         let live = self.live.clone();
-        entry.channel = Some(ChannelHandle::start(link, peer, self.peers.clone(), live));
+        entry.connection = Some(connection);
+        entry.channel = Some(ChannelHandle::start(connection, peer, self.peers.clone(), live));
         true
     }
 
@@ -275,10 +331,13 @@ impl Core {
     }
 
     fn on_message(&mut self, link: LinkId, message: PeerMessage) {
-        if message.session().is_some() {
-            self.on_session_message(link, message);
-        } else {
-            self.link_step(link, LinkInput::Message(message));
+        let asked = self.links.get(&link).is_some_and(|entry| entry.link.may_be_another());
+        match message {
+            PeerMessage::LinkResume { epoch, token, sessions } if asked => {
+                self.on_link_resume(link, (epoch, token), sessions);
+            }
+            message if message.session().is_some() => self.on_session_message(link, message),
+            message => self.link_step(link, LinkInput::Message(message)),
         }
     }
 
@@ -288,7 +347,7 @@ impl Core {
         let Some(entry) = self.links.get_mut(&link) else { return };
         let outputs = match entry.link.step(now, input) {
             Ok(outputs) => outputs,
-            Err(error) => return self.end_link(link, &error),
+            Err(error) => return self.lose_link(link, &error),
         };
         for output in outputs {
             match output {
@@ -298,6 +357,7 @@ impl Core {
                         return self.end_link(link, &error);
                     }
                 }
+                LinkOutput::CutStreams => self.cut_streams(link),
                 LinkOutput::Dial(preface) => {
                     let address = self.links.get(&link).and_then(|entry| entry.address);
                     let Some(address) = address else { continue };
@@ -310,7 +370,15 @@ impl Core {
         }
     }
 
+    fn cut_streams(&mut self, link: LinkId) {
+        let Some(entry) = self.links.get(&link) else { return };
+        for lane in entry.streams_held.lanes() {
+            self.shards.send(lane, Command::CutStreams { link });
+        }
+    }
+
     fn add_lanes(&mut self, link: LinkId, lanes: u16) -> Result<(), PeerError> {
+        self.check_lanes(link)?;
         self.check_streams(link, lanes)?;
         if let Some(entry) = self.links.get_mut(&link) {
             entry.streams_held = StreamsHeld::none_of(lanes);
@@ -333,19 +401,21 @@ impl Core {
         }
         vm_waiters.into_iter().for_each(|session| self.open_vm_source(link, session));
         self.carry_link_ready(link);
+        self.link_resumed(link);
     }
 
     /// Says something on a link's channel. A peer that does not read loses the link.
     pub(super) fn send_peer(&mut self, link: LinkId, message: PeerMessage) {
         let channel = self.links.get(&link).and_then(|entry| entry.channel.as_ref());
         if let Some(Err(error)) = channel.map(|channel| channel.send(message)) {
-            self.drop_link(link, &error);
+            self.lose_link(link, &error);
         }
     }
 
     /// Ends a link: sessions hear of it, then its lanes go, then whoever waited is answered.
     pub(super) fn drop_link(&mut self, link: LinkId, cause: &PeerError) {
         let Some(mut entry) = self.links.remove(&link) else { return };
+        self.connections.retain(|_, of| *of != link);
         let code = cause.code();
         self.counters.links_ended.add(code);
         let was_up = entry.channel.is_some();
@@ -382,10 +452,11 @@ impl Core {
     pub(super) fn tick_links(&mut self, now: Nanos) {
         let links: Vec<LinkId> = self.links.keys().copied().collect();
         for link in links {
-            let late = self
-                .links
-                .get(&link)
-                .is_some_and(|e| e.link.phase() != LinkPhase::Ready && e.deadline <= now);
+            self.tick_parked(link, now);
+            let late = self.links.get(&link).is_some_and(|entry| {
+                let waits = entry.link.phase() != LinkPhase::Ready && entry.parked.is_none();
+                waits && entry.deadline <= now
+            });
             if late {
                 self.drop_link(link, &PeerError::Timeout { what: "opening the link" });
             } else {

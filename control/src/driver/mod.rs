@@ -13,6 +13,7 @@ mod families;
 mod lanes;
 mod links;
 mod opening;
+mod parking;
 mod reconnect;
 mod reports;
 mod requests;

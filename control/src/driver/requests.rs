@@ -231,7 +231,7 @@ impl Core {
     }
 
     fn session_show(&self, id: SessionId) -> Result<Value, ApiError> {
-        self.record_of(id).map(|record| json!(record)).ok_or_else(|| unknown(id))
+        self.session_view(id).ok_or_else(|| unknown(id))
     }
 
     /// Why a session takes no more orders.

@@ -5,6 +5,7 @@
 //! shards have reported the end of its last stream.
 
 use super::core::Core;
+use crate::limits::RESUMES_MAX;
 use crate::peer::{ChannelHandle, Established, PeerError};
 use dwcp_proto::ids::{LaneId, LinkId};
 use dwcp_proto::wire::peer::{Code, Message, PeerMessage};
@@ -57,6 +58,31 @@ impl Core {
         Err(PeerError::LinksTooMany { links_max })
     }
 
+    /// Whether a peer that dials may say what it wants. One whose link may be lost may take it up
+    /// again, for which no room is needed.
+    pub(super) fn check_accept(&self, peer: &str) -> Result<(), PeerError> {
+        let resumable = self
+            .links
+            .values()
+            .any(|e| e.peer_name == peer && !e.link.is_dialled() && e.link.may_resume());
+        let links_max = self.config.links_max;
+        if resumable && self.links.len() + self.closing_links.len() < links_max + RESUMES_MAX {
+            return Ok(());
+        }
+        self.check_links()
+    }
+
+    /// Whether the shards have lanes for a link that is there.
+    pub(super) fn check_lanes(&self, link: LinkId) -> Result<(), PeerError> {
+        let others = self.links.iter().filter(|(id, _)| **id != link);
+        let with_lanes = others.filter(|(_, entry)| entry.link.lanes() > 0).count();
+        let links_max = self.config.links_max;
+        if with_lanes + self.closing_links.len() < links_max {
+            return Ok(());
+        }
+        Err(PeerError::LinksTooMany { links_max })
+    }
+
     /// Whether the shards have room for the streams of a link whose lanes were just agreed on.
     pub(super) fn check_streams(&self, link: LinkId, lanes: u16) -> Result<(), PeerError> {
         let Some(entry) = self.links.get(&link) else { return Ok(()) };
@@ -99,10 +125,11 @@ impl Core {
     /// Says no to a peer that dialled while there is no room for its link. Its channel ends as soon
     /// as that is written.
     pub(super) fn refuse_link(&mut self, peer: Established, error: &PeerError) {
-        let link = self.next_link;
-        self.next_link = link.next();
+        // Of no link: what it says is not heard.
+        let connection = self.next_connection;
+        self.next_connection = connection.next();
         let address = peer.address;
-        let channel = ChannelHandle::start(link, peer, self.peers.clone(), self.live.clone());
+        let channel = ChannelHandle::start(connection, peer, self.peers.clone(), self.live.clone());
         // Whether it arrives is the peer's concern: the link ends in any case.
         let _ = channel.send(refusal(error));
         self.refuse_peer(address, error);
@@ -111,14 +138,19 @@ impl Core {
     /// Ends a link that can't be served; a peer that dialled it is told why.
     pub(super) fn end_link(&mut self, link: LinkId, error: &PeerError) {
         let asked = self.links.get(&link).is_some_and(|entry| !entry.link.is_dialled());
-        if asked && matches!(error, PeerError::StreamsTooMany { .. }) {
+        if asked && is_room(error) {
             self.send_peer(link, refusal(error));
         }
         self.drop_link(link, error);
     }
 }
 
-fn refusal(error: &PeerError) -> PeerMessage {
+/// True for what a peer may mend by asking for less, or later.
+fn is_room(error: &PeerError) -> bool {
+    matches!(error, PeerError::StreamsTooMany { .. } | PeerError::LinksTooMany { .. })
+}
+
+pub(super) fn refusal(error: &PeerError) -> PeerMessage {
     PeerMessage::LinkRefuse {
         code: Code::cut(error.code()),
         message: Message::cut(&error.to_string()),

@@ -4,6 +4,7 @@
 
 use super::core::{Core, Written, unix_ms};
 use super::opening::new_record;
+use super::views::PARKED;
 use crate::api::{Role, Topic};
 use crate::limits::{REDIAL_WAIT_NS, SESSIONS_LIVE_MAX, UNKNOWN_QUERIES_PER_PEER_MAX};
 use crate::migration::{Machine, Session};
@@ -55,7 +56,7 @@ impl Core {
         }
         let known = self
             .sessions
-            .get_mut(&id)
+            .get(&id)
             .filter(|session| session.record.peer == peer && session.role() == role);
         let Some(session) = known else {
             if !(role == Role::Source && self.hear_late(id, &peer, &message)) {
@@ -64,7 +65,9 @@ impl Core {
             return;
         };
         if session.link != Some(link) {
-            if session.link.is_some() {
+            let ends = matches!(message, PeerMessage::Abort { .. });
+            let parked = self.parked_view(session).is_some();
+            if session.link.is_some() && !(ends && parked) {
                 // The peer came back before we noticed that its old connection is dead.
                 self.session_link_lost(id, &PeerError::Closed);
             }
@@ -261,11 +264,16 @@ impl Core {
     pub(super) fn tell_state(&self, id: SessionId) {
         let Some(session) = self.sessions.get(&id) else { return };
         let record = &session.record;
-        let (role, state) = (record.role.name(), record.state.name());
+        let parked = self.parked_view(session);
+        let state = if parked.is_some() { PARKED } else { record.state.name() };
+        let role = record.role.name();
         tracing::info!(session = %id, role, state, peer = %record.peer, "session");
         let mut params = json!({
             "session": id, "role": role, "state": state, "reason": record.reason,
         });
+        if let Some(parked) = parked {
+            params["parked"] = parked;
+        }
         if let Some(vm) = &record.vm {
             params["vm"] = json!(vm.name);
         }

@@ -10,7 +10,22 @@ use dwcp_proto::ids::{LinkId, SessionId};
 use dwcp_proto::wire::limits::{WIRE_VERSION, WIRE_VERSION_LOWEST};
 use serde_json::{Map, Value, json};
 
+/// The state of a session whose link is lost and may come back, in place of its machine's.
+pub(super) const PARKED: &str = "parked";
+
 impl Core {
+    /// A session as clients see it: its record, and that it is parked.
+    pub(super) fn session_view(&self, id: SessionId) -> Option<Value> {
+        let record = self.record_of(id)?;
+        let mut view = json!(record);
+        let parked = self.sessions.get(&id).and_then(|session| self.parked_view(session));
+        if let Some(parked) = parked {
+            view["state"] = json!(PARKED);
+            view["parked"] = parked;
+        }
+        Some(view)
+    }
+
     /// A session's record, live or ended, with the counters of now.
     pub(super) fn record_of(&self, id: SessionId) -> Option<SessionRecord> {
         let live = self.sessions.get(&id).map(|session| session.fresh_record());
@@ -35,16 +50,19 @@ impl Core {
 
     /// Live sessions and the ended ones after them, each the newest first.
     pub(super) fn session_list(&self) -> Value {
-        let mut live: Vec<_> = self.sessions.values().map(|s| s.fresh_record()).collect();
-        live.extend(self.vm_sources.keys().filter_map(|id| self.vm_source_record(*id)));
-        live.sort_by_key(|record| std::cmp::Reverse((record.started_unix_ms, record.session)));
+        let started = |id: SessionId| self.record_of(id).map(|record| record.started_unix_ms);
+        let mut live: Vec<SessionId> = self.sessions.keys().copied().collect();
+        live.extend(self.vm_sources.keys());
+        live.sort_by_key(|id| std::cmp::Reverse((started(*id), *id)));
         let ended = self.history.newest_first().map(|record| json!(record));
-        Value::Array(live.iter().map(|record| json!(record)).chain(ended).collect())
+        let live = live.into_iter().filter_map(|id| self.session_view(id));
+        Value::Array(live.chain(ended).collect())
     }
 
     pub(super) fn status(&self) -> Value {
-        let sessions: Vec<_> = self.sessions.values().map(|s| s.fresh_record()).collect();
-        let doubt = sessions.iter().any(|record| record.state == SessionState::InDoubt);
+        let doubt = self.sessions.values().any(|s| s.state() == SessionState::InDoubt);
+        let live = self.sessions.keys();
+        let sessions: Vec<Value> = live.filter_map(|id| self.session_view(*id)).collect();
         json!({
             "daemon": {
                 "version": self.config.facts.version,

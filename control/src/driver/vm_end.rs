@@ -33,12 +33,13 @@ impl Core {
                 self.end_vm(id, VmOrder::Release, now + Nanos(VM_RESUMED_TIMEOUT_NS), Ok(()));
             }
             SourceReport::Ended(reason) => {
+                let unheard = reason == EndReason::LinkLost || self.is_link_parked(id);
                 let Some(session) = self.sessions.get_mut(&id) else { return };
                 session.set_reason(&reason, vm_cure(session, &reason));
                 if let Some(vm) = &mut session.record.vm {
-                    vm.abort_owed = reason == EndReason::LinkLost;
+                    vm.abort_owed = unheard;
                 }
-                if reason == EndReason::LinkLost {
+                if unheard {
                     let record = session.record.clone();
                     self.owe_abort(&record);
                 }

@@ -6,6 +6,7 @@
 
 use super::core::Core;
 use crate::migration::{Machine, Session};
+use crate::peer::PeerError;
 use crate::state::Change;
 use crate::vm::{GuestState, VmError, VmNews, VmOrder, VmReport};
 use dwcp_dataplane::port::{ChannelEnd, ChannelId, ChannelSetup, Command, StreamNote};
@@ -98,10 +99,11 @@ impl Core {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let is_source = matches!(session.machine, Machine::Source(_));
         // A session that closes its lane closes its sockets: this one comes too late.
-        let (Some(key), Some(part), false) = (session.key, &session.vm, session.closing) else {
+        let (Some(key), Some(part), false) = (session.key, &mut session.vm, session.closing) else {
             return;
         };
         let lane = part.lane;
+        part.channels = part.channels.max(channel + 1);
         let setup = ChannelSetup { session: key, channel: ChannelId(channel), socket };
         self.shards.send(lane, Command::AddChannel(Box::new(setup)));
         if is_source && channel > 0 {
@@ -156,6 +158,10 @@ impl Core {
         let (frames, digest) = (digest.0, SessionId(digest.1));
         self.send_session(id, PeerMessage::Loaded { session: id, frames, digest });
         self.sink_step(id, SinkInput::LaneVerified(ONLY_LANE));
+        if self.is_link_parked(id) {
+            // All of it had come when the link was lost: from here on the rules of a doubt hold.
+            self.session_link_lost(id, &PeerError::Closed);
+        }
     }
 
     /// The source's QEMU is done, the sink's has loaded: was it the same?
@@ -241,7 +247,11 @@ impl Core {
                 true
             }
             PeerMessage::ChannelOpen { channel, .. } if !is_source => {
-                // In order and not too many, else the machine calls it a violation.
+                // In order and not too many, else the machine calls it a violation. Those that were
+                // there before a link was lost are said again.
+                if part.prepared && *channel < part.channels {
+                    return true;
+                }
                 let next = part.prepared && *channel == part.channels && *channel < CHANNELS_MAX;
                 if next {
                     part.channels += 1;

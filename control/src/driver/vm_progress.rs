@@ -4,8 +4,9 @@
 //! Part of [`Core`], on the control thread.
 
 use super::core::Core;
-use crate::limits::{BLACKOUT_SILENCE, VM_FIGURES_PERIOD_NS};
+use crate::limits::VM_FIGURES_PERIOD_NS;
 use crate::migration::{Machine, Session};
+use crate::peer::PeerError;
 use crate::vm::VmOrder;
 use dwcp_dataplane::stats::{SessionCounter, StreamCounter};
 use dwcp_proto::ids::{LaneId, LinkId, SessionId};
@@ -34,8 +35,10 @@ impl Core {
         due.into_iter().for_each(|id| self.tell_figures(id, now));
     }
 
-    /// A guest stands still for as long as its peer lives, and not for a peer that says nothing.
+    /// A guest stands still for as long as its peer lives, and not for a peer that says nothing or
+    /// a link that does not come back.
     fn tick_blackouts(&mut self) {
+        let blackout_max = self.live.get().blackout_max;
         let mut silent = Vec::new();
         for (id, session) in &mut self.sessions {
             let stopped = match &session.machine {
@@ -44,15 +47,20 @@ impl Core {
                 }
                 Machine::Sink(_) => false,
             };
-            let channel = session.link.and_then(|link| self.links.get(&link)?.channel.as_ref());
-            if let (true, Some(part), Some(channel)) = (stopped, &mut session.vm, channel)
-                && part.silence.tick(channel.heard()) >= BLACKOUT_SILENCE
+            let heard = session.link.and_then(|link| Some((link, self.links.get(&link)?.heard()?)));
+            if let (true, Some(part), Some((link, heard))) = (stopped, &mut session.vm, heard)
+                && part.silence.tick(heard) >= blackout_max
+                && session.may_park()
             {
-                silent.push(*id);
+                silent.push((*id, link));
             }
         }
-        let message = "the peer says nothing while the guest stands still";
-        silent.into_iter().for_each(|id| self.vm_failed(id, "blackout_silence", message));
+        let message = "nothing is heard of the peer while the guest stands still";
+        for (id, link) in silent {
+            // The sink hears of the end over another connection.
+            self.lose_link(link, &PeerError::Silent { seconds: blackout_max.as_secs() });
+            self.vm_failed(id, "blackout_max", message);
+        }
     }
 
     fn tell_figures(&mut self, id: SessionId, now: Nanos) {

@@ -73,8 +73,8 @@ impl Core {
     /// A source that offers its machine anew owns it: what is parked here is of no use any more.
     fn supersede_parked(&mut self, id: SessionId, peer: &str) {
         let parked = self.sessions.get(&id).is_some_and(|session| {
-            let parked = matches!(&session.machine, Machine::Sink(sink) if sink.is_parked());
-            parked && session.record.peer == peer
+            let doubts = matches!(&session.machine, Machine::Sink(sink) if sink.is_parked());
+            (doubts || self.parked_view(session).is_some()) && session.record.peer == peer
         });
         if parked {
             let abort = PeerMessage::Abort {

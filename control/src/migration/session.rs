@@ -162,6 +162,15 @@ impl Session {
         over && vm_over && self.lanes_held == 0
     }
 
+    /// True while a lost connection costs nothing but time, if another one comes.
+    pub(crate) fn may_park(&self) -> bool {
+        let may = match &self.machine {
+            Machine::Source(machine) => machine.may_park(),
+            Machine::Sink(machine) => machine.may_park(),
+        };
+        may && !self.closing
+    }
+
     /// True for a session of a virtual machine.
     pub(crate) fn is_vm(&self) -> bool {
         self.record.vm.is_some()

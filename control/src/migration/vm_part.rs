@@ -73,6 +73,11 @@ impl Silence {
         }
         self.silent
     }
+
+    /// For how long a peer is silent that was heard last then.
+    pub(crate) fn since(&self, heard: Instant) -> Duration {
+        if self.heard == Some(heard) { self.silent } else { Duration::ZERO }
+    }
 }
 
 /// Counters of the data plane when its figures were taken last.
@@ -162,6 +167,7 @@ mod tests {
         assert_eq!(silence.tick(start), Duration::ZERO);
         assert_eq!(silence.tick(start), TICK);
         assert_eq!(silence.tick(start), 2 * TICK);
+        assert_eq!((silence.since(start), silence.since(start + TICK)), (2 * TICK, Duration::ZERO));
         assert_eq!(silence.tick(start + TICK), Duration::ZERO);
     }
 

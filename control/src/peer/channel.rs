@@ -4,13 +4,13 @@
 //! is silent for too long, or when its handle is dropped after what was queued is written; the core
 //! hears of it exactly once.
 
+use super::connection::ConnectionId;
 use super::error::PeerError;
 use super::exporter::Exporter;
 use super::handshake::Established;
 use super::listener::PeerInput;
 use crate::config::LiveSettings;
 use crate::limits::CHANNEL_QUEUE_MESSAGES;
-use dwcp_proto::ids::LinkId;
 use dwcp_proto::wire::limits::{PEER_LENGTH_BYTES, PEER_MESSAGE_BYTES_MAX};
 use dwcp_proto::wire::peer::{PeerCodec, PeerMessage};
 use std::cell::{Cell, RefCell};
@@ -104,7 +104,7 @@ pub(crate) struct ChannelHandle {
 impl ChannelHandle {
     /// Takes an established peer over and starts its task.
     pub(crate) fn start(
-        link: LinkId,
+        connection: ConnectionId,
         peer: Established,
         inputs: mpsc::Sender<PeerInput>,
         live: Rc<Cell<LiveSettings>>,
@@ -123,17 +123,17 @@ impl ChannelHandle {
                 () = aborted.notified() => {
                     drop(transport);
                     let end = PeerError::Timeout { what: "the answer to the yield" };
-                    let _ = inputs.send(PeerInput::Ended { link, end }).await;
+                    let _ = inputs.send(PeerInput::Ended { connection, end }).await;
                     return;
                 }
-                end = read_until_end(link, &transport, peer.rest, &inputs, &pongs, &heard) => end,
+                end = read_until_end(connection, &transport, peer.rest, &inputs, &pongs, &heard) => end,
                 end = write_until_end(&transport, queue) => end,
                 end = watch(&pongs, &heard, &live) => end,
             };
             // A polite close; whether it arrives makes no difference.
             let close = poll_fn(|cx| transport.borrow_mut().io().poll_shutdown(cx));
             let _ = tokio::time::timeout(crate::limits::TICK, close).await;
-            let _ = inputs.send(PeerInput::Ended { link, end }).await;
+            let _ = inputs.send(PeerInput::Ended { connection, end }).await;
         });
         Self { messages, exporter, heard: last_heard, abort }
     }
@@ -162,7 +162,7 @@ impl ChannelHandle {
 }
 
 async fn read_until_end(
-    link: LinkId,
+    connection: ConnectionId,
     transport: &RefCell<Transport>,
     mut buffer: Vec<u8>,
     inputs: &mpsc::Sender<PeerInput>,
@@ -189,7 +189,7 @@ async fn read_until_end(
                     return PeerError::Goodbye { reason: reason.as_str().to_owned() };
                 }
                 message => {
-                    if inputs.send(PeerInput::Message { link, message }).await.is_err() {
+                    if inputs.send(PeerInput::Message { connection, message }).await.is_err() {
                         return PeerError::Stopping;
                     }
                 }

@@ -2,6 +2,7 @@
 //!
 //! Runs on the control thread, one short task per attempt, always under a timeout.
 
+use super::connection::ConnectionId;
 use super::error::PeerError;
 use super::handshake::{Established, Identity};
 use super::listener::PeerInput;
@@ -17,7 +18,7 @@ use tokio::time::timeout;
 
 /// Dials a peer; the outcome comes back as an input.
 pub(crate) fn dial_peer(
-    link: LinkId,
+    connection: ConnectionId,
     peer: PeerAddress,
     identity: Identity,
     timeouts: PeerTimeouts,
@@ -26,7 +27,7 @@ pub(crate) fn dial_peer(
     tokio::task::spawn_local(async move {
         let outcome = connect_peer(&peer, &identity, timeouts).await.map(Box::new);
         // The core is gone only when the daemon stops.
-        let _ = inputs.send(PeerInput::Dialled { link, outcome }).await;
+        let _ = inputs.send(PeerInput::Dialled { connection, outcome }).await;
     });
 }
 

@@ -4,6 +4,7 @@
 //! Pure values, made by the tasks of this folder, counted and logged by whoever ends the channel.
 
 use crate::api::{ApiCode, ApiError};
+use dwcp_dataplane::port::StreamEnd;
 use dwcp_proto::negotiate::Refusal;
 use dwcp_proto::wire::WireError;
 use dwcp_proto::wire::peer::PeerError as MessageError;
@@ -101,7 +102,7 @@ pub(crate) enum PeerError {
         /// The lane.
         lane: u16,
         /// Why its last stream ended.
-        cause: dwcp_dataplane::port::StreamEnd,
+        cause: StreamEnd,
     },
     /// No room for another link.
     #[error("this daemon has as many links as it serves ({links_max})")]
@@ -117,6 +118,29 @@ pub(crate) enum PeerError {
         /// What there is room for, of this link on its lanes.
         streams_max: u16,
     },
+    /// A peer wants to resume a link that is not here.
+    #[error("there is no link here that could be resumed like this")]
+    ResumeUnknown,
+    /// The token was never given for this link.
+    #[error("the token for resuming the link is wrong")]
+    ResumeTokenWrong,
+    /// The token was used before.
+    #[error("the token for resuming the link was used before")]
+    ResumeTokenStale,
+    /// Another peer than the link's shows its token, or answers in its place.
+    #[error("another peer than the link's wants to resume it")]
+    ResumeWrongPeer,
+    /// No other connection took the place of the lost one in time.
+    #[error("no connection took the place of the lost one within {seconds} s ({cause})")]
+    ResumeWindow {
+        /// The window.
+        seconds: u64,
+        /// How the connection was lost.
+        cause: String,
+    },
+    /// A parked link that no session waits for.
+    #[error("no session waits for the lost link any more")]
+    ResumeUnwanted,
     /// Keys can't be derived from the channel.
     #[error(transparent)]
     Keys(#[from] super::exporter::ExporterFailed),
@@ -134,6 +158,26 @@ impl PeerError {
             (None, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => Self::Closed,
             _ => Self::Io(error),
         }
+    }
+
+    /// True when the path failed, and neither end wanted it: the link may go on over another.
+    pub(crate) fn is_loss(&self) -> bool {
+        match self {
+            Self::Timeout { .. }
+            | Self::Io(_)
+            | Self::Closed
+            | Self::Silent { .. }
+            | Self::DoesNotRead => true,
+            Self::LaneLost { cause, .. } => !matches!(cause, StreamEnd::Protocol { .. }),
+            _ => false,
+        }
+    }
+
+    /// True when the peer's host says that nobody listens there: its daemon is gone, and with it
+    /// all that a link could go on with.
+    pub(crate) fn is_nobody(&self) -> bool {
+        matches!(self, Self::Dial { source, .. }
+            if source.kind() == io::ErrorKind::ConnectionRefused)
     }
 
     /// The stable code, also the label of the counter.
@@ -161,6 +205,12 @@ impl PeerError {
             Self::LaneLost { .. } => "lane_lost",
             Self::LinksTooMany { .. } => "links_too_many",
             Self::StreamsTooMany { .. } => "streams_too_many",
+            Self::ResumeUnknown => "resume_unknown",
+            Self::ResumeTokenWrong => "resume_token_wrong",
+            Self::ResumeTokenStale => "resume_token_stale",
+            Self::ResumeWrongPeer => "resume_wrong_peer",
+            Self::ResumeWindow { .. } => "resume_window",
+            Self::ResumeUnwanted => "resume_unwanted",
             Self::Keys(_) => "keys_failed",
             Self::Stopping => "stopping",
         }

@@ -2,18 +2,24 @@
 //!
 //! Pure: `step(now, input)` returns what to do. Owned by the core, one per link. A link is
 //! directed: the daemon that dialled sends pages. It is ready while every lane has a stream that
-//! proved its keys; it ends when its channel ends or a lane has lost all its streams. A lost stream
-//! of a lane that has others is dialled again as its next incarnation.
+//! proved its keys; a lost stream of a lane that has others is dialled again as its next
+//! incarnation. When its channel ends or a lane has lost all its streams, the core ends the link or
+//! parks it: all streams are closed, and the link goes on over another connection on which the
+//! dialling end shows the token that the listening end gave last. Streams of old and new
+//! connections never mix: new ones come only when both ends have seen the end of the old ones.
+
+mod resuming;
 
 use super::error::PeerError;
 use crate::limits::REDIAL_WAIT_NS;
 use dwcp_dataplane::port::StreamEnd;
-use dwcp_proto::ids::{Incarnation, LaneId, LinkEpoch, StreamId};
+use dwcp_proto::ids::{Incarnation, LaneId, LinkEpoch, SessionId, StreamId};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::limits::{LANES_MAX, STREAMS_MAX};
 use dwcp_proto::wire::peer::PeerMessage;
 use dwcp_proto::wire::preface::StreamPreface;
-use dwcp_proto::wire::token::LinkToken;
+use dwcp_proto::wire::token::{LinkToken, ResumeToken};
+use resuming::Tokens;
 
 /// What happens to a link.
 #[derive(Debug)]
@@ -30,6 +36,12 @@ pub(crate) enum LinkInput {
     StreamUp(StreamId),
     /// A stream ended.
     StreamDown(StreamId, StreamEnd),
+    /// The connection is gone and the link waits for another one.
+    Lost,
+    /// Dialling end: another connection stands; these sessions wait.
+    Reconnected(Vec<SessionId>),
+    /// Listening end: the peer has shown a token that is good; these are the next ones.
+    Resumed { shown: ResumeToken, token: LinkToken, resume: ResumeToken },
     /// Time passed.
     Tick,
 }
@@ -41,6 +53,8 @@ pub(crate) enum LinkOutput {
     Send(PeerMessage),
     /// Make the shards' parts.
     AddLanes { lanes: u16 },
+    /// Close all streams and keep the shards' parts.
+    CutStreams,
     /// Connect a stream.
     Dial(StreamPreface),
     /// Take the connection that just came or was made.
@@ -60,6 +74,10 @@ pub(crate) enum LinkPhase {
     Joining,
     /// Every lane works.
     Ready,
+    /// It was ready and has no connection.
+    Parked,
+    /// It has another connection; the peer's word or the end of old streams is awaited.
+    Resuming,
 }
 
 impl LinkPhase {
@@ -70,6 +88,8 @@ impl LinkPhase {
             Self::Asking => "asking",
             Self::Joining => "joining",
             Self::Ready => "ready",
+            Self::Parked => "parked",
+            Self::Resuming => "resuming",
         }
     }
 }
@@ -105,7 +125,13 @@ pub(crate) struct Link {
     streams_wanted: u16,
     streams_max: u16,
     token: LinkToken,
+    /// There when both ends know how to resume.
+    tokens: Option<Tokens>,
     phase: LinkPhase,
+    /// It has been ready.
+    was_ready: bool,
+    /// Both ends have agreed to go on over the connection that is there.
+    agreed: bool,
 }
 
 impl Link {
@@ -122,13 +148,21 @@ impl Link {
             streams_wanted: streams,
             streams_max,
             token: LinkToken([0; 16]),
+            tokens: None,
             phase: LinkPhase::Dialling,
+            was_ready: false,
+            agreed: false,
         }
     }
 
-    /// The listening end, with the token that streams must show. `lanes` and `streams_max` are what
-    /// this host serves.
-    pub(crate) fn accepted(token: LinkToken, lanes: u16, streams_max: u16) -> Self {
+    /// The listening end, with the token that streams must show, and the one for resuming if the
+    /// peer knows how. `lanes` and `streams_max` are what this host serves.
+    pub(crate) fn accepted(
+        token: LinkToken,
+        resume: Option<ResumeToken>,
+        lanes: u16,
+        streams_max: u16,
+    ) -> Self {
         Self {
             dialled: false,
             epoch: LinkEpoch(0),
@@ -138,7 +172,10 @@ impl Link {
             streams_wanted: 0,
             streams_max,
             token,
+            tokens: resume.map(Tokens::new),
             phase: LinkPhase::Asking,
+            was_ready: false,
+            agreed: false,
         }
     }
 
@@ -174,7 +211,8 @@ impl Link {
 
     /// Whether a connection that shows this token is ours.
     pub(crate) fn expects(&self, token: LinkToken) -> bool {
-        !self.dialled && self.phase != LinkPhase::Asking && self.token == token
+        let welcome = matches!(self.phase, LinkPhase::Joining | LinkPhase::Ready);
+        !self.dialled && welcome && self.token == token
     }
 
     /// The newest incarnation of a stream, if there is such a stream.
@@ -209,15 +247,17 @@ impl Link {
             }
             LinkInput::Arrived(preface) => self.arrived(preface),
             LinkInput::StreamUp(stream) => Ok(self.stream_up(stream)),
-            LinkInput::StreamDown(stream, cause) => {
-                self.stream_down(now, stream, cause).map(|()| Vec::new())
-            }
+            LinkInput::StreamDown(stream, cause) => self.stream_down(now, stream, cause),
+            LinkInput::Lost => Ok(self.lost()),
+            LinkInput::Reconnected(sessions) => Ok(self.reconnected(sessions)),
+            LinkInput::Resumed { shown, token, resume } => Ok(self.resumed(shown, token, resume)),
             LinkInput::Tick => Ok(self.redial(now)),
         }
     }
 
     fn message(&mut self, message: PeerMessage) -> Result<Vec<LinkOutput>, PeerError> {
         let asking = self.phase == LinkPhase::Asking;
+        let resuming = self.phase == LinkPhase::Resuming && self.dialled;
         match message {
             PeerMessage::LinkOpen { streams, .. }
                 if asking && !self.dialled && streams > self.streams_max =>
@@ -229,14 +269,17 @@ impl Link {
                 self.lanes = lanes.min(self.lanes_max);
                 self.set_streams(streams);
                 self.phase = LinkPhase::Joining;
-                let accept = PeerMessage::LinkAccept { token: self.token, lanes: self.lanes };
+                let resume = self.tokens.map(|tokens| tokens.newest);
+                let (token, lanes) = (self.token, self.lanes);
+                let accept = PeerMessage::LinkAccept { token, lanes, resume };
                 Ok(vec![LinkOutput::AddLanes { lanes: self.lanes }, LinkOutput::Send(accept)])
             }
-            PeerMessage::LinkAccept { token, lanes } if asking && self.dialled => {
+            PeerMessage::LinkAccept { token, lanes, resume } if asking && self.dialled => {
                 if lanes > self.lanes_max {
                     return Err(PeerError::OutOfPlace { what: "more lanes than asked for" });
                 }
                 self.token = token;
+                self.tokens = resume.map(Tokens::new);
                 self.lanes = lanes;
                 self.set_streams(self.streams_wanted);
                 self.phase = LinkPhase::Joining;
@@ -244,7 +287,13 @@ impl Link {
                 outputs.extend(self.redial(Nanos(0)));
                 Ok(outputs)
             }
-            PeerMessage::LinkRefuse { code, message } if asking && self.dialled => {
+            PeerMessage::LinkResumed { token, resume } if resuming && !self.agreed => {
+                self.token = token;
+                self.tokens = Some(Tokens::new(resume));
+                self.agreed = true;
+                Ok(self.go_on())
+            }
+            PeerMessage::LinkRefuse { code, message } if (asking && self.dialled) || resuming => {
                 Err(PeerError::LinkRefused {
                     code: code.as_str().to_owned(),
                     message: message.as_str().to_owned(),
@@ -267,7 +316,7 @@ impl Link {
     fn redial(&mut self, now: Nanos) -> Vec<LinkOutput> {
         let token = self.token;
         let mut outputs = Vec::new();
-        if !self.dialled {
+        if !self.dialled || matches!(self.phase, LinkPhase::Parked | LinkPhase::Resuming) {
             return outputs;
         }
         for (id, stream) in (0..).zip(&mut self.streams) {
@@ -323,6 +372,11 @@ impl Link {
         }
         if self.phase == LinkPhase::Joining && (0..self.lanes).all(|lane| self.lane_is_up(lane)) {
             self.phase = LinkPhase::Ready;
+            self.was_ready = true;
+            // Streams with the new connection's keys: the peer has heard the newest token.
+            if let Some(tokens) = &mut self.tokens {
+                tokens.heard();
+            }
             return vec![LinkOutput::Ready];
         }
         Vec::new()
@@ -337,21 +391,32 @@ impl Link {
         now: Nanos,
         stream: StreamId,
         cause: StreamEnd,
-    ) -> Result<(), PeerError> {
+    ) -> Result<Vec<LinkOutput>, PeerError> {
         let lane = self.lane_of(stream).0;
-        let Some(stream) = self.streams.get_mut(usize::from(stream.0)) else { return Ok(()) };
+        let Some(stream) = self.streams.get_mut(usize::from(stream.0)) else {
+            return Ok(Vec::new());
+        };
         if !matches!(stream.place, Place::Joined | Place::Up) {
-            return Ok(());
+            return Ok(Vec::new());
+        }
+        if matches!(self.phase, LinkPhase::Parked | LinkPhase::Resuming) {
+            stream.vacate();
+            return Ok(self.go_on());
         }
         stream.back_off(now);
         if self.phase == LinkPhase::Ready && !self.lane_is_up(lane) {
             return Err(PeerError::LaneLost { lane, cause });
         }
-        Ok(())
+        Ok(Vec::new())
     }
 }
 
 impl Stream {
+    /// Nothing is there; what comes next is not to blame for what was.
+    fn vacate(&mut self) {
+        self.place = Place::Empty { retry_at: Nanos(0) };
+    }
+
     fn back_off(&mut self, now: Nanos) {
         self.place = Place::Empty { retry_at: now + self.wait };
         self.wait = Nanos((self.wait.0 * 2).min(REDIAL_WAIT_NS.1));
@@ -363,12 +428,17 @@ mod tests {
     use super::*;
 
     const TOKEN: LinkToken = LinkToken([7; 16]);
+    const NEXT: LinkToken = LinkToken([8; 16]);
+    const FIRST: ResumeToken = ResumeToken([1; 16]);
+    const SECOND: ResumeToken = ResumeToken([2; 16]);
+    const THIRD: ResumeToken = ResumeToken([3; 16]);
+    const SESSION: SessionId = SessionId([9; 16]);
 
     /// A dialling link with two lanes and four streams, all up.
     fn ready() -> Link {
         let mut link = Link::dialling(LinkEpoch(1), 2, 4);
         link.step(Nanos(0), LinkInput::ChannelUp).unwrap();
-        let accept = PeerMessage::LinkAccept { token: TOKEN, lanes: 2 };
+        let accept = PeerMessage::LinkAccept { token: TOKEN, lanes: 2, resume: Some(FIRST) };
         let outputs = link.step(Nanos(0), LinkInput::Message(accept)).unwrap();
         assert_eq!(outputs.len(), 1 + 4);
         for id in 0..4 {
@@ -396,8 +466,99 @@ mod tests {
         assert_eq!(link.step(later, LinkInput::Tick).unwrap(), [LinkOutput::Dial(preface)]);
     }
 
+    fn step(link: &mut Link, input: LinkInput) -> Vec<LinkOutput> {
+        link.step(Nanos(0), input).unwrap()
+    }
+
+    /// All streams of a parked link end.
+    fn close(link: &mut Link, streams: u16) -> Vec<LinkOutput> {
+        let down = |id| LinkInput::StreamDown(StreamId(id), StreamEnd::Dropped);
+        (0..streams).flat_map(|id| step(link, down(id))).collect()
+    }
+
     #[test]
-    fn a_lane_without_streams_ends_the_link() {
+    fn a_parked_link_goes_on_with_new_streams_once_the_old_ones_are_gone() {
+        let mut link = ready();
+        assert_eq!(step(&mut link, LinkInput::Lost), [LinkOutput::CutStreams]);
+        assert_eq!((link.phase(), link.may_resume()), (LinkPhase::Parked, true));
+        assert_eq!(step(&mut link, LinkInput::Tick), [], "no stream without a connection");
+        let asks = step(&mut link, LinkInput::Reconnected(vec![SESSION]));
+        let (epoch, token, sessions) = (LinkEpoch(1), FIRST, vec![SESSION]);
+        let resume = PeerMessage::LinkResume { epoch, token, sessions };
+        assert_eq!(asks, [LinkOutput::Send(resume)]);
+        assert_eq!(close(&mut link, 3), []);
+        let resumed = || PeerMessage::LinkResumed { token: NEXT, resume: SECOND };
+        assert_eq!(step(&mut link, LinkInput::Message(resumed())), [], "one is still there");
+        let down = LinkInput::StreamDown(StreamId(3), StreamEnd::Dropped);
+        let incarnation = Incarnation(2);
+        let dials = (0..4)
+            .map(StreamId)
+            .map(|stream| LinkOutput::Dial(StreamPreface { token: NEXT, stream, incarnation }));
+        assert_eq!(step(&mut link, down), dials.collect::<Vec<_>>());
+        let again = link.step(Nanos(0), LinkInput::Message(resumed())).unwrap_err();
+        assert_eq!(again.code(), "peer_message_out_of_place");
+        for stream in [StreamId(0), StreamId(1)] {
+            let late = LinkInput::Dialled { stream, incarnation: Incarnation(1), joined: true };
+            assert_eq!(step(&mut link, late), [], "of before");
+            let input = LinkInput::Dialled { stream, incarnation, joined: true };
+            assert_eq!(step(&mut link, input), [LinkOutput::Join]);
+        }
+        assert_eq!(step(&mut link, LinkInput::StreamUp(StreamId(0))), []);
+        assert_eq!(step(&mut link, LinkInput::StreamUp(StreamId(1))), [LinkOutput::Ready]);
+        // The next time it shows the next token.
+        step(&mut link, LinkInput::Lost);
+        let asks = step(&mut link, LinkInput::Reconnected(Vec::new()));
+        let [LinkOutput::Send(PeerMessage::LinkResume { token, .. })] = asks[..] else { panic!() };
+        assert_eq!(token, SECOND);
+    }
+
+    #[test]
+    fn a_token_resumes_once_and_the_one_before_until_the_new_one_was_heard() {
+        let mut link = Link::accepted(TOKEN, Some(FIRST), 1, 4);
+        let open = PeerMessage::LinkOpen { epoch: LinkEpoch(3), lanes: 1, streams: 1 };
+        step(&mut link, LinkInput::Message(open));
+        assert_eq!(link.check_resume(FIRST).unwrap_err().code(), "resume_unknown", "never ready");
+        let arrived = |token, incarnation| {
+            let (stream, incarnation) = (StreamId(0), Incarnation(incarnation));
+            LinkInput::Arrived(StreamPreface { token, stream, incarnation })
+        };
+        step(&mut link, arrived(TOKEN, 1));
+        step(&mut link, LinkInput::StreamUp(StreamId(0)));
+        assert!(link.check_resume(FIRST).is_ok());
+        assert_eq!(link.check_resume(SECOND).unwrap_err().code(), "resume_token_wrong");
+        // The answer is lost: the peer comes again with what it knows.
+        for resume in [SECOND, THIRD] {
+            step(&mut link, LinkInput::Lost);
+            assert!(!link.expects(TOKEN), "streams of before are not welcome");
+            let input = LinkInput::Resumed { shown: FIRST, token: NEXT, resume };
+            let mut outputs = step(&mut link, input);
+            outputs.extend(close(&mut link, 1));
+            let resumed = PeerMessage::LinkResumed { token: NEXT, resume };
+            assert_eq!(outputs, [LinkOutput::Send(resumed)]);
+            assert!(link.check_resume(FIRST).is_ok() && link.check_resume(resume).is_ok());
+        }
+        assert!(link.expects(NEXT) && !link.expects(TOKEN));
+        step(&mut link, arrived(NEXT, 2));
+        assert_eq!(step(&mut link, LinkInput::StreamUp(StreamId(0))), [LinkOutput::Ready]);
+        assert_eq!(link.check_resume(FIRST).unwrap_err().code(), "resume_token_stale");
+        assert!(link.check_resume(THIRD).is_ok());
+        assert_eq!(link.check_resume(SECOND).unwrap_err().code(), "resume_token_wrong");
+    }
+
+    #[test]
+    fn a_link_whose_peer_knows_no_resuming_is_never_parked() {
+        let mut link = Link::dialling(LinkEpoch(1), 1, 1);
+        step(&mut link, LinkInput::ChannelUp);
+        let accept = PeerMessage::LinkAccept { token: TOKEN, lanes: 1, resume: None };
+        step(&mut link, LinkInput::Message(accept));
+        let (stream, incarnation) = (StreamId(0), Incarnation(1));
+        step(&mut link, LinkInput::Dialled { stream, incarnation, joined: true });
+        assert_eq!(step(&mut link, LinkInput::StreamUp(stream)), [LinkOutput::Ready]);
+        assert!(!link.may_resume());
+    }
+
+    #[test]
+    fn a_lane_without_streams_is_an_error() {
         let mut link = ready();
         let down = |id| LinkInput::StreamDown(StreamId(id), StreamEnd::ClosedByPeer);
         link.step(Nanos(0), down(1)).unwrap();
@@ -407,10 +568,10 @@ mod tests {
 
     #[test]
     fn a_copied_preface_gets_no_stream() {
-        let mut link = Link::accepted(TOKEN, 1, 4);
+        let mut link = Link::accepted(TOKEN, None, 1, 4);
         let open = PeerMessage::LinkOpen { epoch: LinkEpoch(3), lanes: 4, streams: 4 };
         let outputs = link.step(Nanos(0), LinkInput::Message(open)).unwrap();
-        let accept = PeerMessage::LinkAccept { token: TOKEN, lanes: 1 };
+        let accept = PeerMessage::LinkAccept { token: TOKEN, lanes: 1, resume: None };
         assert_eq!(outputs, [LinkOutput::AddLanes { lanes: 1 }, LinkOutput::Send(accept)]);
         let preface =
             StreamPreface { token: TOKEN, stream: StreamId(0), incarnation: Incarnation(1) };
@@ -427,7 +588,7 @@ mod tests {
     #[test]
     fn more_streams_than_there_is_room_for_are_refused() {
         let open = |streams| PeerMessage::LinkOpen { epoch: LinkEpoch(3), lanes: 2, streams };
-        let mut link = Link::accepted(TOKEN, 2, 4);
+        let mut link = Link::accepted(TOKEN, None, 2, 4);
         let error = link.step(Nanos(0), LinkInput::Message(open(5))).unwrap_err();
         assert_eq!(error.code(), "streams_too_many");
         assert!(error.to_string().contains("5 streams"), "{error}");
@@ -442,7 +603,7 @@ mod tests {
         assert!(ready().step(Nanos(0), LinkInput::Message(open())).is_err());
         let mut dialling = Link::dialling(LinkEpoch(1), 1, 1);
         dialling.step(Nanos(0), LinkInput::ChannelUp).unwrap();
-        let accept = PeerMessage::LinkAccept { token: TOKEN, lanes: 2 };
+        let accept = PeerMessage::LinkAccept { token: TOKEN, lanes: 2, resume: Some(FIRST) };
         assert!(dialling.step(Nanos(0), LinkInput::Message(accept)).is_err());
     }
 }

@@ -4,6 +4,7 @@
 //! Runs on the control thread: one task that accepts, one short task per pending connection. Every
 //! refusal is typed, counted and logged at a bounded rate.
 
+use super::connection::ConnectionId;
 use super::error::PeerError;
 use super::handshake::{Established, Identity};
 use crate::config::PeerTimeouts;
@@ -42,8 +43,8 @@ pub(crate) enum PeerInput {
     },
     /// Our dialling of a peer came to an end.
     Dialled {
-        /// For which link.
-        link: LinkId,
+        /// As which connection.
+        connection: ConnectionId,
         /// The peer, or why there is none.
         outcome: Result<Box<Established>, PeerError>,
     },
@@ -60,15 +61,15 @@ pub(crate) enum PeerInput {
     },
     /// A message came in.
     Message {
-        /// On the channel of which link.
-        link: LinkId,
+        /// On which one.
+        connection: ConnectionId,
         /// The message.
         message: PeerMessage,
     },
     /// A channel ended; nothing more comes from it.
     Ended {
-        /// Of which link.
-        link: LinkId,
+        /// Which one.
+        connection: ConnectionId,
         /// Why.
         end: PeerError,
     },

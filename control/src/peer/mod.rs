@@ -4,6 +4,7 @@
 //! and hand what they got to the core. A refused peer costs a counter and at most a log line.
 
 mod channel;
+mod connection;
 mod dial;
 mod error;
 mod exporter;
@@ -16,6 +17,7 @@ mod tls;
 pub use pki::PkiError;
 
 pub(crate) use channel::ChannelHandle;
+pub(crate) use connection::ConnectionId;
 pub(crate) use dial::{dial_peer, dial_stream};
 pub(crate) use error::PeerError;
 pub(crate) use handshake::{Established, Identity};

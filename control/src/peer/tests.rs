@@ -3,11 +3,11 @@
 use super::channel::{ChannelHandle, read_some, write_all};
 use super::handshake::{Established, Identity};
 use super::listener::{Gate, Listener, PeerInput};
-use super::{PeerError, random};
+use super::{ConnectionId, PeerError, random};
 use crate::api::PeerAddress;
 use crate::config::{LiveSettings, PeerSecurity, PeerTimeouts};
 use crate::tally::Tally;
-use dwcp_proto::ids::{Incarnation, LinkEpoch, LinkId, StreamId};
+use dwcp_proto::ids::{Incarnation, LinkEpoch, StreamId};
 use dwcp_proto::wire::peer::{PeerCodec, PeerMessage};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
@@ -94,7 +94,7 @@ fn meet(listener: Identity, dialler: Identity, name: Option<&str>) -> Meeting {
     with_listener(listener, |address, refused, mut inputs| async move {
         let (sender, mut dials) = mpsc::channel(1);
         let peer = PeerAddress { expected_name: expected, address };
-        super::dial_peer(LinkId(0), peer, dialler, PeerTimeouts::default(), sender);
+        super::dial_peer(ConnectionId(0), peer, dialler, PeerTimeouts::default(), sender);
         let Some(PeerInput::Dialled { outcome, .. }) = dials.recv().await else { panic!() };
         let mut accepted = None;
         while refused.snapshot().is_empty() && accepted.is_none() {
@@ -290,7 +290,7 @@ fn an_idle_peer_that_answers_stays_and_one_that_falls_silent_ends_the_channel() 
         let live =
             LiveSettings { peer_ping_every, peer_dead_after: dead_after, ..Default::default() };
         let (sender, mut news) = mpsc::channel(16);
-        let _channel = ChannelHandle::start(LinkId(0), *us, sender, Rc::new(Cell::new(live)));
+        let _channel = ChannelHandle::start(ConnectionId(0), *us, sender, Rc::new(Cell::new(live)));
         // It says nothing but its pongs for longer than a silent peer may take.
         let begun = Instant::now();
         let answers = async {

@@ -25,10 +25,11 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
-/// One live setting and one that is fixed.
+/// Two live settings and one that is fixed.
 #[derive(Debug)]
 struct Settings {
     zstd_level: i32,
+    resume_window_s: u64,
 }
 
 impl Settings {
@@ -55,13 +56,19 @@ impl SettingsPort for Settings {
                 self.zstd_level = i32::try_from(level).unwrap();
                 Ok(Self::view(&name, value, true))
             }
+            "resume-window" => {
+                self.resume_window_s = value.as_u64().unwrap();
+                Ok(Self::view(&name, value, true))
+            }
             "listen" => Err(SettingRefused::Fixed { name }),
             _ => Err(SettingRefused::Unknown { name }),
         }
     }
 
     fn live(&self) -> LiveSettings {
-        LiveSettings { streams: 2, zstd_level: self.zstd_level, ..LiveSettings::default() }
+        let resume_window = Duration::from_secs(self.resume_window_s);
+        let zstd_level = self.zstd_level;
+        LiveSettings { streams: 2, zstd_level, resume_window, ..LiveSettings::default() }
     }
 }
 
@@ -176,7 +183,7 @@ impl FakeShard {
                 );
                 self.held.push(Event::Closed { session });
             }
-            Command::DropLink { link } => {
+            Command::DropLink { link } | Command::CutStreams { link } => {
                 let dropped = |(of, _, _): &mut (LinkId, StreamId, OwnedFd)| *of == link;
                 for (link, stream, _) in self.sockets.extract_if(.., dropped) {
                     let cause = StreamEnd::Dropped;
@@ -257,7 +264,7 @@ impl Daemon {
             verified_seen: *verified.borrow(),
         };
         let mut inputs = Inputs::open(receiver).unwrap();
-        let settings = Box::new(Settings { zstd_level: 1 });
+        let settings = Box::new(Settings { zstd_level: 1, resume_window_s: 600 });
         let host = FakeHost { qemus: Rc::clone(&qemus), reports: inputs.vms.0.clone() };
         let host = Box::new(host);
         let mut core: Core =

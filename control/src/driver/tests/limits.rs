@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 /// A peer named `name` that says what the test wants it to say.
-async fn peer(daemon: &Daemon, name: &str) -> Established {
+pub(super) async fn peer(daemon: &Daemon, name: &str) -> Established {
     let host_name = name.to_owned();
     let security = PeerSecurity::InsecurePlaintext { host_name };
     let identity = Identity::load(&security, random()).unwrap();

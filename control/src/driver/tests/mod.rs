@@ -4,9 +4,11 @@
 mod doubt;
 mod fake;
 mod limits;
+mod path;
 mod qemus;
 mod session;
 mod vm;
 mod vm_doubt;
 mod vm_faults;
+mod vm_parked;
 mod vm_restart;

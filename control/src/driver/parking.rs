@@ -1,0 +1,385 @@
+//! The core's links without a connection: sessions that wait, attempts at another connection, and
+//! going on over it.
+//!
+//! Part of [`Core`], on the control thread. A parked link keeps its lanes, and its sessions of
+//! virtual machines their memory and the VMMs' sockets, which stand still by backpressure. The end
+//! that dialled looks for another connection; the one that listens waits. Every parked link ends:
+//! by going on, by its window, or when nobody waits for it any more. What was under way on the lost
+//! channel is gone: what still matters is said again here.
+
+use super::core::{Core, unix_ms};
+use super::room::refusal;
+use crate::api::Role;
+use crate::limits::{RESUME_SILENCE, RESUME_WAIT_NS, RESUMES_MAX};
+use crate::migration::{Machine, Session};
+use crate::peer::{
+    ChannelHandle, ConnectionId, Established, LinkInput, LinkPhase, PeerError, dial_peer, random,
+};
+use dwcp_proto::ids::{LinkEpoch, LinkId, SessionId};
+use dwcp_proto::session::phase::SinkPhase;
+use dwcp_proto::session::sink::SinkInput;
+use dwcp_proto::time::Nanos;
+use dwcp_proto::wire::peer::{Code, Message, PeerMessage};
+use dwcp_proto::wire::token::{LinkToken, ResumeToken};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Since when and for whom a link waits.
+#[derive(Debug)]
+pub(super) struct Parked {
+    since: Nanos,
+    since_unix_ms: u64,
+    cause: String,
+    sessions: BTreeSet<SessionId>,
+}
+
+/// Attempts at another connection.
+#[derive(Debug, Default)]
+pub(super) struct Redial {
+    at: Nanos,
+    wait: Nanos,
+    under_way: BTreeSet<ConnectionId>,
+}
+
+impl Redial {
+    /// The next attempt is due at once.
+    fn now(&mut self, now: Nanos) {
+        (self.at, self.wait) = (now, Nanos(RESUME_WAIT_NS.0));
+    }
+}
+
+impl Core {
+    /// A link's connection or its last stream is gone: the link is parked if that is of use, else
+    /// it ends.
+    pub(super) fn lose_link(&mut self, link: LinkId, cause: &PeerError) {
+        let waits = cause.is_loss() && !self.stopping && !self.live.get().resume_window.is_zero();
+        let may = self.links.get(&link).is_some_and(|entry| entry.link.may_resume());
+        match waits && may && self.sessions_on(link).next().is_some() {
+            true => self.park_link(link, cause),
+            false => self.end_link(link, cause),
+        }
+    }
+
+    /// Sessions that can go on over another connection of their link.
+    fn sessions_on(&self, link: LinkId) -> impl Iterator<Item = &Session> {
+        self.sessions.values().filter(move |s| s.link == Some(link) && may_wait(s))
+    }
+
+    /// Gives up the link's connection and keeps the rest. Sessions that can't wait hear of it.
+    fn park_link(&mut self, link: LinkId, cause: &PeerError) {
+        let now = self.now();
+        let sessions = self.sessions_on(link).map(Session::id).collect();
+        let Some(entry) = self.links.get_mut(&link) else { return };
+        entry.heard = entry.heard();
+        if let Some(channel) = entry.channel.take() {
+            channel.abort();
+        }
+        if let Some(connection) = entry.connection.take() {
+            self.connections.remove(&connection);
+        }
+        entry.redial.now(now);
+        let first = entry.parked.is_none();
+        let parked = entry.parked.get_or_insert_with(|| Parked {
+            since: now,
+            since_unix_ms: unix_ms(),
+            cause: cause.to_string(),
+            sessions: BTreeSet::new(),
+        });
+        parked.sessions.extend::<BTreeSet<SessionId>>(sessions);
+        if first {
+            self.counters.links_parked.add(cause.code());
+            if let Some(suppressed) = self.peer_log.allow(now) {
+                let (peer, code) = (&entry.peer_name, cause.code());
+                tracing::warn!(%link, %peer, code, error = %cause, suppressed, "link parked");
+            }
+        }
+        self.link_step(link, LinkInput::Lost);
+        let on_link: Vec<(SessionId, bool)> = self
+            .sessions
+            .values()
+            .filter(|session| session.link == Some(link))
+            .map(|session| (session.id(), session.may_park()))
+            .collect();
+        for (session, parks) in on_link {
+            match parks {
+                true if first => self.tell_state(session),
+                true => {}
+                false => self.session_link_lost(session, cause),
+            }
+        }
+        self.vm_sinks_link_lost(link);
+    }
+
+    /// Does what is due for a link that waits, or should.
+    pub(super) fn tick_parked(&mut self, link: LinkId, now: Nanos) {
+        let window = self.live.get().resume_window;
+        let Some(entry) = self.links.get_mut(&link) else { return };
+        let silent = entry.heard().map_or(Duration::ZERO, |heard| entry.silence.tick(heard));
+        if let Some(parked) = &entry.parked {
+            let waits = |id: &SessionId| self.sessions.get(id).is_some_and(may_wait);
+            let alone = entry.link.phase() == LinkPhase::Parked;
+            if alone && !parked.sessions.iter().any(waits) {
+                return self.drop_link(link, &PeerError::ResumeUnwanted);
+            }
+            if Duration::from_nanos(now.since(parked.since).0) >= window {
+                let (seconds, cause) = (window.as_secs(), parked.cause.clone());
+                return self.drop_link(link, &PeerError::ResumeWindow { seconds, cause });
+            }
+        }
+        if self.wants_connection(link, silent) {
+            self.dial_again(link, now);
+        }
+    }
+
+    /// True for a link that we dialled and that has lost its connection, or seems to have.
+    fn wants_connection(&self, link: LinkId, silent: Duration) -> bool {
+        let Some(entry) = self.links.get(&link) else { return false };
+        let patience = RESUME_SILENCE.max(self.live.get().peer_ping_every * 3);
+        let lost = entry.link.phase() == LinkPhase::Parked || silent >= patience;
+        let window = self.live.get().resume_window;
+        entry.dialled.is_some()
+            && entry.link.may_resume()
+            && lost
+            && !window.is_zero()
+            && self.sessions_on(link).next().is_some()
+    }
+
+    fn dial_again(&mut self, link: LinkId, now: Nanos) {
+        let Some(entry) = self.links.get(&link) else { return };
+        let Redial { at, wait, under_way } = &entry.redial;
+        if *at > now || under_way.len() >= RESUMES_MAX {
+            return;
+        }
+        let Some(peer) = entry.dialled.clone() else { return };
+        let wait = wait.0.clamp(RESUME_WAIT_NS.0, RESUME_WAIT_NS.1);
+        // Three quarters of the wait and up to a quarter more, so that many links don't knock at
+        // the same time.
+        let jitter = u64::from(u16::from_be_bytes(random())) * (wait / 4) / u64::from(u16::MAX);
+        let connection = self.new_connection(link);
+        if let Some(entry) = self.links.get_mut(&link) {
+            entry.redial.under_way.insert(connection);
+            entry.redial.at = now + Nanos(wait / 4 * 3 + jitter);
+            entry.redial.wait = Nanos(wait * 2);
+        }
+        let (identity, peers) = (self.identity.clone(), self.peers.clone());
+        dial_peer(connection, peer, identity, self.config.timeouts, peers);
+    }
+
+    /// An attempt at another connection came to an end.
+    pub(super) fn on_redialled(
+        &mut self,
+        link: LinkId,
+        connection: ConnectionId,
+        outcome: Result<Box<Established>, PeerError>,
+    ) {
+        self.connections.remove(&connection);
+        let Some(entry) = self.links.get_mut(&link) else { return };
+        entry.redial.under_way.remove(&connection);
+        let silent = entry.heard().map_or(Duration::ZERO, |heard| entry.silence.since(heard));
+        let (phase, name) = (entry.link.phase(), entry.peer_name.clone());
+        let peer = match outcome {
+            Ok(peer) => *peer,
+            Err(error) if phase == LinkPhase::Parked && error.is_nobody() => {
+                return self.drop_link(link, &error);
+            }
+            Err(error) => return self.counters.refused.add(error.code()),
+        };
+        if peer.peer_name != name {
+            return self.refuse_peer(peer.address, &PeerError::ResumeWrongPeer);
+        }
+        // Another attempt was first, or the old connection has come back.
+        if !self.wants_connection(link, silent) {
+            return;
+        }
+        if phase != LinkPhase::Parked {
+            self.park_link(link, &PeerError::Silent { seconds: silent.as_secs() });
+        }
+        let connection = self.new_connection(link);
+        let address = peer.address;
+        let channel = ChannelHandle::start(connection, peer, self.peers.clone(), self.live.clone());
+        self.attach(link, connection, (channel, address));
+        let sessions: Vec<SessionId> = self.sessions_on(link).map(Session::id).collect();
+        self.link_step(link, LinkInput::Reconnected(sessions));
+    }
+
+    /// Gives a parked link its next connection.
+    fn attach(
+        &mut self,
+        link: LinkId,
+        connection: ConnectionId,
+        (channel, address): (ChannelHandle, SocketAddr),
+    ) {
+        self.connections.insert(connection, link);
+        if let Some(entry) = self.links.get_mut(&link) {
+            entry.connection = Some(connection);
+            entry.channel = Some(channel);
+            entry.address = Some(address);
+        }
+    }
+
+    /// A peer wants to go on with a link of before over the connection of `fresh`, which has no
+    /// link of its own yet.
+    pub(super) fn on_link_resume(
+        &mut self,
+        fresh: LinkId,
+        (epoch, token): (LinkEpoch, ResumeToken),
+        sessions: Vec<SessionId>,
+    ) {
+        let Some(entry) = self.links.get(&fresh) else { return };
+        match self.resumable(&entry.peer_name, epoch, token) {
+            Ok(link) => self.resume_link(link, fresh, token, &sessions),
+            Err(error) => {
+                self.counters.refused.add(error.code());
+                self.send_peer(fresh, refusal(&error));
+                self.drop_link(fresh, &error);
+            }
+        }
+    }
+
+    /// The link that a peer may go on with. A right token wins over a connection that still seems
+    /// to live: nobody but the peer has it, and the peer has given that connection up.
+    fn resumable(
+        &self,
+        peer: &str,
+        epoch: LinkEpoch,
+        token: ResumeToken,
+    ) -> Result<LinkId, PeerError> {
+        let mut refused = PeerError::ResumeUnknown;
+        for (link, entry) in &self.links {
+            let own = entry.peer_name == peer;
+            match entry.link.check_resume(token) {
+                Ok(()) if own && entry.link.epoch() == epoch => return Ok(*link),
+                Ok(()) if !own => return Err(PeerError::ResumeWrongPeer),
+                Err(error) if own && entry.link.epoch() == epoch => refused = error,
+                _ => {}
+            }
+        }
+        Err(refused)
+    }
+
+    fn resume_link(
+        &mut self,
+        link: LinkId,
+        fresh: LinkId,
+        shown: ResumeToken,
+        sessions: &[SessionId],
+    ) {
+        if self.links.get(&link).is_some_and(|entry| entry.link.phase() != LinkPhase::Parked) {
+            self.park_link(link, &PeerError::Closed);
+        }
+        let Some(entry) = self.links.remove(&fresh) else { return };
+        let (Some(connection), Some(channel), Some(address)) =
+            (entry.connection, entry.channel, entry.address)
+        else {
+            unreachable!("a message came over a channel that stands")
+        };
+        self.attach(link, connection, (channel, address));
+        self.agree_on_sessions(link, sessions);
+        let (token, resume) = (LinkToken(random()), ResumeToken(random()));
+        self.link_step(link, LinkInput::Resumed { shown, token, resume });
+    }
+
+    /// Sessions that the source does not name are over; those that are over here are so there.
+    fn agree_on_sessions(&mut self, link: LinkId, named: &[SessionId]) {
+        let over: Vec<SessionId> = self
+            .sessions_on(link)
+            .filter(|session| session.may_park() && !named.contains(&session.id()))
+            .map(Session::id)
+            .collect();
+        for session in over {
+            let code = Code::cut("resume_not_named");
+            let message = Message::cut("the source ended the session while the link was lost");
+            let abort = PeerMessage::Abort { session, code, message };
+            self.sink_step(session, SinkInput::Peer(abort));
+        }
+        let Some(entry) = self.links.get(&link) else { return };
+        let peer = entry.peer_name.clone();
+        for &id in named {
+            let of_peer = |s: &&mut Session| s.record.peer == peer && s.role() == Role::Sink;
+            match self.sessions.get_mut(&id).filter(of_peer).filter(|session| may_wait(session)) {
+                Some(session) => session.link = Some(link),
+                None => {
+                    let code = Code::cut("resume_session_unknown");
+                    let reason = self.history.find(id).filter(|record| record.peer == peer);
+                    let reason = reason.and_then(|record| record.reason.as_deref());
+                    let message = Message::cut(reason.unwrap_or("no such session waits here"));
+                    self.counters.ignored.add("resume_session_unknown");
+                    let failed = PeerMessage::SessionFailed { session: id, code, message };
+                    self.send_peer(link, failed);
+                }
+            }
+        }
+    }
+
+    /// A link is ready; if it was parked, its sessions go on.
+    pub(super) fn link_resumed(&mut self, link: LinkId) {
+        let Some(entry) = self.links.get_mut(&link) else { return };
+        let Some(parked) = entry.parked.take() else { return };
+        let dialled = entry.link.is_dialled();
+        let lost_ms = unix_ms().saturating_sub(parked.since_unix_ms);
+        tracing::info!(%link, peer = %entry.peer_name, lost_ms, "link resumed");
+        let role = if dialled { Role::Source } else { Role::Sink };
+        self.counters.links_resumed.add(role.name());
+        let sessions: Vec<SessionId> = self.sessions_on(link).map(Session::id).collect();
+        for session in sessions {
+            self.say_again(session);
+            self.tell_state(session);
+        }
+        if dialled {
+            self.sessions_link_up(link);
+        }
+    }
+
+    /// What may have been lost with the channel and still matters; the peer knows what it had.
+    fn say_again(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        let Some(part) = &session.vm else { return };
+        let channels = part.channels;
+        match (&session.machine, part.digest) {
+            (Machine::Source(_), _) => {
+                for channel in 1..channels {
+                    self.send_session(id, PeerMessage::ChannelOpen { session: id, channel });
+                }
+            }
+            (Machine::Sink(_), Some((frames, digest))) => {
+                let digest = SessionId(digest);
+                self.send_session(id, PeerMessage::Loaded { session: id, frames, digest });
+            }
+            (Machine::Sink(_), None) => {}
+        }
+    }
+
+    /// Whether the session's link has lost its connection.
+    pub(super) fn is_link_parked(&self, id: SessionId) -> bool {
+        let link = self.sessions.get(&id).and_then(|session| session.link);
+        let entry = link.and_then(|link| self.links.get(&link));
+        entry.is_some_and(|entry| entry.parked.is_some())
+    }
+
+    /// Since when and until when a session is parked, for people; `None` if it is not.
+    pub(super) fn parked_view(&self, session: &Session) -> Option<Value> {
+        let parked = self.links.get(&session.link?)?.parked.as_ref()?;
+        let window = u64::try_from(self.live.get().resume_window.as_millis()).unwrap_or(u64::MAX);
+        session.may_park().then(|| {
+            json!({
+                "since_unix_ms": parked.since_unix_ms,
+                "until_unix_ms": parked.since_unix_ms.saturating_add(window),
+                "reason": parked.cause,
+            })
+        })
+    }
+}
+
+/// True for a session that another connection of its link may help: its stream is under way, or it
+/// has loaded its guest and awaits the source's word.
+fn may_wait(session: &Session) -> bool {
+    session.may_park()
+        || match &session.machine {
+            Machine::Sink(sink) if session.is_vm() => {
+                sink.phase() == SinkPhase::Verified || sink.is_parked()
+            }
+            _ => false,
+        }
+}

@@ -69,6 +69,8 @@ impl SettingsPort for LiveTable {
             zstd_level: i32::try_from(self.values.count("zstd-level")).unwrap_or(1),
             peer_ping_every: self.values.time("keepalive"),
             peer_dead_after: self.values.time("dead-after"),
+            resume_window: self.values.time("resume-window"),
+            blackout_max: self.values.time("blackout-max"),
         }
     }
 }

@@ -71,4 +71,7 @@ pub(crate) mod decisions {
 
     #[doc = include_str!("decisions/0011-streams-in-total-order.md")]
     pub(crate) mod streams_in_total_order {}
+
+    #[doc = include_str!("decisions/0012-parked-sessions.md")]
+    pub(crate) mod parked_sessions {}
 }

@@ -267,6 +267,23 @@ pub(crate) const SETTINGS: &[Setting] = &[
     .default("30s")
     .live(),
     daemon(
+        "resume-window",
+        Group::Links,
+        Kind::Time { min: Duration::ZERO, max: Duration::from_secs(86_400) },
+        "How long migrations of running guests wait for a lost link to come back. 0s: not at all.",
+    )
+    .default("10min")
+    .live(),
+    daemon(
+        "blackout-max",
+        Group::Links,
+        Kind::Time { min: Duration::from_millis(100), max: Duration::from_secs(600) },
+        "How long a guest that stands still for its last round waits for a link that says \
+         nothing; then it runs on at the source.",
+    )
+    .default("2s")
+    .live(),
+    daemon(
         "accept-timeout",
         Group::Links,
         Kind::Time { min: Duration::from_millis(100), max: Duration::from_secs(60) },

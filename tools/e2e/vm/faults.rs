@@ -21,6 +21,9 @@ const POINTS_SHORT: usize = 3;
 /// wait between two attempts to reach a peer.
 const SETTLED_WITHIN: Duration = Duration::from_secs(90);
 
+/// How long a link is cut that a migration survives: longer than a silence that is taken for noise.
+const CUT_FOR: Duration = Duration::from_secs(5);
+
 /// How long a settled guest is watched for a second one.
 const WATCHED: Duration = Duration::from_millis(1500);
 
@@ -143,7 +146,7 @@ impl Run<'_, '_> {
         let migrate = self.go_to(phase);
         let before = self.pair.look();
         assert!(before <= 1);
-        let said = self.hit(fault, migrate);
+        let said = self.hit(phase, fault, migrate);
         self.mend(fault);
         let end = self.settle(phase, fault, &said);
         match end {
@@ -203,7 +206,7 @@ impl Run<'_, '_> {
     }
 
     /// Lets the fault happen; returns what the client was told.
-    fn hit(&mut self, fault: Fault, migrate: Migrate) -> Told {
+    fn hit(&mut self, phase: Phase, fault: Fault, migrate: Migrate) -> Told {
         let (from, to) = (self.pair.from, self.pair.to());
         match fault {
             Fault::LinkCut => self.hosts.link("up=0 flush=1"),
@@ -215,6 +218,11 @@ impl Run<'_, '_> {
             }
             Fault::SourceQemuKilled => self.pair.kill_source(),
             Fault::SinkQemuKilled => self.pair.kill_sink(),
+        }
+        if fault == Fault::LinkCut && matches!(phase, Phase::RoundOne | Phase::LaterRound) {
+            // While the guest runs, the migration waits for the link.
+            observe(CUT_FOR, || assert_eq!(self.pair.look(), 1));
+            self.hosts.link("up=1");
         }
         let mut migrate = migrate;
         wait_until("the client to be told", MOVE_MAX, || {

@@ -14,6 +14,7 @@ mod migrate;
 mod pair;
 mod referee;
 mod refuse;
+mod survive;
 
 /// Whether everything is to be run.
 fn is_full() -> bool {

@@ -123,7 +123,7 @@ impl Core {
         if let Some(channel) = self.links.get(&link).and_then(|entry| entry.channel.as_ref()) {
             channel.abort();
         }
-        self.drop_link(link, &PeerError::Timeout { what: "the answer to the yield" });
+        self.lose_link(link, &PeerError::Timeout { what: "the answer to the yield" });
     }
 
     fn answer_resolve(&mut self, id: SessionId, outcome: Result<Value, ApiError>) {

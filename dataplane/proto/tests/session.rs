@@ -120,6 +120,37 @@ fn early_messages_of_a_sink_fail_the_session_and_keep_the_region() {
     }
 }
 
+#[test]
+fn a_guest_whose_stream_is_under_way_moves_whenever_the_connection_is_renewed() {
+    let mut renewals = 0;
+    loop {
+        let mut world = World::with_vm();
+        let parks = |world: &World| {
+            let source = world.source.as_ref().is_some_and(|source| source.may_park());
+            source && world.sink.as_ref().is_some_and(|sink| sink.may_park())
+        };
+        let mut steps = 0;
+        while steps < 40 && !(parks(&world) && steps >= renewals) {
+            world.deliver_to_sink(0);
+            world.deliver_to_source(0);
+            world.lane_event();
+            if steps > 20 {
+                let _ = world.source(SourceInput::Finish);
+            }
+            steps += 1;
+        }
+        if !parks(&world) {
+            break;
+        }
+        world.renew();
+        world.heal();
+        assert_eq!(world.source.as_ref().unwrap().phase(), SourcePhase::Committed);
+        assert_eq!(world.sink.as_ref().unwrap().phase(), SinkPhase::Committed);
+        renewals += 1;
+    }
+    assert!(renewals > 10, "{renewals} steps had both ends waiting");
+}
+
 /// Runs until both ends wait for a word that never came: the source has yielded, the sink parks.
 fn parked() -> World {
     let mut world = World::with_vm();

@@ -12,7 +12,7 @@ use dwcp_proto::session::source::{
 };
 use dwcp_proto::session::timing::SessionTiming;
 use dwcp_proto::time::Nanos;
-use dwcp_proto::wire::peer::{Message, PeerCoding, PeerMessage, RegionName};
+use dwcp_proto::wire::peer::{Code, Message, PeerCoding, PeerMessage, RegionName};
 use dwcp_proto::wire::token::JournalId;
 use dwcp_proto::wire::vm::{FactsText, VmOffer, VmTerms};
 use std::collections::VecDeque;
@@ -261,6 +261,34 @@ impl World {
         }
     }
 
+    /// The connection is lost and another takes its place at once. An end that may wait hears
+    /// nothing of that; what was under way is gone, and each learns whether the other still waits.
+    pub(crate) fn renew(&mut self) {
+        if !self.link_up {
+            return;
+        }
+        self.links = vec![Link::default()];
+        let source = self.source.as_ref().is_some_and(SourceSession::may_park);
+        let sink = self.sink.as_ref().is_some_and(SinkSession::may_park);
+        if self.sink.is_some() && !sink {
+            self.sink(SinkInput::LinkLost).unwrap();
+        }
+        let waits = sink || self.sink.as_ref().is_some_and(SinkSession::is_parked);
+        let (session, code) = (SESSION, Code::cut("test"));
+        let message = Message::cut("test");
+        if !source {
+            self.cut();
+            self.connect();
+        } else if !waits {
+            let failed = PeerMessage::SessionFailed { session, code, message };
+            return self.source(SourceInput::Peer(failed)).unwrap();
+        }
+        if sink && !source {
+            let abort = PeerMessage::Abort { session, code, message };
+            self.sink(SinkInput::Peer(abort)).unwrap();
+        }
+    }
+
     pub(crate) fn deliver_to_sink(&mut self, pick: usize) {
         let waiting = self.links.iter_mut().filter(|link| !link.to_sink.is_empty());
         let mut waiting: Vec<_> = waiting.collect();
@@ -344,6 +372,7 @@ impl World {
                     false => {}
                 }
             }
+            253..=255 if self.vm => self.renew(),
             _ => {}
         }
     }

@@ -70,7 +70,7 @@ impl Core {
     }
 
     fn tally_families(&self, text: &mut TextBuilder) {
-        for (name, help, label, tallies) in self.tallies() {
+        for (name, help, label, tallies) in self.tallies().into_iter().chain(self.link_tallies()) {
             text.family(name, Kind::Counter, help);
             let mut sums = std::collections::BTreeMap::new();
             for (word, count) in tallies.iter().flat_map(|tally| tally.snapshot()) {
@@ -83,7 +83,7 @@ impl Core {
     }
 
     /// What is counted by a word: name, help, label, and the tallies that are added up.
-    fn tallies(&self) -> [(&'static str, &'static str, &'static str, Vec<&Tally>); 12] {
+    fn tallies(&self) -> [(&'static str, &'static str, &'static str, Vec<&Tally>); 8] {
         let counters = &self.counters;
         [
             (
@@ -111,30 +111,6 @@ impl Core {
                 vec![&counters.refused],
             ),
             (
-                "dwcp_links_ended_total",
-                "Links that ended, by reason.",
-                "reason",
-                vec![&counters.links_ended],
-            ),
-            (
-                "dwcp_links_parked_total",
-                "Connections of links that were lost while sessions wait for another, by reason.",
-                "reason",
-                vec![&counters.links_parked],
-            ),
-            (
-                "dwcp_links_resumed_total",
-                "Links that went on over another connection, by this end's role.",
-                "role",
-                vec![&counters.links_resumed],
-            ),
-            (
-                "dwcp_streams_ended_total",
-                "Streams that ended, by reason.",
-                "reason",
-                vec![&counters.streams_ended],
-            ),
-            (
                 "dwcp_stream_options_refused_total",
                 "Socket options that a stream goes without, or has less of than it wants.",
                 "option",
@@ -157,6 +133,37 @@ impl Core {
                 "Peer messages that came too late or named nothing known.",
                 "message",
                 vec![&counters.ignored],
+            ),
+        ]
+    }
+
+    /// The same of links and their streams.
+    fn link_tallies(&self) -> [(&'static str, &'static str, &'static str, Vec<&Tally>); 4] {
+        let counters = &self.counters;
+        [
+            (
+                "dwcp_links_ended_total",
+                "Links that ended, by reason.",
+                "reason",
+                vec![&counters.links_ended],
+            ),
+            (
+                "dwcp_links_parked_total",
+                "Connections of links that were lost while sessions wait for another, by reason.",
+                "reason",
+                vec![&counters.links_parked],
+            ),
+            (
+                "dwcp_links_resumed_total",
+                "Links that went on over another connection, by this end's role.",
+                "role",
+                vec![&counters.links_resumed],
+            ),
+            (
+                "dwcp_streams_ended_total",
+                "Streams that ended, by reason.",
+                "reason",
+                vec![&counters.streams_ended],
             ),
         ]
     }

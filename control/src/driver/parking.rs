@@ -41,12 +41,17 @@ pub(super) struct Redial {
     at: Nanos,
     wait: Nanos,
     under_way: BTreeSet<ConnectionId>,
+    /// When the last one was taken.
+    taken_at: Option<Nanos>,
 }
 
 impl Redial {
-    /// The next attempt is due at once.
-    fn now(&mut self, now: Nanos) {
-        (self.at, self.wait) = (now, Nanos(RESUME_WAIT_NS.0));
+    /// The connection is lost: the next attempt is due at once, unless that one was young. A path
+    /// that kills every connection is not worn out by new ones.
+    fn lost(&mut self, now: Nanos) {
+        let young = self.taken_at.is_some_and(|taken| now.since(taken).0 < RESUME_WAIT_NS.1);
+        let rest = if young { RESUME_WAIT_NS.1 } else { 0 };
+        (self.at, self.wait) = (now + Nanos(rest), Nanos(RESUME_WAIT_NS.0));
     }
 }
 
@@ -79,7 +84,7 @@ impl Core {
         if let Some(connection) = entry.connection.take() {
             self.connections.remove(&connection);
         }
-        entry.redial.now(now);
+        entry.redial.lost(now);
         let first = entry.parked.is_none();
         let parked = entry.parked.get_or_insert_with(|| Parked {
             since: now,
@@ -212,7 +217,9 @@ impl Core {
         (channel, address): (ChannelHandle, SocketAddr),
     ) {
         self.connections.insert(connection, link);
+        let now = self.now();
         if let Some(entry) = self.links.get_mut(&link) {
+            entry.redial.taken_at = Some(now);
             entry.connection = Some(connection);
             entry.channel = Some(channel);
             entry.address = Some(address);

@@ -57,8 +57,10 @@ impl Core {
         }
         let message = "nothing is heard of the peer while the guest stands still";
         for (id, link) in silent {
-            // The sink hears of the end over another connection.
-            self.lose_link(link, &PeerError::Silent { seconds: blackout_max.as_secs() });
+            if !self.live.get().resume_window.is_zero() {
+                // The sink hears of the end over another connection.
+                self.lose_link(link, &PeerError::Silent { seconds: blackout_max.as_secs() });
+            }
             self.vm_failed(id, "blackout_max", message);
         }
     }

@@ -126,7 +126,8 @@ impl ChannelHandle {
                     let _ = inputs.send(PeerInput::Ended { connection, end }).await;
                     return;
                 }
-                end = read_until_end(connection, &transport, peer.rest, &inputs, &pongs, &heard) => end,
+                end = read_until_end(connection, (&transport, peer.rest), &inputs, &pongs, &heard)
+                    => end,
                 end = write_until_end(&transport, queue) => end,
                 end = watch(&pongs, &heard, &live) => end,
             };
@@ -163,8 +164,7 @@ impl ChannelHandle {
 
 async fn read_until_end(
     connection: ConnectionId,
-    transport: &RefCell<Transport>,
-    mut buffer: Vec<u8>,
+    (transport, mut buffer): (&RefCell<Transport>, Vec<u8>),
     inputs: &mpsc::Sender<PeerInput>,
     pongs: &mpsc::WeakSender<PeerMessage>,
     heard: &Cell<Instant>,

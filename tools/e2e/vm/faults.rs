@@ -220,8 +220,9 @@ impl Run<'_, '_> {
             Fault::SinkQemuKilled => self.pair.kill_sink(),
         }
         if fault == Fault::LinkCut && matches!(phase, Phase::RoundOne | Phase::LaterRound) {
-            // While the guest runs, the migration waits for the link.
-            observe(CUT_FOR, || assert_eq!(self.pair.look(), 1));
+            // While the guest runs, the migration waits for the link. One that QEMU has stopped for
+            // its switchover in the meantime runs on at the source.
+            observe(CUT_FOR, || assert!(self.pair.look() <= 1));
             self.hosts.link("up=1");
         }
         let mut migrate = migrate;

@@ -59,6 +59,12 @@ fn a_guest_that_runs_does_not_feel_a_dead_link_and_arrives_with_every_page() {
     assert_eq!(end.code, Some(0), "{end:?}\n{}\n{}", hosts.tail(At::A), hosts.tail(At::B));
     assert_eq!(pair.states(), ("postmigrate".to_owned(), "paused".to_owned()));
     pair.assert_same_memory();
+    for at in [At::A, At::B] {
+        let sum = |family: &str| hosts.daemon(at).metrics().sum(family, &[]);
+        let (parked, resumed) = (sum("dwcp_links_parked_total"), sum("dwcp_links_resumed_total"));
+        println!("{at:?}: parked {parked}, resumed {resumed}");
+        assert!(parked == resumed && (parked > 0.0 || !is_full()));
+    }
     let events = pair.source.qmp().events().unwrap();
     let stops = events.iter().filter(|event| event.name == "STOP").count();
     assert_eq!(stops, 1, "it stood still for the switchover alone");

@@ -1,7 +1,7 @@
 //! What the tests of the driver run on: whole control planes in one process, each with a fake shard
 //! that moves nothing, and clients of their sockets.
 
-use super::super::core::Core;
+use super::super::core::{Core, Counters};
 use super::super::run::{Inputs, start};
 use super::qemus::{FakeHost, Qemus};
 use crate::config::{
@@ -222,6 +222,7 @@ pub(super) struct Daemon {
     pub(super) script: Rc<Script>,
     pub(super) info: Value,
     pub(super) metrics: String,
+    pub(super) counters: Counters,
     config: ControlConfig,
     verified: Rc<RefCell<usize>>,
     qemus: Rc<Qemus>,
@@ -270,6 +271,7 @@ impl Daemon {
         let mut core: Core =
             start(config.clone(), settings, vec![port], host, &mut inputs).await.unwrap();
         let (info, metrics) = (core.daemon_info(), core.metrics());
+        let counters = core.counters.clone();
         let stopped = Rc::clone(&script);
         let serve = tokio::task::spawn_local(async move {
             let mut serve = Box::pin(inputs.serve(&mut core));
@@ -289,7 +291,7 @@ impl Daemon {
             }
         });
         let verified = Rc::clone(verified);
-        Self { script, info, metrics, config, verified, qemus, tasks: [serve, shard] }
+        Self { script, info, metrics, counters, config, verified, qemus, tasks: [serve, shard] }
     }
 
     /// Ends it as a kill does: nobody is told, only what the kernel closes is closed.

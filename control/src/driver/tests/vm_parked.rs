@@ -87,6 +87,11 @@ fn sessions_of_a_lost_link_wait_and_go_on_over_another_connection() {
         assert!(told["params"]["parked"].is_null(), "{told}");
         let session = moving.session.clone();
         moving.pair.at_b.wait_for(&session, "receiving").await;
+        for (daemon, role) in [(&moving.pair.a, "source"), (&moving.pair.b, "sink")] {
+            assert_eq!(daemon.counters.links_resumed.count(role), 1);
+            let parked = daemon.counters.links_parked.snapshot();
+            assert_eq!(parked.iter().map(|(_, count)| count).sum::<u64>(), 1, "{parked:?}");
+        }
         moving.pair.qemus.free("precopy");
         moving.commits().await;
     });
@@ -355,7 +360,9 @@ fn nobody_takes_up_a_link_that_is_not_his_or_not_here() {
             ("y", EPOCH, source.resume, "resume_wrong_peer"),
         ];
         for (name, epoch, token, refusal) in cases {
+            let before = pair.b.counters.refused.count(refusal);
             assert_eq!(code(&show(&pair, name, epoch, token).await), refusal);
+            assert_eq!(pair.b.counters.refused.count(refusal), before + 1);
         }
         ready_links(&mut pair, 1).await;
         // A link is taken up by the first message alone.
@@ -374,6 +381,7 @@ fn a_token_is_good_once_and_wins_over_a_connection_that_seems_to_live() {
         // The session that it names is not here; the link goes on.
         let unknown = ask(&channel, EPOCH, source.resume).await;
         assert_eq!(code(&unknown), "resume_session_unknown");
+        assert_eq!(pair.b.counters.ignored.count("resume_session_unknown"), 1);
         let resumed = read_message(&channel).await.unwrap();
         let PeerMessage::LinkResumed { token, resume } = resumed else { panic!("{resumed:?}") };
         assert!(token != source.token && resume != source.resume);

@@ -153,7 +153,7 @@ impl Core {
 
     fn dial_again(&mut self, link: LinkId, now: Nanos) {
         let Some(entry) = self.links.get(&link) else { return };
-        let Redial { at, wait, under_way } = &entry.redial;
+        let Redial { at, wait, under_way, .. } = &entry.redial;
         if *at > now || under_way.len() >= RESUMES_MAX {
             return;
         }

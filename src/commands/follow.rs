@@ -50,7 +50,10 @@ fn line(method: &str, params: &Value) -> String {
             show::text(params, "pages_pending"),
             show::bytes(params, "rate_bytes_per_s"),
         ),
-        _ => params["reason"].as_str().unwrap_or("").to_owned(),
+        _ => {
+            let reason = params["reason"].as_str().or(params["parked"]["reason"].as_str());
+            reason.unwrap_or("").to_owned()
+        }
     };
     let (session, role) = (show::text(params, "session"), show::text(params, "role"));
     let line = format!("{session}  {role:6}  {:10}  {detail}", show::text(params, "state"));

@@ -8,6 +8,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use clap::ArgMatches;
 use serde_json::Value;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 pub(super) fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
     ask(matches, "session.list", |answer| render_list(rows_of(answer), "no sessions yet"))
@@ -37,6 +38,14 @@ pub(super) fn render_list(sessions: &Value, none: &str) -> String {
             show::text(counters, "pending_pages"),
             show::bytes(counters, "wire_bytes"),
         ]);
+        if let Some(until_unix_ms) = session["parked"]["until_unix_ms"].as_u64() {
+            let (id, reason) =
+                (show::text(session, "session"), show::text(&session["parked"], "reason"));
+            let left_s = until_unix_ms.saturating_sub(unix_ms()) / 1000;
+            notes.push_str(&format!(
+                "{id}: its link is lost ({reason}); waits for {left_s} s more\n"
+            ));
+        }
         if let Some(reason) = session["reason"].as_str() {
             notes.push_str(&format!("{}: {reason}", show::text(session, "session")));
             if let Some(cure) = session["cure"].as_str() {
@@ -46,6 +55,12 @@ pub(super) fn render_list(sessions: &Value, none: &str) -> String {
         }
     }
     if table.is_empty() { format!("{none}\n") } else { table.render() + &notes }
+}
+
+/// The wall clock, as the daemon on this host has it.
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -62,5 +77,9 @@ mod tests {
         assert!(text.contains("aa: the link was cut; wait for b"), "{text}");
         assert!(text.contains("2.0 KiB"), "{text}");
         assert_eq!(render_list(&json!([]), "none"), "none\n");
+        let parked = json!([{"session": "bb", "state": "parked", "parked": {
+            "since_unix_ms": 0, "until_unix_ms": unix_ms() + 90_500, "reason": "it was silent"}}]);
+        let text = render_list(&parked, "none");
+        assert!(text.contains("bb: its link is lost (it was silent); waits for 90 s"), "{text}");
     }
 }

@@ -199,8 +199,9 @@ impl Core {
             Err(error) => return self.drop_link(link, &error),
         };
         if self.start_channel(link, connection, peer) {
-            self.link_step(link, LinkInput::ChannelUp);
+            // What is owed first: the peer may have no room for the link.
             self.sessions_link_up(link);
+            self.link_step(link, LinkInput::ChannelUp);
         }
     }
 

@@ -3,6 +3,7 @@
 
 use super::fake::{Client, Daemon, config, run};
 use super::qemus::Qemus;
+use crate::config::ControlConfig;
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -19,9 +20,14 @@ pub(super) struct VmPair {
 
 impl VmPair {
     pub(super) async fn start(directory: tempfile::TempDir) -> Self {
+        Self::with_links(directory, 8).await
+    }
+
+    /// Each daemon has room for so many links.
+    pub(super) async fn with_links(directory: tempfile::TempDir, links_max: usize) -> Self {
         let (verified, qemus) = (Rc::new(RefCell::new(0)), Qemus::start());
         let daemon = async |name| {
-            let config = config(directory.path(), name);
+            let config = ControlConfig { links_max, ..config(directory.path(), name) };
             Daemon::start_vm(config, &verified, Rc::clone(&qemus)).await
         };
         let (a, b) = (daemon("a").await, daemon("b").await);

@@ -25,7 +25,8 @@ struct Moving {
 impl Moving {
     /// The migration waits at this point.
     async fn start(directory: tempfile::TempDir, point: &'static str) -> Self {
-        let mut pair = VmPair::start(directory).await;
+        // No more than the one that is resumed.
+        let mut pair = VmPair::with_links(directory, 1).await;
         let path = Path::to(&pair.b.info["listen"]).await;
         pair.qemus.hold(point);
         let migrate = json!({ "name": "vm", "peer": path.address });

@@ -71,6 +71,8 @@ impl Core {
             let message = "this process drives no virtual machines";
             ApiError::new(ApiCode::VmUnusable, message)
         })?;
+        // QEMU does not share this process's current directory.
+        let path = std::path::absolute(&path).unwrap_or(path);
         let made = match path.is_dir() {
             true => Ok(()),
             false => {

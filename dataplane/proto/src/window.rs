@@ -142,6 +142,7 @@ pub struct Window {
     /// Bytes per second: lately, and in the last spans.
     rate: u64,
     rates: [u64; RATE_SPANS],
+    rate_before: u64,
     rtt_min: Option<Nanos>,
     rtt_min_at: Nanos,
     /// The least round trip of the span before.
@@ -168,6 +169,7 @@ impl Window {
             patience: 0,
             rate: 0,
             rates: [0; RATE_SPANS],
+            rate_before: 0,
             rtt_min: None,
             rtt_min_at: Nanos(0),
             rtt_recent: Nanos(0),
@@ -282,8 +284,11 @@ impl Window {
         let WindowConfig { floor_bytes, max_bytes, backlog, backlog_round_trips, .. } = self.config;
         let allowed = least + backlog.max(Nanos(least.0.saturating_mul(backlog_round_trips)));
         let held_back = full_bytes >= bytes / 2;
+        // Two spans together: a bunch at the border counts for one of them alone.
+        let both = if self.rate_before == 0 { rate } else { rate.midpoint(self.rate_before) };
+        self.rate_before = rate;
         self.rates.rotate_right(1);
-        self.rates[0] = rate;
+        self.rates[0] = both;
         if self.start.is_some() || rate > self.rate {
             self.rate = self.rate.max(rate);
         } else if held_back {
@@ -312,7 +317,7 @@ impl Window {
             self.cut = None;
             let rate_max = self.rates.iter().copied().max().unwrap_or(rate);
             let needed = bytes_in(rate_max, allowed);
-            fitting_bytes.min(self.window_bytes * 2).min(needed / 4 * 5)
+            fitting_bytes.min(self.window_bytes * 2).min(needed / 8 * 9)
         };
         self.window_bytes = window_bytes.clamp(floor_bytes, max_bytes);
     }

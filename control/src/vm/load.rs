@@ -28,30 +28,7 @@ pub(super) enum Ending {
     Discard,
 }
 
-/// Why the straight line of phases was left.
-pub(super) enum Leave {
-    Order(Ending),
-    Fault(VmError),
-    Dropped,
-}
-
-impl From<Dropped> for Leave {
-    fn from(Dropped: Dropped) -> Self {
-        Self::Dropped
-    }
-}
-
-impl From<VmError> for Leave {
-    fn from(error: VmError) -> Self {
-        Self::Fault(error)
-    }
-}
-
-impl From<QmpError> for Leave {
-    fn from(error: QmpError) -> Self {
-        Self::Fault(error.into())
-    }
-}
+pub(super) type Leave = super::leave::Leave<Ending>;
 
 /// A load under way.
 pub(super) struct Load {

@@ -39,33 +39,7 @@ const RAMP_FACTOR_MAX: u64 = 64;
 /// The most connections: QEMU's first and 16 of multifd.
 const CHANNELS_MAX: u16 = 17;
 
-/// Why the straight line of phases was left.
-pub(super) enum Leave {
-    /// The core ordered how to end.
-    Order(Ending),
-    /// It can't go on.
-    Fault(VmError),
-    /// The core is gone.
-    Dropped,
-}
-
-impl From<Dropped> for Leave {
-    fn from(Dropped: Dropped) -> Self {
-        Self::Dropped
-    }
-}
-
-impl From<VmError> for Leave {
-    fn from(error: VmError) -> Self {
-        Self::Fault(error)
-    }
-}
-
-impl From<QmpError> for Leave {
-    fn from(error: QmpError) -> Self {
-        Self::Fault(error.into())
-    }
-}
+type Leave = super::leave::Leave<Ending>;
 
 /// Runs the task.
 pub(super) async fn run(mut side: TaskSide, target: VmTarget, saved: Option<SavedSettings>) {

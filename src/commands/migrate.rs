@@ -123,6 +123,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
             cancel(matches, view.session.as_deref())?;
         }
     };
+    view.warn(&answer);
     view.end();
     show_answer(matches, &answer, summary)?;
     Ok(Exit::Done)
@@ -177,6 +178,8 @@ fn cancel(matches: &ArgMatches, session: Option<&str>) -> Result<(), Failure> {
 struct View<'a> {
     name: &'a str,
     session: Option<String>,
+    /// The warnings were shown.
+    warned: bool,
     bar: ProgressBar,
 }
 
@@ -188,7 +191,7 @@ impl<'a> View<'a> {
         let bar = ProgressBar::with_draw_target(Some(0), target);
         let style = ProgressStyle::with_template(TEMPLATE);
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
-        Self { name, session: None, bar }
+        Self { name, session: None, warned: false, bar }
     }
 
     fn take(&mut self, notification: &Notification) {
@@ -203,6 +206,7 @@ impl<'a> View<'a> {
         }
         match notification.method.as_str() {
             "session.state" => {
+                self.warn(params);
                 let state = show::text(params, "state");
                 self.note(&format!("{}: {state}", self.name));
                 self.bar.set_message(state);
@@ -218,6 +222,17 @@ impl<'a> View<'a> {
         self.bar.set_length(total);
         self.bar.set_position(total.saturating_sub(remaining));
         self.bar.set_prefix(progress_text(params));
+    }
+
+    /// Shows what the migration warns of, once.
+    fn warn(&mut self, told: &Value) {
+        if self.warned {
+            return;
+        }
+        for warning in show::warnings(told) {
+            self.note(&warning);
+            self.warned = true;
+        }
     }
 
     fn note(&self, line: &str) {
@@ -242,6 +257,9 @@ fn progress_text(params: &Value) -> String {
         (_, Some(advice)) => text.push_str(&format!("; {advice}")),
         (Some(ms), None) => text.push_str(&format!("; about {} s more", ms.div_ceil(1000))),
         (None, None) => {}
+    }
+    if let Some(why) = vm["opaque"].as_str() {
+        text.push_str(&format!("; carried uncoded now ({why})"));
     }
     text
 }
@@ -270,7 +288,8 @@ fn summary(answer: &Value) -> String {
         text.push_str(&format!("  {name:12} {value}\n"));
     }
     if let Some(why) = answer["opaque"].as_str() {
-        text.push_str(&format!("  carried as it is, without coding: {why}\n"));
+        let uncoded = show::human_bytes(count("opaque_bytes"));
+        text.push_str(&format!("  {:12} {uncoded}: carried as it came ({why})\n", "uncoded"));
     }
     text
 }
@@ -310,6 +329,14 @@ mod tests {
             let error = command().try_get_matches_from(all).unwrap_err().to_string();
             assert!(error.contains("such as"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_was_carried_uncoded_is_said_with_its_size() {
+        let answer = json!({"vm": "web1", "peer_name": "b", "opaque": "qemu-xbzrle",
+            "counters": {"vmm_in_bytes": 4096, "wire_bytes": 2048, "opaque_bytes": 1536}});
+        let text = summary(&answer);
+        assert!(text.contains("uncoded      1.5 KiB: carried as it came (qemu-xbzrle)"), "{text}");
     }
 
     #[test]

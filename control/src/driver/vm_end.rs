@@ -328,7 +328,7 @@ fn migrate_value(session: &Session, now: Nanos) -> Value {
         "seconds": seconds(now.since(session.opened_at).0),
         "stopped_at_unix_us": stopped, "resumed_at_unix_us": resumed,
         "blackout_ms": blackout_us.map(|us| us.div_ceil(1000)),
-        "opaque": vm.opaque,
+        "opaque": vm.opaque, "warnings": vm.warnings,
         "verify_ms": seconds(session.verify_ns) * 1e3,
         "commit_ms": seconds(now.since(session.times.commit).0) * 1e3,
         "counters": record.counters,

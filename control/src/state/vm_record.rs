@@ -41,7 +41,7 @@ pub struct VmRecord {
     /// Source: the user's migration settings, while ours are in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) saved: Option<SavedSettings>,
-    /// Sink: what does not fit well and keeps nothing from moving.
+    /// What does not fit well and keeps nothing from moving. The sink finds it and tells it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) warnings: Vec<Finding>,
 }

@@ -8,6 +8,8 @@
 //! the effect of `-S`; no command of QMP tells whether `-S` was given).
 
 use super::facts::{BlockFact, DeviceFact, Storage, VmFacts};
+use dwcp_proto::wire::peer::{Code, Message};
+use dwcp_proto::wire::vm::PeerFinding;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,6 +53,27 @@ pub(crate) struct Finding {
     pub(crate) message: String,
     /// What to do about it.
     pub(crate) cure: String,
+}
+
+impl Finding {
+    /// As it is told to the source.
+    pub(crate) fn for_peer(&self) -> PeerFinding {
+        PeerFinding {
+            code: Code::cut(&self.code),
+            message: Message::cut(&self.message),
+            cure: Message::cut(&self.cure),
+        }
+    }
+
+    /// A sink's warning, as it came.
+    pub(crate) fn warning(told: &PeerFinding) -> Self {
+        Self {
+            code: told.code.as_str().to_owned(),
+            severity: Severity::Warning,
+            message: told.message.as_str().to_owned(),
+            cure: told.cure.as_str().to_owned(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -287,15 +310,17 @@ fn capabilities(found: &mut Findings, source: &VmFacts, sink: &VmFacts) {
     if has(source, "multifd") && has(sink, "multifd") {
         multifd(found, source, sink);
     }
+    // QEMU's xbzrle begins in its second pass over the memory, and only with pages that it has kept:
+    // what comes before, in a short migration everything, is coded like any other stream.
     let own = [
-        (has(source, "multifd"), "multifd"),
-        (has(source, "xbzrle"), "xbzrle"),
-        (source.migration_tls, "TLS"),
+        (has(source, "multifd"), "multifd", "all of its stream"),
+        (has(source, "xbzrle"), "xbzrle", "its stream from the first page that it compresses on"),
+        (source.migration_tls, "TLS", "all of its stream"),
     ];
-    for (_, name) in own.iter().filter(|(on, _)| *on) {
+    for (_, name, what) in own.iter().filter(|(on, ..)| *on) {
         found.warn(
             "carried_opaque",
-            format!("QEMU's own {name} is on: its stream is carried as it is, without coding"),
+            format!("QEMU's own {name} is on: {what} is carried as it is, without coding"),
             "switch it off in QEMU; dwcp compresses, encrypts and uses several streams by itself",
         );
     }

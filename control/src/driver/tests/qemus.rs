@@ -23,6 +23,7 @@ struct Qemu {
     run_state: RefCell<&'static str>,
     loaded: Cell<bool>,
     ram_bytes: Cell<u64>,
+    capabilities: RefCell<Vec<String>>,
     orders: RefCell<Vec<&'static str>>,
 }
 
@@ -57,6 +58,7 @@ impl Qemus {
             run_state: RefCell::new(run_state),
             loaded: Cell::new(false),
             ram_bytes: Cell::new(64 << 20),
+            capabilities: RefCell::default(),
             orders: RefCell::new(Vec::new()),
         };
         self.stopped.set(false);
@@ -81,6 +83,11 @@ impl Qemus {
 
     pub(super) fn set_ram_bytes(&self, path: &str, bytes: u64) {
         self.all.borrow()[Path::new(path)].ram_bytes.set(bytes);
+    }
+
+    /// Switches one of QEMU's own migration capabilities on.
+    pub(super) fn set_capability(&self, path: &str, name: &str) {
+        self.all.borrow()[Path::new(path)].capabilities.borrow_mut().push(name.to_owned());
     }
 
     /// What the QEMU at this path does.
@@ -180,6 +187,7 @@ fn facts(qemu: &Qemu) -> VmFacts {
         version: QemuVersion { major: 10, minor: 0, micro: 0 },
         run_state: (*qemu.run_state.borrow()).to_owned(),
         ram_bytes: qemu.ram_bytes.get(),
+        capabilities: qemu.capabilities.borrow().clone(),
         ..VmFacts::default()
     }
 }

@@ -186,6 +186,30 @@ fn what_does_not_fit_is_refused_with_every_finding_and_the_guest_untouched() {
 }
 
 #[test]
+fn what_a_sink_warns_of_is_told_at_both_ends_while_the_guest_moves() {
+    run(|directory| async move {
+        let mut pair = VmPair::start(directory).await;
+        let mut watcher = pair.other().await;
+        watcher.ask("subscribe", json!({ "topics": ["session.state"] })).await;
+        pair.qemus.set_capability("/qemu/a", "xbzrle");
+        pair.migrate().await;
+        let told = loop {
+            let news = watcher.next().await;
+            if news["params"]["state"] == "precopy" {
+                break news["params"]["warnings"].clone();
+            }
+        };
+        assert_eq!(told[0]["code"], "carried_opaque", "{told}");
+        let answer = pair.at_a.next().await;
+        assert_eq!(answer["result"]["warnings"], told, "{answer}");
+        assert!(answer["result"]["opaque"].is_null(), "no shard has said so: {answer}");
+        let session = &answer["result"]["session"];
+        let record = pair.at_b.wait_for(session, "committed").await;
+        assert_eq!(record["vm"]["warnings"], told, "{record}");
+    });
+}
+
+#[test]
 fn a_machine_is_taken_only_from_hosts_that_it_names_and_only_where_it_waits() {
     run(|directory| async move {
         let mut pair = VmPair::start(directory).await;

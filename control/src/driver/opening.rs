@@ -92,7 +92,7 @@ impl Core {
         number: SessionNumber,
         error: &ApiError,
     ) {
-        let text = format!("{error}; {}", error.code.cure());
+        let text = format!("{error}; {}", error.cure());
         let refuse = PeerMessage::SessionRefuse {
             session,
             number,
@@ -120,7 +120,8 @@ impl Core {
         self.check_room()?;
         let not_for = || {
             let message = format!("region {region} does not accept data from {peer}");
-            ApiError::new(ApiCode::NotAllowed, message)
+            let cure = format!("register it at the sink with {peer} in accept_from");
+            ApiError::new(ApiCode::NotAllowed, message).with("cure", cure)
         };
         // Whether a region exists is told only to those who may write to it.
         let entry = self.regions.find(region).ok_or_else(not_for)?;

@@ -22,6 +22,10 @@ use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::peer::{Outcome, PeerMessage};
 use serde_json::{Value, json};
 
+/// What to do about a guest that nobody may run for now.
+const DOUBT_CURE: &str = "start the guest at neither end: the daemons settle it as soon as they \
+    can talk; dwcp resolve decides it if they won't";
+
 impl Core {
     /// The source's machine tells something about a virtual machine.
     pub(super) fn report_vm_source(&mut self, id: SessionId, report: SourceReport) {
@@ -34,7 +38,7 @@ impl Core {
             }
             SourceReport::Ended(reason) => {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
-                session.set_reason(&reason, vm_cure(session, &reason));
+                session.set_reason(&reason, Some(vm_cure(session, &reason)));
                 if let Some(vm) = &mut session.record.vm {
                     vm.abort_owed = reason == EndReason::LinkLost;
                 }
@@ -51,13 +55,18 @@ impl Core {
             }
             SourceReport::InDoubt(reason) => {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
-                session.set_reason(&reason, Some(ApiCode::SessionInDoubt.cure()));
+                let cure = match reason {
+                    EndReason::LinkLost | EndReason::TimedOut => DOUBT_CURE,
+                    _ => reason.cure(),
+                };
+                session.set_reason(&reason, Some(cure));
                 session.reconnect.get_or_insert((now, Nanos(REDIAL_WAIT_NS.0)));
                 let code = match session.waiting.as_ref().map(|waiting| waiting.what) {
                     Some(WaitingFor::Resolve) => ApiCode::JournalFailed,
                     _ => ApiCode::SessionInDoubt,
                 };
-                let error = session.end_error(code, &reason).with("session", id.to_string());
+                let error = session.end_error(code, &reason).with("cure", cure);
+                let error = error.with("session", id.to_string());
                 if let Some(waiting) = session.waiting.take() {
                     self.answer(waiting.reply, Err(error));
                 }
@@ -79,7 +88,7 @@ impl Core {
             SinkReport::InDoubt(reason) => {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
                 let cure = match reason {
-                    EndReason::LinkLost => Some(ApiCode::SessionInDoubt.cure()),
+                    EndReason::LinkLost => Some(DOUBT_CURE),
                     _ => None,
                 };
                 session.set_reason(&reason, cure);
@@ -89,7 +98,7 @@ impl Core {
             }
             SinkReport::Ended(reason) => {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
-                session.set_reason(&reason, vm_cure(session, &reason));
+                session.set_reason(&reason, Some(vm_cure(session, &reason)));
                 self.end_vm(id, VmOrder::Discard, end_by, Ok(()));
             }
             SinkReport::Conflict(conflict) => self.note_conflict(id, conflict),
@@ -152,7 +161,7 @@ impl Core {
             _ => error,
         };
         match findings.is_empty() {
-            true => error,
+            true => error.with("cure", session.record.cure.clone()),
             false => error.with("findings", json!(findings)),
         }
     }
@@ -305,15 +314,27 @@ pub(super) fn is_settled(role: Role, state: SessionState, paused: bool, guest: G
     }
 }
 
-/// What to do about a virtual machine's end, if its QEMU knows better than the reason does.
-fn vm_cure(session: &Session, reason: &EndReason) -> Option<&'static str> {
+/// What to do about the end of a virtual machine's session: its QEMU may know better than the
+/// reason, whose own words speak of regions too.
+fn vm_cure(session: &Session, reason: &EndReason) -> &'static str {
     let own = session.vm.as_ref().and_then(|part| part.cure);
     match reason {
-        EndReason::VmFailed { .. } => own,
-        EndReason::LinkLost | EndReason::LaneFailed { .. } | EndReason::PeerFailed { .. } => {
-            Some("the guest stays at the source; migrate it again when the cause is mended")
+        EndReason::VmFailed { .. } => own.unwrap_or(reason.cure()),
+        EndReason::ClientAborted | EndReason::PeerAborted { .. } | EndReason::NotCommitted => {
+            "the guest stays at the source; migrate it again when wanted"
         }
-        _ => None,
+        EndReason::Refused { .. } => "do what the sink's words say, then migrate again",
+        EndReason::LinkLost
+        | EndReason::TimedOut
+        | EndReason::LaneFailed { .. }
+        | EndReason::PeerFailed { .. }
+        | EndReason::Restarted => {
+            "the guest stays at the source; migrate it again when the cause is mended"
+        }
+        EndReason::Journal
+        | EndReason::OutcomeUnknown
+        | EndReason::Resolved { .. }
+        | EndReason::Violation { .. } => reason.cure(),
     }
 }
 

@@ -45,7 +45,8 @@ impl Core {
         let name = offer.name.as_str();
         let not_for = || {
             let message = format!("virtual machine {name} is not accepted from {peer}");
-            ApiError::new(ApiCode::NotAllowed, message)
+            let cure = format!("attach it at the sink with --incoming --accept-from {peer}");
+            ApiError::new(ApiCode::NotAllowed, message).with("cure", cure)
         };
         let entry = self.vms.find(name).ok_or_else(not_for)?;
         let any_peer = entry.vm.accept_from.is_empty() && !self.identity.is_secure();

@@ -65,6 +65,14 @@ impl VmPair {
     }
 }
 
+/// What people are told of a guest's session has nothing to do with regions.
+pub(super) fn speaks_of_guests(message: &Value, cure: &Value) {
+    for text in [message, cure] {
+        let text = text.as_str().unwrap();
+        assert!(!text.is_empty() && !text.contains("region") && !text.contains("session.open"));
+    }
+}
+
 #[test]
 fn a_guest_moves_there_and_is_paused_nowhere() {
     run(|directory| async move {
@@ -216,7 +224,11 @@ fn a_machine_is_taken_only_from_hosts_that_it_names_and_only_where_it_waits() {
         assert!(pair.at_b.ask("vm.detach", json!({ "name": "vm" })).await["result"].is_object());
         let refused = |answer: &Value| {
             assert_eq!(answer["error"]["data"]["code"], "peer_refused", "{answer}");
-            assert!(answer["error"]["message"].as_str().unwrap().contains("is not accepted"));
+            let message = answer["error"]["message"].as_str().unwrap();
+            assert!(message.contains("is not accepted from a; attach it at the sink"), "{answer}");
+            assert!(message.contains("--accept-from a"), "{answer}");
+            assert!(!message.contains("socket"), "{answer}");
+            speaks_of_guests(&answer["error"]["message"], &answer["error"]["data"]["cure"]);
         };
         let params = pair.migrate_params();
         refused(&pair.at_a.ask("vm.migrate", params.clone()).await);
@@ -265,6 +277,7 @@ fn faults_of_attaching_are_typed() {
         let missing = pair.at_a.ask("vm.attach", attach("other", "/qemu/none")).await;
         assert_eq!(missing["error"]["data"]["code"], "vm_unusable", "{missing}");
         assert_eq!(missing["error"]["data"]["reason"], "qmp_missing");
+        assert!(missing["error"]["data"]["cure"].as_str().unwrap().contains("-qmp"), "{missing}");
         assert_eq!(pair.at_a.refusal("vm.attach", attach("vm", "/qemu/a")).await, "vm_exists");
         assert_eq!(pair.at_a.refusal("vm.detach", json!({ "name": "x" })).await, "vm_unknown");
         let unknown = json!({ "name": "x", "peer": "127.0.0.1:1" });

@@ -3,7 +3,7 @@
 
 use super::fake::{Client, Killed, run};
 use super::qemus::Qemus;
-use super::vm::VmPair;
+use super::vm::{VmPair, speaks_of_guests};
 use serde_json::{Value, json};
 use std::rc::Rc;
 
@@ -68,6 +68,9 @@ fn doubt_is_shown_with_its_evidence_and_ends_when_the_daemons_talk() {
         let mut doubt = SourceInDoubt::start(directory).await;
         let answer = &doubt.answer;
         assert_eq!(answer["error"]["data"]["code"], "session_in_doubt", "{answer}");
+        let cure = &answer["error"]["data"]["cure"];
+        speaks_of_guests(&answer["error"]["message"], cure);
+        assert!(cure.as_str().unwrap().contains("dwcp resolve"), "{answer}");
         let record = doubt.at_a.wait_for(&doubt.session, "in_doubt").await;
         assert_eq!(record["source_record"]["record"], "yielded", "{record}");
         assert_eq!(record["vm"]["guest"], "paused");

@@ -1,7 +1,7 @@
 //! Whatever fails before the commit, the guest runs on at the source, and the next migration works.
 
 use super::fake::run;
-use super::vm::VmPair;
+use super::vm::{VmPair, speaks_of_guests};
 use serde_json::{Value, json};
 
 /// After a failed migration: the guest runs here, and moves when nothing fails any more.
@@ -20,6 +20,7 @@ async fn all_is_well(pair: &mut VmPair) {
 
 fn guest_runs_here(answer: &Value) {
     assert_eq!(answer["error"]["data"]["guest"], "running", "{answer}");
+    speaks_of_guests(&answer["error"]["message"], &answer["error"]["data"]["cure"]);
 }
 
 #[test]

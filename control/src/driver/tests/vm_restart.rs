@@ -2,7 +2,7 @@
 //! runs, and nobody has to help.
 
 use super::fake::{Client, run};
-use super::vm::VmPair;
+use super::vm::{VmPair, speaks_of_guests};
 use serde_json::json;
 
 #[test]
@@ -20,6 +20,7 @@ fn a_source_that_dies_before_its_yield_runs_its_guest_again() {
             let mut at_a = Client::connect(pair.directory.path(), "a").await;
             let record = at_a.wait_for(&session, "failed").await;
             assert!(record["reason"].as_str().unwrap().contains("restarted"), "{record}");
+            speaks_of_guests(&record["reason"], &record["cure"]);
             VmPair::free(&mut at_a).await;
             while at_a.wait_for(&session, "failed").await["vm"]["settled"] != true {
                 tokio::task::yield_now().await;

@@ -275,7 +275,7 @@ impl VmError {
             Self::RunsUncommitted => "stop one of the two guests by hand, then dwcp resolve",
             Self::NotResumed { .. } => "look at QEMU's log, then give cont in its monitor",
             Self::SpawnCommand { .. } => {
-                "give the whole command with -S and -incoming defer, and no -qmp of dwcp's own"
+                "give QEMU's whole command with -incoming defer and -S; dwcp adds its own -qmp"
             }
             Self::Spawn { .. } => "give the path of a QEMU that the daemon's user may start",
             Self::SpawnEnded { .. } => "try the command line by hand; its own words say why",

@@ -286,8 +286,17 @@ fn faults_of_attaching_are_typed() {
         let answer = pair.at_a.ask("vm.migrate", unreachable).await;
         assert_eq!(answer["error"]["data"]["code"], "peer_unreachable", "{answer}");
         assert_eq!(VmPair::free(&mut pair.at_a).await["state"], "free");
-        let spawn = json!({ "name": "new", "spawn": "qemu -S", "incoming": true });
-        assert_eq!(pair.at_a.refusal("vm.attach", spawn).await, "params_invalid");
+        for (command, why) in [
+            ("qemu -S", "it lacks -incoming defer"),
+            ("qemu -incoming defer", "it lacks -S"),
+            ("qemu -S -incoming 'defer", "a quote is not closed"),
+        ] {
+            let spawn = json!({ "name": "new", "spawn": command, "incoming": true });
+            let refused = pair.at_a.ask("vm.attach", spawn).await;
+            assert_eq!(refused["error"]["data"]["code"], "params_invalid", "{refused}");
+            assert!(refused["error"]["message"].as_str().unwrap().contains(why), "{refused}");
+            assert!(refused["error"]["data"]["cure"].as_str().unwrap().contains("-S"), "{refused}");
+        }
         let command = "qemu -S -name 'a b' -incoming defer";
         let spawn = json!({ "name": "new", "spawn": command, "incoming": true });
         let spawned = pair.at_a.ask("vm.attach", spawn).await;

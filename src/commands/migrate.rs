@@ -28,8 +28,11 @@ Examples:
   dwcp migrate web1 --to host-b:7411 --downtime-limit 300ms --timeout 20m --on-timeout throttle
   dwcp migrate web1 --to host-b:7411 --mode passthrough --json
 
-Exit codes: 0 the guest runs at the sink; 1 it failed and runs on at the source; 5 in doubt: both
-ends stand paused, see 'dwcp status' and 'dwcp resolve'; 130 cancelled, it runs at the source.";
+A guest that its user has paused is moved as well, and stays paused.
+
+Exit codes: 0 the guest is at the sink; 1 it failed and the guest is at the source as before; 5 in
+doubt: both ends stand paused, see 'dwcp status' and 'dwcp resolve'; 130 cancelled, the guest is at
+the source as before.";
 
 /// The subcommand's part of the command line.
 pub(super) fn command() -> Command {
@@ -119,7 +122,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
                 return Ok(Exit::Interrupted);
             }
             cancelled = true;
-            view.note("giving up; the guest will run on here");
+            view.note("giving up; the guest stays here");
             cancel(matches, view.session.as_deref())?;
         }
     };
@@ -276,7 +279,9 @@ fn summary(answer: &Value) -> String {
         format!("{:.2}", raw as f64 / wire as f64)
     };
     let (vm, peer) = (show::text(answer, "vm"), show::text(answer, "peer_name"));
-    let mut text = format!("{vm} is at {peer} now\n");
+    let paused = answer["paused"] == json!(true);
+    let how = if paused { ", paused: cont in its monitor there starts it" } else { "" };
+    let mut text = format!("{vm} is at {peer} now{how}\n");
     let rows = [
         ("total", show::seconds(answer, "seconds")),
         ("blackout", show::millis(answer, "blackout_ms")),
@@ -337,6 +342,9 @@ mod tests {
             "counters": {"vmm_in_bytes": 4096, "wire_bytes": 2048, "opaque_bytes": 1536}});
         let text = summary(&answer);
         assert!(text.contains("uncoded      1.5 KiB: carried as it came (qemu-xbzrle)"), "{text}");
+        assert!(text.starts_with("web1 is at b now\n"), "{text}");
+        let text = summary(&json!({"vm": "web1", "peer_name": "b", "paused": true}));
+        assert!(text.starts_with("web1 is at b now, paused: "), "{text}");
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(super) fn render_list(sessions: &Value, none: &str) -> String {
             show::text(session, "role"),
             show::text(session, "peer"),
             moves(session),
-            show::text(session, "state"),
+            state(session),
             show::text(session, "round"),
             show::text(session, "pages"),
             show::text(counters, "pending_pages"),
@@ -58,6 +58,13 @@ pub(super) fn render_list(sessions: &Value, none: &str) -> String {
     if table.is_empty() { format!("{none}\n") } else { table.render() + &notes }
 }
 
+/// The state; a guest that arrived to stay paused is not one that runs.
+fn state(session: &Value) -> String {
+    let state = show::text(session, "state");
+    let left = session["vm"]["stays_paused"] == Value::Bool(true) && state == "committed";
+    if left { format!("{state}, paused") } else { state }
+}
+
 /// The region or the guest.
 fn moves(session: &Value) -> String {
     match session["vm"]["name"].as_str() {
@@ -81,6 +88,9 @@ mod tests {
             assert!(text.contains(words), "{words}: {text}");
         }
         session["ended_unix_ms"] = json!(7);
+        session["state"] = json!("committed");
+        session["vm"]["stays_paused"] = json!(true);
+        assert!(render_list(&json!([session]), "none").contains("committed, paused"));
         assert!(!render_list(&json!([session]), "none").contains("warning"), "it is over");
     }
 

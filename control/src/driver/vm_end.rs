@@ -11,7 +11,7 @@ use crate::api::{ApiCode, ApiError, Reply, Role};
 use crate::limits::{REDIAL_WAIT_NS, VM_END_TIMEOUT_NS, VM_RESUMED_TIMEOUT_NS};
 use crate::migration::{Machine, Session, Waiting, WaitingFor};
 use crate::peer::PeerError;
-use crate::state::{SessionState, VmRecord};
+use crate::state::{SessionRecord, SessionState, VmRecord};
 use crate::vm::{GuestState, VmOrder};
 use dwcp_proto::ids::{LinkId, SessionId};
 use dwcp_proto::session::reason::EndReason;
@@ -169,8 +169,7 @@ impl Core {
     /// A task is over.
     pub(super) fn on_vm_ended(&mut self, id: SessionId, guest: GuestState) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let paused = session.record.vm.as_ref().is_some_and(|vm| vm.stays_paused);
-        let settled = is_settled(session.role(), session.state(), paused, guest);
+        let settled = is_settled(&session.record, session.state(), guest);
         let Some(part) = &mut session.vm else { return };
         part.task = None;
         let told = part.ending;
@@ -301,15 +300,16 @@ impl Core {
     }
 }
 
-/// Whether the QEMU at an end is where the session's end wants it; `paused`: it may stand still.
-pub(super) fn is_settled(role: Role, state: SessionState, paused: bool, guest: GuestState) -> bool {
-    match (role, state) {
+/// Whether the QEMU at an end is where the session's end wants it.
+pub(super) fn is_settled(record: &SessionRecord, state: SessionState, guest: GuestState) -> bool {
+    let may_stand = || record.vm.as_ref().is_some_and(|vm| vm.may_stand(record.role));
+    let here =
+        guest == GuestState::Running || (guest == GuestState::Paused && may_stand());
+    match (record.role, state) {
         (Role::Source, SessionState::Committed) => true,
-        (Role::Sink, SessionState::Committed) => {
-            guest == GuestState::Running || (paused && guest == GuestState::Paused)
-        }
+        (Role::Sink, SessionState::Committed) => here,
         // Gone for good is as far as it gets.
-        (Role::Source, _) => matches!(guest, GuestState::Running | GuestState::Gone),
+        (Role::Source, _) => here || guest == GuestState::Gone,
         (Role::Sink, _) => true,
     }
 }
@@ -349,7 +349,7 @@ fn migrate_value(session: &Session, now: Nanos) -> Value {
         "seconds": seconds(now.since(session.opened_at).0),
         "stopped_at_unix_us": stopped, "resumed_at_unix_us": resumed,
         "blackout_ms": blackout_us.map(|us| us.div_ceil(1000)),
-        "opaque": vm.opaque, "warnings": vm.warnings,
+        "paused": vm.stays_paused, "opaque": vm.opaque, "warnings": vm.warnings,
         "verify_ms": seconds(session.verify_ns) * 1e3,
         "commit_ms": seconds(now.since(session.times.commit).0) * 1e3,
         "counters": record.counters,

@@ -208,8 +208,7 @@ impl Core {
             }
             VmNews::Ended { guest } => {
                 self.change_history(id, |record| {
-                    let paused = record.vm.as_ref().is_some_and(|vm| vm.stays_paused);
-                    let settled = is_settled(record.role, record.state, paused, guest);
+                    let settled = is_settled(record, record.state, guest);
                     if let Some(vm) = &mut record.vm {
                         vm.guest = Some(guest);
                         vm.settled |= settled;

@@ -117,11 +117,11 @@ pub(crate) fn preflight(source: &VmFacts, sink: &VmFacts) -> Vec<Finding> {
 }
 
 fn states(found: &mut Findings, source: &VmFacts, sink: &VmFacts) {
-    if source.run_state != "running" {
+    if !source.may_move() {
         found.error(
             "guest_not_running",
-            format!("the guest is {} at the source, not running", source.run_state),
-            "start or resume the guest, then migrate again",
+            format!("the guest is {} at the source, neither running nor paused", source.run_state),
+            "mend what stopped it, then start it (cont) and migrate again",
         );
     }
     if source.migration.as_deref().is_some_and(in_flight) {
@@ -379,8 +379,10 @@ mod tests {
 
     #[test]
     fn equal_ends_fit() {
-        let (source, sink) = pair();
+        let (mut source, sink) = pair();
         assert_eq!(preflight(&source, &sink), []);
+        source.run_state = "paused".to_owned();
+        assert_eq!(preflight(&source, &sink), [], "it moves and stays paused");
     }
 
     /// Breaks one fact of an end.
@@ -398,7 +400,7 @@ mod tests {
             storage,
         };
         let cases: [(Severity, &str, Break); 20] = [
-            (Error, "guest_not_running", |a, _| a.run_state = "paused".to_owned()),
+            (Error, "guest_not_running", |a, _| a.run_state = "io-error".to_owned()),
             (Error, "already_migrating", |a, _| a.migration = Some("active".to_owned())),
             (Error, "not_incoming", |_, b| b.run_state = "running".to_owned()),
             (Error, "not_incoming", |_, b| b.migration = Some("setup".to_owned())),

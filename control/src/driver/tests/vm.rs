@@ -48,6 +48,41 @@ impl VmPair {
         self.at_a.send("vm.migrate", params).await;
     }
 
+    /// Asks for a migration that leaves the guest paused.
+    pub(super) async fn migrate_paused(&mut self) {
+        let mut params = self.migrate_params();
+        params["paused"] = json!(true);
+        self.at_a.send("vm.migrate", params).await;
+    }
+
+    /// A pair whose migration stands at a point, a second client at `a`, and the session.
+    pub(super) async fn held(
+        directory: tempfile::TempDir,
+        point: &'static str,
+    ) -> (Self, Client, Value) {
+        let mut pair = Self::start(directory).await;
+        pair.qemus.hold(point);
+        pair.migrate().await;
+        let mut other = pair.other().await;
+        let state = if point == "precopy" { "precopy" } else { "last_round" };
+        let session = other.wait_state_of_only_session(state).await;
+        (pair, other, session)
+    }
+
+    /// A pair whose source has yielded and whose sink hears nothing any more, a second client at
+    /// `a`, and the session.
+    pub(super) async fn yielded(directory: tempfile::TempDir) -> (Self, Client, Value) {
+        let mut pair = Self::start(directory).await;
+        pair.qemus.hold("completed");
+        pair.migrate().await;
+        let session = pair.at_b.wait_state_of_only_session("verified").await;
+        pair.b.script.stopped.set(true);
+        pair.qemus.free("completed");
+        let mut other = pair.other().await;
+        other.wait_for(&session, "yielded").await;
+        (pair, other, session)
+    }
+
     /// A second client at `a`.
     pub(super) async fn other(&self) -> Client {
         Client::connect(self.directory.path(), "a").await
@@ -104,6 +139,37 @@ fn a_guest_moves_there_and_is_paused_nowhere() {
         assert_eq!(pair.at_a.refusal("vm.migrate", again).await, "vm_role");
         assert_eq!(pair.qemus.orders("/qemu/b"), ["prepare", "resume"]);
         assert!(pair.qemus.orders("/qemu/a").contains(&"release"));
+    });
+}
+
+#[test]
+fn a_guest_that_its_user_has_paused_moves_and_stays_paused() {
+    run(|directory| async move {
+        let mut pair = VmPair::start(directory).await;
+        pair.qemus.add("/qemu/a", "paused");
+        // First it can't be loaded; it stands at the source as before.
+        pair.qemus.fail("load");
+        pair.migrate().await;
+        let failed = pair.at_a.next().await;
+        assert_eq!(failed["error"]["data"]["guest"], "paused", "{failed}");
+        assert_eq!(pair.qemus.run_state("/qemu/a"), "paused");
+        let session = failed["error"]["data"]["session"].clone();
+        VmPair::free(&mut pair.at_a).await;
+        let record = pair.at_a.wait_for(&session, "failed").await;
+        assert_eq!(record["vm"]["settled"], true, "nothing is left to do: {record}");
+        VmPair::free(&mut pair.at_b).await;
+        pair.qemus.no_failures();
+        pair.qemus.add("/qemu/b", "inmigrate");
+        pair.migrate().await;
+        let moved = pair.at_a.next().await;
+        assert_eq!(moved["result"]["state"], "committed", "{moved}");
+        assert_eq!(moved["result"]["paused"], true, "{moved}");
+        assert!(moved["result"]["blackout_ms"].is_null(), "it did not run before: {moved}");
+        let record = pair.at_b.wait_for(&moved["result"]["session"], "committed").await;
+        VmPair::free(&mut pair.at_b).await;
+        assert_eq!(record["vm"]["stays_paused"], true, "{record}");
+        assert_eq!(pair.qemus.run_state("/qemu/b"), "paused");
+        assert_eq!(pair.qemus.orders("/qemu/b"), ["prepare", "leave paused"]);
     });
 }
 

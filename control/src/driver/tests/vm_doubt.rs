@@ -20,19 +20,11 @@ struct SourceInDoubt {
 
 impl SourceInDoubt {
     async fn start(directory: tempfile::TempDir) -> Self {
-        let mut pair = VmPair::start(directory).await;
-        pair.qemus.hold("completed");
-        pair.migrate().await;
-        let session = pair.at_b.wait_state_of_only_session("verified").await;
-        // It hears nothing any more.
-        pair.b.script.stopped.set(true);
-        pair.qemus.free("completed");
-        let mut other = pair.other().await;
-        other.wait_for(&session, "yielded").await;
+        let (mut pair, at_a, session) = VmPair::yielded(directory).await;
         let b = pair.b.kill().await;
         let answer = pair.at_a.next().await;
         let VmPair { directory, qemus, a, .. } = pair;
-        Self { directory, qemus, a, b, at_a: other, session, answer }
+        Self { directory, qemus, a, b, at_a, session, answer }
     }
 }
 

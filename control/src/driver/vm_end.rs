@@ -14,13 +14,14 @@ use crate::peer::PeerError;
 use crate::state::{SessionRecord, SessionState, VmRecord};
 use crate::vm::{GuestState, VmOrder};
 use dwcp_proto::ids::{LinkId, SessionId};
-use dwcp_proto::session::reason::EndReason;
+use dwcp_proto::session::reason::{EndReason, StepError};
 use dwcp_proto::session::resolve::{Conflict, RunAt};
 use dwcp_proto::session::sink::{SinkInput, SinkReport};
 use dwcp_proto::session::source::{SourceInput, SourceReport};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::peer::{Outcome, PeerMessage};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// What to do about a guest that nobody may run for now.
 const DOUBT_CURE: &str = "start the guest at neither end: the daemons settle it as soon as they \
@@ -262,10 +263,48 @@ impl Core {
             Machine::Sink(_) => self.sink_request(id, SinkInput::Resolve(run)),
         };
         if let Err(refused) = refused {
-            self.answer_resolve(id, Err(step_error(refused)));
+            let error = self.resolve_refused(id, refused);
+            self.answer_resolve(id, Err(error));
         } else {
             tracing::warn!(session = %id, %run, "an operator decided");
         }
+    }
+
+    /// Why an operator's word is not taken now, and when it will be.
+    fn resolve_refused(&self, id: SessionId, refused: StepError) -> ApiError {
+        let error = step_error(refused);
+        let Some(session) = self.sessions.get(&id) else { return error };
+        let error = error.with("state", session.state().name());
+        let left = match (session.role(), session.state()) {
+            (Role::Source, SessionState::Yielded) => {
+                session.deadline().map(|at| Duration::from_nanos(at.since(self.now()).0))
+            }
+            (Role::Sink, SessionState::Verified) => self.silence_left(session),
+            _ => None,
+        };
+        let Some(left) = left else {
+            let cure = "only a session in doubt is resolved; dwcp cancel ends one under way";
+            return error.with("cure", cure);
+        };
+        let (peer, seconds) = (&session.record.peer, left.as_secs() + 1);
+        let message = format!(
+            "session {id} is not in doubt yet: {peer} may still say how it ends, and is waited for \
+             for {seconds} s more unless it is heard"
+        );
+        let cure = format!(
+            "if the hosts can't talk, give dwcp resolve again in {seconds} s; else there will be \
+             nothing to resolve"
+        );
+        ApiError { message, ..error.with("wait_s", seconds).with("cure", cure) }
+    }
+
+    /// For how long a session's peer may still be silent before its link is given up.
+    fn silence_left(&self, session: &Session) -> Option<Duration> {
+        let channel = self.links.get(&session.link?)?.channel.as_ref()?;
+        let live = self.live.get();
+        // It is looked at once every ping.
+        let given_up = live.peer_dead_after + live.peer_ping_every;
+        Some(given_up.saturating_sub(channel.heard().elapsed()))
     }
 
     /// The end of a session and what an operator decided contradict each other.

@@ -87,9 +87,11 @@ impl Core {
                 && record.source_record.is_none()
             {
                 vm.abort_owed = true;
-                self.owe_abort(&record);
             }
             self.write(record.clone(), Vec::new(), Written::Note);
+        }
+        if record.vm.as_ref().is_some_and(|vm| vm.abort_owed) {
+            self.owe_abort(&record);
         }
         let id = record.session;
         let awaited = match record.source_record {

@@ -126,6 +126,73 @@ fn a_decision_that_leaves_no_guest_is_said() {
 }
 
 #[test]
+fn an_end_that_the_sink_has_not_heard_is_told_after_any_number_of_restarts() {
+    run(|directory| async move {
+        let doubt = SinkInDoubt::start(directory).await;
+        let b = doubt.b.kill().await;
+        // The second start finds a session that is over, and a sink that still has not heard of it.
+        let a = doubt.a.restart().await.kill().await.restart().await;
+        let mut at_a = Client::connect(doubt.directory.path(), "a").await;
+        let status = at_a.ask("status", json!({})).await;
+        let dialled = &status["result"]["dialling"][0];
+        assert_eq!((&dialled["peer"], &dialled["why"]), (&json!("b"), &json!("end_untold")));
+        assert!(dialled["next_in_s"].is_u64() && dialled["address"].is_string(), "{status}");
+        let _b = b.restart().await;
+        let mut at_b = Client::connect(doubt.directory.path(), "b").await;
+        at_b.wait_for(&doubt.session, "aborted").await;
+        assert_eq!(doubt.qemus.run_state("/qemu/a"), "running");
+        while at_a.ask("status", json!({})).await["result"]["dialling"] != json!([]) {
+            tokio::task::yield_now().await;
+        }
+        drop(a);
+    });
+}
+
+#[test]
+fn a_decision_that_comes_too_early_is_told_when_it_may_come() {
+    run(|directory| async move {
+        let mut pair = VmPair::start(directory).await;
+        pair.qemus.hold("completed");
+        pair.migrate().await;
+        let session = pair.at_b.wait_state_of_only_session("verified").await;
+        let resolve = json!({ "session": session, "run": "sink" });
+        let refused = pair.at_b.ask("session.resolve", resolve.clone()).await;
+        let data = &refused["error"]["data"];
+        assert_eq!((&data["code"], &data["state"]), (&json!("session_state"), &json!("verified")));
+        assert!(data["wait_s"].as_u64().is_some_and(|seconds| seconds > 0), "{refused}");
+        assert!(refused["error"]["message"].as_str().unwrap().contains("not in doubt yet"));
+        let wait = format!("in {} s", data["wait_s"]);
+        assert!(data["cure"].as_str().unwrap().contains(&wait), "{refused}");
+        // At the source there is nothing to wait for: it may be cancelled.
+        let mut other = pair.other().await;
+        let refused = other.ask("session.resolve", resolve).await;
+        let data = &refused["error"]["data"];
+        assert!(data["wait_s"].is_null(), "{refused}");
+        assert!(data["cure"].as_str().unwrap().contains("dwcp cancel"), "{refused}");
+        pair.qemus.free("completed");
+        assert_eq!(pair.at_a.next().await["result"]["state"], "committed");
+    });
+}
+
+#[test]
+fn an_operator_lets_a_guest_stay_paused_at_the_sink() {
+    run(|directory| async move {
+        let mut pair = VmPair::start(directory).await;
+        pair.qemus.hold("completed");
+        pair.migrate_paused().await;
+        let session = pair.at_b.wait_state_of_only_session("verified").await;
+        let _a = pair.a.kill().await;
+        pair.at_b.wait_for(&session, "in_doubt").await;
+        let resolve = json!({ "session": session, "run": "sink" });
+        let resolved = pair.at_b.ask("session.resolve", resolve).await;
+        assert_eq!(resolved["result"]["state"], "committed", "{resolved}");
+        assert_eq!(VmPair::free(&mut pair.at_b).await["incoming"], false);
+        assert_eq!(pair.qemus.orders("/qemu/b"), ["prepare", "leave paused"]);
+        assert_eq!(pair.qemus.run_state("/qemu/b"), "paused");
+    });
+}
+
+#[test]
 fn a_guest_that_waits_is_given_up_when_the_source_runs_it() {
     run(|directory| async move {
         let mut doubt = SinkInDoubt::start(directory).await;

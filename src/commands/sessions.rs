@@ -84,7 +84,8 @@ mod tests {
         let mut session = json!({"session": "aa", "region": "", "vm": {"name": "web1",
             "opaque": "qemu-xbzrle", "warnings": [warning]}});
         let text = render_list(&json!([session]), "none");
-        for words in ["  web1  ", "aa: warning: xbzrle is on: off [carried_opaque]", "qemu-xbzrle"] {
+        for words in ["  web1  ", "aa: warning: xbzrle is on: off [carried_opaque]", "qemu-xbzrle"]
+        {
             assert!(text.contains(words), "{words}: {text}");
         }
         session["ended_unix_ms"] = json!(7);

@@ -9,7 +9,7 @@ use super::links::LinkWaiter;
 use crate::api::{ApiCode, ApiError, CodingName, Role};
 use crate::limits::SESSIONS_LIVE_MAX;
 use crate::migration::{Machine, Plan, Session, Waiting, WaitingFor};
-use crate::state::{SessionRecord, SessionState};
+use crate::state::SessionRecord;
 use dwcp_dataplane::port::Coding;
 use dwcp_proto::ids::{LinkId, SessionId, SessionKey, SessionNumber};
 use dwcp_proto::session::sink::{SinkAction, SinkSession, SinkSpec};
@@ -204,25 +204,5 @@ pub(super) fn new_record(
     region: &str,
     pages: u64,
 ) -> SessionRecord {
-    SessionRecord {
-        session,
-        role,
-        peer: String::new(),
-        peer_address: None,
-        region: region.to_owned(),
-        state: SessionState::Opening,
-        reason: None,
-        cure: None,
-        round: 0,
-        pages,
-        counters: Default::default(),
-        started_unix_ms: unix_ms(),
-        ended_unix_ms: None,
-        source_record: None,
-        sink_record: None,
-        settled: false,
-        conflict: None,
-        vm: None,
-        unknown: false,
-    }
+    SessionRecord::new(session, role, region, pages, unix_ms())
 }

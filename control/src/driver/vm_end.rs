@@ -342,8 +342,7 @@ impl Core {
 /// Whether the QEMU at an end is where the session's end wants it.
 pub(super) fn is_settled(record: &SessionRecord, state: SessionState, guest: GuestState) -> bool {
     let may_stand = || record.vm.as_ref().is_some_and(|vm| vm.may_stand(record.role));
-    let here =
-        guest == GuestState::Running || (guest == GuestState::Paused && may_stand());
+    let here = guest == GuestState::Running || (guest == GuestState::Paused && may_stand());
     match (record.role, state) {
         (Role::Source, SessionState::Committed) => true,
         (Role::Sink, SessionState::Committed) => here,

@@ -12,7 +12,9 @@ use crate::limits::{STREAM_PAGES_EXTRA, STREAM_WINDOW_LOG, VM_FACTS_TIMEOUT_NS};
 use crate::migration::{Machine, Session, VmMemory, VmPart, Waiting, WaitingFor};
 use crate::peer::{LinkPhase, random};
 use crate::state::{SessionRecord, VmRecord};
-use crate::vm::{GuestState, MigrateOptions, OnTimeout, VmFacts, VmNews, VmOrder, VmTarget, VmTask};
+use crate::vm::{
+    GuestState, MigrateOptions, OnTimeout, VmFacts, VmNews, VmOrder, VmTarget, VmTask,
+};
 use dwcp_dataplane::port::{Coding, StreamCoding};
 use dwcp_proto::ids::{LaneId, LinkId, SessionId, SessionKey, SessionNumber};
 use dwcp_proto::session::source::{SourceSession, SourceSpec, SourceWhat};

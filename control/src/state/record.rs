@@ -118,6 +118,37 @@ pub struct SessionRecord {
 }
 
 impl SessionRecord {
+    /// The record of a session that begins.
+    pub(crate) fn new(
+        session: SessionId,
+        role: Role,
+        region: &str,
+        pages: u64,
+        started_unix_ms: u64,
+    ) -> Self {
+        Self {
+            session,
+            role,
+            peer: String::new(),
+            peer_address: None,
+            region: region.to_owned(),
+            state: SessionState::Opening,
+            reason: None,
+            cure: None,
+            round: 0,
+            pages,
+            counters: BTreeMap::new(),
+            started_unix_ms,
+            ended_unix_ms: None,
+            source_record: None,
+            sink_record: None,
+            settled: false,
+            conflict: None,
+            vm: None,
+            unknown: false,
+        }
+    }
+
     /// True for a virtual machine that waits at the sink for the source's word: its journal is
     /// silent, its guest is loaded and paused.
     pub(crate) fn is_parked(&self) -> bool {
@@ -242,26 +273,14 @@ pub(crate) fn recover(record: &mut SessionRecord, now_unix_ms: u64) -> bool {
 
 #[cfg(test)]
 pub(crate) fn sample(session: u8, role: Role, state: SessionState) -> SessionRecord {
+    let (id, started) = (SessionId([session; 16]), 1000 + u64::from(session));
     SessionRecord {
-        session: SessionId([session; 16]),
-        role,
         peer: "host-b".to_owned(),
         peer_address: Some("192.0.2.7:7411".to_owned()),
-        region: "vm1".to_owned(),
         state,
-        reason: None,
-        cure: None,
         round: 2,
-        pages: 10,
         counters: BTreeMap::from([("frames".to_owned(), 7)]),
-        started_unix_ms: 1000 + u64::from(session),
-        ended_unix_ms: None,
-        source_record: None,
-        sink_record: None,
-        settled: false,
-        conflict: None,
-        vm: None,
-        unknown: false,
+        ..SessionRecord::new(id, role, "vm1", 10, started)
     }
 }
 

@@ -9,7 +9,7 @@ use super::error::{QmpError, VmError};
 use super::gather;
 use super::private::PrivateSocket;
 use super::qmp::{Qmp, QmpId, QmpItem};
-use super::task::{Dropped, TaskSide, VmNews, VmOrder};
+use super::task::{TaskSide, VmNews, VmOrder};
 use serde_json::Value;
 use std::time::Duration;
 use tokio::time::{Interval, MissedTickBehavior, interval};

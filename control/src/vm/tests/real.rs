@@ -182,8 +182,7 @@ fn a_paused_guest_moves_and_stays_paused_at_either_end() {
         ask(&source.qmp, "stop").await;
         // Given up on the way: QEMU itself brings the pause back.
         let sink = Qemu::start(path, "b", INCOMING).await;
-        let (mut out, _into, _pump) =
-            begun(path, source.target(), sink.target(), options()).await;
+        let (mut out, _into, _pump) = begun(path, source.target(), sink.target(), options()).await;
         out.order(VmOrder::Cancel);
         assert_eq!(out.ended().await, GuestState::Paused);
         assert_eq!(run_state(&source.qmp).await, "paused");
@@ -199,7 +198,10 @@ fn a_paused_guest_moves_and_stays_paused_at_either_end() {
         into.until(|news| matches!(news, VmNews::Loaded).then_some(())).await;
         out.order(VmOrder::Release);
         into.order(VmOrder::LeavePaused);
-        assert_eq!((out.ended().await, into.ended().await), (GuestState::Empty, GuestState::Paused));
+        assert_eq!(
+            (out.ended().await, into.ended().await),
+            (GuestState::Empty, GuestState::Paused)
+        );
         assert_eq!(run_state(&source.qmp).await, "postmigrate");
         assert_eq!(run_state(&sink.qmp).await, "paused");
 

@@ -248,8 +248,15 @@ impl Core {
         let Some(session) = self.sessions.get_mut(&id) else {
             return self.resolve_ended(id, run, reply);
         };
-        if session.waiting.is_some() {
-            let error = ApiError::new(ApiCode::SessionState, "another request of it is running");
+        if let Some(waiting) = &session.waiting {
+            // Who waits for the end of a session is answered when it is in doubt.
+            let phase = session.state().name();
+            let error = match waiting.what {
+                WaitingFor::Resolve => {
+                    ApiError::new(ApiCode::SessionState, "another request of it is running")
+                }
+                _ => self.resolve_refused(id, StepError::NotNow { request: "resolve", phase }),
+            };
             return self.answer(reply, Err(error));
         }
         session.waiting = Some(Waiting { what: WaitingFor::Resolve, reply });

@@ -92,13 +92,18 @@ impl Core {
         number: SessionNumber,
         error: &ApiError,
     ) {
-        let text = format!("{error}; {}", error.cure());
+        let findings = findings_of(error);
+        // Each finding has its own cure.
+        let text = match findings.is_empty() {
+            true => format!("{error}; {}", error.cure()),
+            false => error.to_string(),
+        };
         let refuse = PeerMessage::SessionRefuse {
             session,
             number,
             code: Code::cut(error.code.name()),
             message: Message::cut(&text),
-            findings: findings_of(error),
+            findings,
         };
         self.send_peer(link, refuse);
     }

@@ -310,8 +310,8 @@ fn capabilities(found: &mut Findings, source: &VmFacts, sink: &VmFacts) {
     if has(source, "multifd") && has(sink, "multifd") {
         multifd(found, source, sink);
     }
-    // QEMU's xbzrle begins in its second pass over the memory, and only with pages that it has kept:
-    // what comes before, in a short migration everything, is coded like any other stream.
+    // QEMU's xbzrle begins in its second pass over the memory, and only with pages that it has
+    // kept: what comes before, in a short migration everything, is coded like any other stream.
     let own = [
         (has(source, "multifd"), "multifd", "all of its stream"),
         (has(source, "xbzrle"), "xbzrle", "its stream from the first page that it compresses on"),

@@ -69,6 +69,10 @@ fn doubt_is_shown_with_its_evidence_and_ends_when_the_daemons_talk() {
         assert_eq!(record["vm"]["peer_said"], "loaded");
         let status = doubt.at_a.ask("status", json!({})).await;
         assert_eq!(status["result"]["health"], "in doubt");
+        let named = json!({ "session": doubt.session });
+        let refused = doubt.at_a.ask("session.abort", named).await;
+        let cure = refused["error"]["data"]["cure"].as_str().unwrap();
+        assert!(cure.contains("dwcp resolve") && !cure.contains("copy"), "{refused}");
         assert_eq!(doubt.qemus.run_state("/qemu/a"), "postmigrate");
         assert_eq!(doubt.qemus.run_state("/qemu/b"), "paused");
         let _b = doubt.b.restart().await;

@@ -131,14 +131,13 @@ pub(super) async fn start(
     }
     let live = Rc::new(Cell::new(settings.live()));
     let peers = ends.peers.0.clone();
-    let shards = Shards::new(ports);
     let core = Core::new(CoreParts {
         config,
         settings,
         live,
         identity,
         listen,
-        shards,
+        shards: Shards::new(ports),
         journal,
         stored,
         vm_host,

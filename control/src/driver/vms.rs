@@ -147,5 +147,5 @@ fn vm_view(vm: &AttachedVm) -> Value {
 pub(super) fn vm_error(error: &VmError) -> ApiError {
     ApiError::new(ApiCode::VmUnusable, error.to_string())
         .with("reason", error.code())
-        .with("reason_cure", error.cure())
+        .with("cure", error.cure())
 }

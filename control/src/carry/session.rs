@@ -1,7 +1,8 @@
 //! The one session of a carrier: its phase, its channels, what the peer said.
 //!
-//! Changed by the core alone; of the outside it asks only which connections the VMM has closed. A channel has two directions: forth is the migration stream,
-//! back is the return path. The session is over when every channel has ended in both.
+//! Changed by the core alone; of the outside it asks only which connections the VMM has closed. A
+//! channel has two directions: forth is the migration stream, back is the return path. The session
+//! is over when every channel has ended in both.
 
 use super::event::CarryFailure;
 use super::socket::VmmHandles;

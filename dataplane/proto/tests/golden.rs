@@ -114,7 +114,7 @@ fn messages() -> Vec<PeerMessage> {
         PeerMessage::Goodbye { reason: message() },
         PeerMessage::VmOpen { session, number, vm: Box::new(offer) },
         PeerMessage::SessionAccept { session, number, journal, vm: Some(terms) },
-        refuse(PeerFindings::cut([finding])),
+        refuse(PeerFindings::cut([finding.clone()])),
         PeerMessage::ChannelOpen { session, channel: 1 },
         PeerMessage::Loaded { session, frames: 7, digest: SessionId([0x55; 16]) },
         PeerMessage::Resumed { session, at_unix_us: 1_700_000_000_000_000 },
@@ -125,6 +125,7 @@ fn messages() -> Vec<PeerMessage> {
         PeerMessage::LinkAccept { token: LinkToken([0x44; 16]), lanes: 2, resume: Some(resume) },
         PeerMessage::LinkResume { epoch: LinkEpoch(5), token: resume, sessions: vec![session] },
         PeerMessage::LinkResumed { token: LinkToken([0x44; 16]), resume },
+        PeerMessage::VmWarnings { session, findings: PeerFindings::cut([finding]) },
     ]
 }
 

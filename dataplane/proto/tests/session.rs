@@ -278,6 +278,41 @@ fn terms_above_the_offer_are_a_violation() {
     }
 }
 
+/// The sink's commit is on its disk although the disk called it failed, and an operator lets the
+/// source run: the source must hear of it once the sink has found out.
+#[test]
+fn a_commit_that_was_not_confirmed_is_told_to_a_source_that_was_let_run() {
+    let verified = [
+        (0, 0),
+        (80, 0),
+        (80, 0),
+        (80, 0),
+        (40, 0),
+        (80, 0),
+        (80, 0),
+        (80, 0),
+        (180, 0),
+        (80, 0),
+        (80, 0),
+        (80, 0),
+        (80, 0),
+        (80, 0),
+        (80, 0),
+        (140, 0),
+        (0, 0),
+    ];
+    let unconfirmed_then_decided = [(239, 103), (243, 100), (251, 11), (0, 0), (140, 0)];
+    let mut world = World::with_vm();
+    for (op, pick) in verified.into_iter().chain(unconfirmed_then_decided) {
+        world.event(op, pick);
+        world.check();
+    }
+    world.heal();
+    assert!(world.source.as_ref().is_some_and(|source| source.is_over()), "{world:#?}");
+    assert!(world.source_owns() && world.sink_ever_committed, "{world:#?}");
+    assert_eq!(world.source_conflict, Some(Conflict::BothRun), "{world:#?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 

@@ -388,9 +388,13 @@ impl SinkSession {
             self.query_waits = true;
             return Vec::new();
         }
-        let lost = self.phase == SinkPhase::InDoubt && !self.is_parked();
-        if lost || journal != self.journal {
+        if journal != self.journal {
             return vec![self.answer(Outcome::Unknown)];
+        }
+        if self.phase == SinkPhase::InDoubt && !self.is_parked() {
+            // A commit may be on the disk that called it failed. "Unknown" would be taken for the
+            // last word; the source asks again until this daemon has read its journal.
+            return Vec::new();
         }
         let mut actions = match self.may_fail() {
             true => self.end(SinkPhase::Aborted, EndReason::LinkLost, false),

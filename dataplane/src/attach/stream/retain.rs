@@ -120,7 +120,7 @@ pub(super) const fn retained_bytes(undelivered_bytes_max: u64) -> usize {
 }
 
 impl Retained {
-    pub(super) fn new(undelivered_bytes_max: u64) -> Result<Self, ArenaError> {
+    pub(super) fn new(undelivered_bytes_max: u64, backlog: Nanos) -> Result<Self, ArenaError> {
         let undelivered_max = undelivered_bytes_max.max(UNDELIVERED_BYTES_MIN);
         let parts = parts_max(undelivered_bytes_max);
         let none = Channel { head: NONE, tail: NONE, next: Position(0), delivered: 0, counted: 0 };
@@ -130,7 +130,7 @@ impl Retained {
             free: (0..parts as u32).rev().collect(),
             channels: vec![none; usize::from(CHANNELS_MAX)],
             resend: VecDeque::with_capacity(parts),
-            window: Window::new(WindowConfig::with_max(undelivered_max)),
+            window: Window::new(WindowConfig::with_backlog(undelivered_max, backlog)),
             meter: Meter::new(),
             undelivered_max,
             undelivered: 0,
@@ -147,15 +147,16 @@ impl Retained {
             return 0;
         }
         let window = self.window.window_bytes();
+        let longest = self.window.record_bytes(STREAM_PAYLOAD_BYTES_MAX as u64) as usize;
         if channels <= 1 {
-            return if self.undelivered < window { STREAM_PAYLOAD_BYTES_MAX } else { 0 };
+            return if self.undelivered < window { longest } else { 0 };
         }
         let channels = channels as u64;
         let share = (window / channels).max(SHARE_BYTES_MIN).min(self.undelivered_max / channels);
         let left = share.saturating_sub(self.channels[usize::from(channel.0)].counted);
         // Shares grow when a channel ends, while its last parts still count.
         let left = left.min(self.undelivered_max - self.counted) as usize;
-        (left / HELD_UNIT_BYTES * HELD_UNIT_BYTES).min(STREAM_PAYLOAD_BYTES_MAX)
+        (left / HELD_UNIT_BYTES * HELD_UNIT_BYTES).min(longest)
     }
 
     /// The position that the channel's next new part will have.
@@ -331,7 +332,7 @@ mod tests {
     const NOW: Nanos = Nanos(1);
 
     fn retained() -> Retained {
-        Retained::new(UNDELIVERED_BYTES_MIN).unwrap()
+        Retained::new(UNDELIVERED_BYTES_MIN, Nanos::from_millis(50)).unwrap()
     }
 
     fn keep(retained: &mut Retained, byte: u8, bytes: usize) -> u32 {

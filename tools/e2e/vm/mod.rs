@@ -6,6 +6,8 @@
 //! `DWCP_E2E_FULL=1` runs more faults and larger guests.
 
 mod cancel;
+mod carried;
+mod carrier;
 mod doubt;
 mod faults;
 mod harness;

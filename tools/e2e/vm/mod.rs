@@ -8,6 +8,7 @@
 mod cancel;
 mod carried;
 mod carrier;
+mod collapse;
 mod doubt;
 mod faults;
 mod harness;

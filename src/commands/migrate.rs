@@ -28,8 +28,11 @@ Examples:
   dwcp migrate web1 --to host-b:7411 --downtime-limit 300ms --timeout 20m --on-timeout throttle
   dwcp migrate web1 --to host-b:7411 --mode passthrough --json
 
-Exit codes: 0 the guest runs at the sink; 1 it failed and runs on at the source; 5 in doubt: both
-ends stand paused, see 'dwcp status' and 'dwcp resolve'; 130 cancelled, it runs at the source.";
+A guest that its user has paused is moved as well, and stays paused.
+
+Exit codes: 0 the guest is at the sink; 1 it failed and the guest is at the source as before; 5 in
+doubt: both ends stand paused, see 'dwcp status' and 'dwcp resolve'; 130 cancelled, the guest is at
+the source as before.";
 
 /// The subcommand's part of the command line.
 pub(super) fn command() -> Command {
@@ -119,10 +122,11 @@ pub(super) fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
                 return Ok(Exit::Interrupted);
             }
             cancelled = true;
-            view.note("giving up; the guest will run on here");
+            view.note("giving up; the guest stays here");
             cancel(matches, view.session.as_deref())?;
         }
     };
+    view.warn(&answer);
     view.end();
     show_answer(matches, &answer, summary)?;
     Ok(Exit::Done)
@@ -179,6 +183,8 @@ struct View<'a> {
     session: Option<String>,
     /// It was said that the migration will not end by itself.
     is_hopeless: bool,
+    /// The warnings were shown.
+    warned: bool,
     bar: ProgressBar,
 }
 
@@ -190,7 +196,7 @@ impl<'a> View<'a> {
         let bar = ProgressBar::with_draw_target(Some(0), target);
         let style = ProgressStyle::with_template(TEMPLATE);
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
-        Self { name, session: None, is_hopeless: false, bar }
+        Self { name, session: None, is_hopeless: false, warned: false, bar }
     }
 
     fn take(&mut self, notification: &Notification) {
@@ -205,6 +211,7 @@ impl<'a> View<'a> {
         }
         match notification.method.as_str() {
             "session.state" => {
+                self.warn(params);
                 let state = show::text(params, "state");
                 self.note(&format!("{}: {state}", self.name));
                 self.bar.set_message(state);
@@ -225,6 +232,17 @@ impl<'a> View<'a> {
         self.bar.set_length(total);
         self.bar.set_position(total.saturating_sub(remaining));
         self.bar.set_prefix(progress_text(params));
+    }
+
+    /// Shows what the migration warns of, once.
+    fn warn(&mut self, told: &Value) {
+        if self.warned {
+            return;
+        }
+        for warning in show::warnings(told) {
+            self.note(&warning);
+            self.warned = true;
+        }
     }
 
     fn note(&self, line: &str) {
@@ -250,6 +268,9 @@ fn progress_text(params: &Value) -> String {
         (Some(ms), None) => text.push_str(&format!("; about {} s more", ms.div_ceil(1000))),
         (None, None) => {}
     }
+    if let Some(why) = vm["opaque"].as_str() {
+        text.push_str(&format!("; carried uncoded now ({why})"));
+    }
     text
 }
 
@@ -265,7 +286,9 @@ fn summary(answer: &Value) -> String {
         format!("{:.2}", raw as f64 / wire as f64)
     };
     let (vm, peer) = (show::text(answer, "vm"), show::text(answer, "peer_name"));
-    let mut text = format!("{vm} is at {peer} now\n");
+    let paused = answer["paused"] == json!(true);
+    let how = if paused { ", paused: cont in its monitor there starts it" } else { "" };
+    let mut text = format!("{vm} is at {peer} now{how}\n");
     let rows = [
         ("total", show::seconds(answer, "seconds")),
         ("blackout", show::millis(answer, "blackout_ms")),
@@ -277,7 +300,8 @@ fn summary(answer: &Value) -> String {
         text.push_str(&format!("  {name:12} {value}\n"));
     }
     if let Some(why) = answer["opaque"].as_str() {
-        text.push_str(&format!("  carried as it is, without coding: {why}\n"));
+        let uncoded = show::human_bytes(count("opaque_bytes"));
+        text.push_str(&format!("  {:12} {uncoded}: carried as it came ({why})\n", "uncoded"));
     }
     text
 }
@@ -317,6 +341,17 @@ mod tests {
             let error = command().try_get_matches_from(all).unwrap_err().to_string();
             assert!(error.contains("such as"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_was_carried_uncoded_is_said_with_its_size() {
+        let answer = json!({"vm": "web1", "peer_name": "b", "opaque": "qemu-xbzrle",
+            "counters": {"vmm_in_bytes": 4096, "wire_bytes": 2048, "opaque_bytes": 1536}});
+        let text = summary(&answer);
+        assert!(text.contains("uncoded      1.5 KiB: carried as it came (qemu-xbzrle)"), "{text}");
+        assert!(text.starts_with("web1 is at b now\n"), "{text}");
+        let text = summary(&json!({"vm": "web1", "peer_name": "b", "paused": true}));
+        assert!(text.starts_with("web1 is at b now, paused: "), "{text}");
     }
 
     #[test]

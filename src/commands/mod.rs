@@ -53,7 +53,7 @@ pub(crate) fn all() -> Vec<Command> {
         client_command("status", "Show the daemon's health, sessions, links and shards"),
         client_command("sessions", "List sessions, the newest first, ended ones included")
             .arg(follow::flag()),
-        client_command("cancel", "Give up a session; its source keeps its region").arg(id),
+        client_command("cancel", "Give up a session; its source keeps its region or guest").arg(id),
         client_command("net", "Show links and their streams"),
         config::command(),
         vm::command(),

@@ -14,7 +14,9 @@ const WARNING: &str = "\
 Run it on both hosts with the same word, and only when the link will not heal soon: the daemons
 end a doubt by themselves once they can talk. Before '--run source' make sure that the guest does
 not run at the sink, and before '--run sink' that it does not run at the source: two running copies
-of one guest destroy its disks.";
+of one guest destroy its disks. A host takes it once it has given its peer up, a sink after
+--dead-after of silence; before that it says how long to wait. A guest that is to stay paused is put
+there and not started.";
 
 /// The subcommand's part of the command line.
 pub(super) fn command() -> Command {

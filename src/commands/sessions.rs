@@ -21,7 +21,7 @@ pub(super) fn rows_of(answer: &Value) -> &Value {
 /// The table of sessions, and below it the reason and the cure of each that needs attention.
 pub(super) fn render_list(sessions: &Value, none: &str) -> String {
     let mut table = TextTable::new(&[
-        "session", "role", "peer", "region", "state", "round", "pages", "pending", "wire",
+        "session", "role", "peer", "moves", "state", "round", "pages", "pending", "wire",
     ]);
     let mut notes = String::new();
     for session in sessions.as_array().into_iter().flatten() {
@@ -30,28 +30,70 @@ pub(super) fn render_list(sessions: &Value, none: &str) -> String {
             show::text(session, "session"),
             show::text(session, "role"),
             show::text(session, "peer"),
-            show::text(session, "region"),
-            show::text(session, "state"),
+            moves(session),
+            state(session),
             show::text(session, "round"),
             show::text(session, "pages"),
             show::text(counters, "pending_pages"),
             show::bytes(counters, "wire_bytes"),
         ]);
+        let id = show::text(session, "session");
         if let Some(reason) = session["reason"].as_str() {
-            notes.push_str(&format!("{}: {reason}", show::text(session, "session")));
+            notes.push_str(&format!("{id}: {reason}"));
             if let Some(cure) = session["cure"].as_str() {
                 notes.push_str(&format!("; {cure}"));
             }
             notes.push('\n');
         }
+        // What an ended session warned of helps nobody any more; --json has it.
+        if session["ended_unix_ms"].is_null() {
+            let vm = &session["vm"];
+            let opaque = vm["opaque"].as_str();
+            let uncoded = opaque.map(|why| format!("carried uncoded by now ({why})"));
+            for note in show::warnings(vm).chain(uncoded) {
+                notes.push_str(&format!("{id}: {note}\n"));
+            }
+        }
     }
     if table.is_empty() { format!("{none}\n") } else { table.render() + &notes }
+}
+
+/// The state; a guest that arrived to stay paused is not one that runs.
+fn state(session: &Value) -> String {
+    let state = show::text(session, "state");
+    let left = session["vm"]["stays_paused"] == Value::Bool(true) && state == "committed";
+    if left { format!("{state}, paused") } else { state }
+}
+
+/// The region or the guest.
+fn moves(session: &Value) -> String {
+    match session["vm"]["name"].as_str() {
+        Some(guest) => guest.to_owned(),
+        None => show::text(session, "region"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_guest_is_named_and_warned_of_while_it_moves() {
+        let warning = json!({"code": "carried_opaque", "message": "xbzrle is on", "cure": "off"});
+        let mut session = json!({"session": "aa", "region": "", "vm": {"name": "web1",
+            "opaque": "qemu-xbzrle", "warnings": [warning]}});
+        let text = render_list(&json!([session]), "none");
+        for words in ["  web1  ", "aa: warning: xbzrle is on: off [carried_opaque]", "qemu-xbzrle"]
+        {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+        session["ended_unix_ms"] = json!(7);
+        session["state"] = json!("committed");
+        session["vm"]["stays_paused"] = json!(true);
+        assert!(render_list(&json!([session]), "none").contains("committed, paused"));
+        assert!(!render_list(&json!([session]), "none").contains("warning"), "it is over");
+    }
 
     #[test]
     fn a_session_that_needs_attention_says_why_and_what_to_do() {

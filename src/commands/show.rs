@@ -50,6 +50,14 @@ pub(super) fn list<'a>(object: &'a Value, field: &str) -> impl Iterator<Item = &
     object[field].as_array().into_iter().flatten()
 }
 
+/// What a migration warns of, one line each.
+pub(super) fn warnings(object: &Value) -> impl Iterator<Item = String> {
+    list(object, "warnings").map(|warning| {
+        let [message, cure, code] = ["message", "cure", "code"].map(|field| text(warning, field));
+        format!("warning: {message}: {cure} [{code}]")
+    })
+}
+
 /// Bytes with three digits or so.
 pub(super) fn human_bytes(count: u64) -> String {
     let mut scaled = count as f64;

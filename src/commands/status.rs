@@ -26,9 +26,30 @@ fn render(status: &Value) -> String {
     text.push_str(&sessions::render_list(&status["sessions"], "no session is open"));
     text.push_str("\nLinks\n");
     text.push_str(&net::render_links(&status["links"]));
+    text.push_str(&render_dialling(status));
     text.push_str("\nShards\n");
     text.push_str(&render_shards(status));
     text
+}
+
+/// Peers that are dialled until they answer; nothing where there are none.
+fn render_dialling(status: &Value) -> String {
+    let mut table = TextTable::new(&["peer", "address", "next", "until it has heard"]);
+    for peer in show::list(status, "dialling") {
+        let why = match peer["why"].as_str() {
+            Some("in_doubt") => "the question how a session ended",
+            Some("decision_untold") => "what an operator decided",
+            Some("end_untold") => "that a session ended at the source",
+            _ => "-",
+        };
+        table.push(vec![
+            show::text(peer, "peer"),
+            show::text(peer, "address"),
+            format!("in {} s", show::text(peer, "next_in_s")),
+            why.to_owned(),
+        ]);
+    }
+    if table.is_empty() { String::new() } else { format!("\nDialling\n{}", table.render()) }
 }
 
 /// The shards' counters change with the version, so the daemon's own names are the headings.
@@ -58,10 +79,14 @@ mod tests {
         let text = render(&idle);
         assert!(text.contains("dwcp 0.1.0 on a, pid 7, up 1 min 1 s"), "{text}");
         assert!(text.contains("no session is open"), "{text}");
+        assert!(!text.contains("Dialling"), "{text}");
         let mut busy = idle;
+        busy["dialling"] = json!([{"peer": "b", "address": "b:7411", "why": "end_untold",
+            "next_in_s": 7}]);
         busy["shards"] = json!([{"shard": 0, "polls": 12, "more": {}}]);
         busy["sessions"] = json!([{"session": "00ff", "role": "source", "state": "precopy"}]);
         let text = render(&busy);
         assert!(text.contains("POLLS") && text.contains("precopy"), "{text}");
+        assert!(text.contains("b     b:7411   in 7 s  that a session ended"), "{text}");
     }
 }

@@ -120,7 +120,8 @@ fn detach(matches: &ArgMatches) -> Result<Exit, Failure> {
 
 fn render_list(answer: &Value) -> String {
     let guests = answer.get("vms").unwrap_or(answer);
-    let mut table = TextTable::new(&["guest", "role", "monitor", "session", "accept from"]);
+    let mut table =
+        TextTable::new(&["guest", "role", "state", "monitor", "session", "accept from"]);
     for guest in guests.as_array().into_iter().flatten() {
         let monitor = if guest["spawn"].is_null() {
             show::text(guest, "qmp")
@@ -130,6 +131,7 @@ fn render_list(answer: &Value) -> String {
         table.push(vec![
             show::text(guest, "name"),
             role(guest).to_owned(),
+            show::text(guest, "state"),
             monitor,
             show::text(guest, "session"),
             show::text(guest, "accept_from"),

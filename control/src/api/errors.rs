@@ -84,14 +84,14 @@ codes! {
     SessionUnknown = 1020, "session_unknown", "session.list shows the sessions";
     /// Not legal now.
     SessionState = 1021, "session_state", "session.show tells the session's state";
-    /// The session failed; the source keeps its region.
+    /// The session failed; the source keeps what it had.
     SessionFailed = 1022, "session_failed",
-        "the source's region is intact: mend what the reason names, then open a new session";
+        "the source has lost nothing: mend what the reason names, then try again";
     /// Nobody knows yet which end holds the region.
     SessionInDoubt = 1023, "session_in_doubt",
         "change neither copy: the daemons settle it as soon as they can talk; session.show tells";
     /// The session was aborted.
-    SessionAborted = 1024, "session_aborted", "open a new session";
+    SessionAborted = 1024, "session_aborted", "begin anew when wanted";
     /// The peer can't be reached.
     PeerUnreachable = 1030, "peer_unreachable",
         "check the address, the peer's daemon and the firewall between them";
@@ -103,7 +103,7 @@ codes! {
     /// The peer said no.
     PeerRefused = 1033, "peer_refused", "do at the peer what its reason names";
     /// The link was lost.
-    LinkLost = 1034, "link_lost", "check the network, then open a new session";
+    LinkLost = 1034, "link_lost", "check the network, then try again";
     /// Not enough memory set aside.
     MemoryBudget = 1040, "memory_budget",
         "raise the daemon's memory budget, lower its bases per session, or end another session";
@@ -158,12 +158,17 @@ impl ApiError {
         self
     }
 
+    /// What to do: a cure among the details knows the case better than the code does.
+    pub(crate) fn cure(&self) -> &str {
+        let own = self.details.get("cure").and_then(Value::as_str);
+        own.unwrap_or_else(|| self.code.cure())
+    }
+
     /// The `error` member of a JSON-RPC response.
     pub(crate) fn to_value(&self) -> Value {
         let mut data = self.details.clone();
         data.insert("code".to_owned(), json!(self.code.name()));
-        // A cure among the details knows the case better than the code does.
-        data.entry("cure").or_insert_with(|| json!(self.code.cure()));
+        data.insert("cure".to_owned(), json!(self.cure()));
         json!({ "code": self.code.number(), "message": self.message, "data": data })
     }
 }
@@ -192,6 +197,8 @@ mod tests {
         assert_eq!(value["code"], 1020);
         assert_eq!(value["data"]["code"], "session_unknown");
         assert_eq!(value["data"]["x"], 1);
-        assert!(value["data"]["cure"].is_string());
+        assert_eq!(value["data"]["cure"], ApiCode::SessionUnknown.cure());
+        let value = ApiError::new(ApiCode::NotAllowed, "no").with("cure", "ask").to_value();
+        assert_eq!(value["data"]["cure"], "ask", "the case knows better than the code");
     }
 }

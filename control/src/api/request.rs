@@ -306,15 +306,19 @@ pub(super) fn parse_register(params: Value) -> Result<Request, ApiError> {
     }
 }
 
-pub(super) fn parse_release(params: Value) -> Result<Request, ApiError> {
+/// The only parameter of what is done to something by its name.
+pub(super) fn read_name(params: Value) -> Result<String, ApiError> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Params {
         name: String,
     }
     let Params { name } = read(params)?;
-    check_name(&name)?;
-    Ok(Request::RegionRelease { name })
+    check_name(&name).map(|()| name)
+}
+
+pub(super) fn parse_release(params: Value) -> Result<Request, ApiError> {
+    Ok(Request::RegionRelease { name: read_name(params)? })
 }
 
 pub(super) fn parse_open(params: Value) -> Result<Request, ApiError> {

@@ -3,7 +3,7 @@
 //! Pure, like `request`, whose rules hold here as well.
 
 use super::errors::ApiError;
-use super::request::{CodingName, PeerAddress, Request, check_name, read, wrong_params};
+use super::request::{CodingName, PeerAddress, Request, check_name, read, read_name, wrong_params};
 use crate::limits::{
     ACCEPT_FROM_MAX, DOWNTIME_LIMIT_MS_MAX, MIGRATE_TIMEOUT_MS, SOCKET_PATH_BYTES_MAX,
     SPAWN_BYTES_MAX,
@@ -107,14 +107,7 @@ pub(super) fn parse_attach(params: Value) -> Result<Request, ApiError> {
 }
 
 pub(super) fn parse_detach(params: Value) -> Result<Request, ApiError> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Params {
-        name: String,
-    }
-    let Params { name } = read(params)?;
-    check_name(&name)?;
-    Ok(Request::VmDetach { name })
+    Ok(Request::VmDetach { name: read_name(params)? })
 }
 
 pub(super) fn parse_migrate(params: Value) -> Result<Request, ApiError> {

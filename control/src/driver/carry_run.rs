@@ -3,7 +3,7 @@
 //! The same control thread as a daemon's, without a control socket and without a journal on disk.
 
 use super::carry::Carry;
-use super::run::{Inputs, start};
+use super::run::{Inputs, on_this_thread, start};
 use super::vm_host::QemuHost;
 use crate::carry::{CarryConfig, CarryEvent, CarryReport, CarrySide, CarrySocket};
 use crate::config::{ControlConfig, SettingsPort};
@@ -24,14 +24,7 @@ pub fn carry(
     shards: Vec<ShardPort>,
     wake: WakeReceiver,
 ) -> Result<(), ControlError> {
-    if shards.is_empty() {
-        return Err(ControlError::NoShards);
-    }
-    let failed = |source| ControlError::Runtime { source };
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async move {
+    on_this_thread(async move {
         let mut ends = Inputs::open(wake)?;
         let host = Box::new(QemuHost(ends.vms.0.clone()));
         // Before the peer port, so that a taken path leaves no trace.

@@ -39,7 +39,8 @@ impl Core {
             PeerMessage::SessionOpen { session, number, .. }
             | PeerMessage::VmOpen { session, number, .. } => {
                 let message = "this is a carrier, which takes only what 'dwcp carry' sends";
-                let error = ApiError::new(ApiCode::NotAllowed, message);
+                let cure = "use dwcp carry at the source as well, or start a daemon at the sink";
+                let error = ApiError::new(ApiCode::NotAllowed, message).with("cure", cure);
                 self.refuse_session(link, *session, *number, &error);
             }
             _ => return false,

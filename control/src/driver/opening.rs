@@ -9,7 +9,7 @@ use super::links::LinkWaiter;
 use crate::api::{ApiCode, ApiError, CodingName, Role};
 use crate::limits::SESSIONS_LIVE_MAX;
 use crate::migration::{Machine, Plan, Session, Waiting, WaitingFor};
-use crate::state::{SessionRecord, SessionState};
+use crate::state::SessionRecord;
 use dwcp_dataplane::port::Coding;
 use dwcp_proto::ids::{LinkId, SessionId, SessionKey, SessionNumber};
 use dwcp_proto::session::sink::{SinkAction, SinkSession, SinkSpec};
@@ -92,13 +92,18 @@ impl Core {
         number: SessionNumber,
         error: &ApiError,
     ) {
-        let text = format!("{error}; {}", error.code.cure());
+        let findings = findings_of(error);
+        // Each finding has its own cure.
+        let text = match findings.is_empty() {
+            true => format!("{error}; {}", error.cure()),
+            false => error.to_string(),
+        };
         let refuse = PeerMessage::SessionRefuse {
             session,
             number,
             code: Code::cut(error.code.name()),
             message: Message::cut(&text),
-            findings: findings_of(error),
+            findings,
         };
         self.send_peer(link, refuse);
     }
@@ -120,7 +125,8 @@ impl Core {
         self.check_room()?;
         let not_for = || {
             let message = format!("region {region} does not accept data from {peer}");
-            ApiError::new(ApiCode::NotAllowed, message)
+            let cure = format!("register it at the sink with {peer} in accept_from");
+            ApiError::new(ApiCode::NotAllowed, message).with("cure", cure)
         };
         // Whether a region exists is told only to those who may write to it.
         let entry = self.regions.find(region).ok_or_else(not_for)?;
@@ -203,25 +209,5 @@ pub(super) fn new_record(
     region: &str,
     pages: u64,
 ) -> SessionRecord {
-    SessionRecord {
-        session,
-        role,
-        peer: String::new(),
-        peer_address: None,
-        region: region.to_owned(),
-        state: SessionState::Opening,
-        reason: None,
-        cure: None,
-        round: 0,
-        pages,
-        counters: Default::default(),
-        started_unix_ms: unix_ms(),
-        ended_unix_ms: None,
-        source_record: None,
-        sink_record: None,
-        settled: false,
-        conflict: None,
-        vm: None,
-        unknown: false,
-    }
+    SessionRecord::new(session, role, region, pages, unix_ms())
 }

@@ -7,12 +7,13 @@ use crate::api::{PeerAddress, Role};
 use crate::limits::REDIAL_WAIT_NS;
 use crate::migration::Session;
 use crate::peer::PeerError;
-use crate::state::SessionRecord;
+use crate::state::{SessionRecord, SessionState};
 use dwcp_proto::ids::{LinkId, SessionId};
 use dwcp_proto::session::sink::SinkInput;
 use dwcp_proto::session::source::SourceInput;
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::peer::{Code, Message, PeerMessage};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// A peer whose sink may wait for the word that its session has ended.
@@ -109,6 +110,27 @@ impl Core {
             session.link = None;
         }
         self.retire_if_over(id);
+    }
+
+    /// The peers that are dialled until they answer, each with the reason, for people.
+    pub(super) fn dialling(&self) -> Value {
+        let now = self.now();
+        let view = |peer: &str, address: Option<&str>, at: Nanos, why: &str| {
+            let next_in_s = at.since(now).0.div_ceil(Nanos::SECOND.0);
+            json!({ "peer": peer, "address": address, "why": why, "next_in_s": next_in_s })
+        };
+        let sessions = self.sessions.values().filter_map(|session| {
+            let (at, _) = session.reconnect?;
+            let record = &session.record;
+            let in_doubt = session.state() == SessionState::InDoubt;
+            let why = if in_doubt { "in_doubt" } else { "decision_untold" };
+            Some(view(&record.peer, record.peer_address.as_deref(), at, why))
+        });
+        let errands = self
+            .errands
+            .iter()
+            .map(|(peer, errand)| view(peer, Some(&errand.address), errand.at, "end_untold"));
+        Value::Array(sessions.chain(errands).collect())
     }
 
     /// Dials the peers of sessions in doubt and those with an errand, with growing waits.

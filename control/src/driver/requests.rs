@@ -25,8 +25,8 @@ use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// What a client may do about a source in doubt that it wants to end. A sink's doubt has causes of
-/// its own, and its record tells what to do.
+/// What a client may do about a region's source in doubt that it wants to end. A sink's doubt has
+/// causes of its own, as a guest's has ends: their records tell what to do.
 const IN_DOUBT_CURE: &str = "change neither copy, and mend the link between the hosts: the daemons \
     settle the session as soon as they can talk; dwcp status shows when";
 
@@ -220,7 +220,7 @@ impl Core {
         let error = error.with("state", record.state.name());
         match (record.state, refused) {
             (SessionState::InDoubt, _) => {
-                let own = record.cure.filter(|_| record.role == Role::Sink);
+                let own = record.cure.filter(|_| record.role == Role::Sink || record.vm.is_some());
                 let cure = own.unwrap_or_else(|| IN_DOUBT_CURE.to_owned());
                 let message = format!("session {id} is in doubt and can't be ended by hand");
                 ApiError { message, ..error.with("cure", cure) }

@@ -38,14 +38,7 @@ pub fn run(
     shards: Vec<ShardPort>,
     wake: WakeReceiver,
 ) -> Result<(), ControlError> {
-    if shards.is_empty() {
-        return Err(ControlError::NoShards);
-    }
-    let failed = |source| ControlError::Runtime { source };
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async move {
+    on_this_thread(async move {
         let mut ends = Inputs::open(wake)?;
         let host = Box::new(QemuHost(ends.vms.0.clone()));
         let mut core = start(config, settings, shards, host, &mut ends).await?;
@@ -53,6 +46,16 @@ pub fn run(
         ends.stop(&mut core).await;
         outcome
     })
+}
+
+/// Does the control thread's work on the calling thread, which it never leaves.
+pub(super) fn on_this_thread(
+    work: impl Future<Output = Result<(), ControlError>>,
+) -> Result<(), ControlError> {
+    let failed = |source| ControlError::Runtime { source };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    tokio::task::LocalSet::new().block_on(&runtime, work)
 }
 
 /// The receiving ends of everything that tells the core something.
@@ -81,6 +84,9 @@ pub(super) async fn start(
     vm_host: Box<dyn VmHost>,
     ends: &mut Inputs,
 ) -> Result<Core, ControlError> {
+    if ports.is_empty() {
+        return Err(ControlError::NoShards);
+    }
     let counters = Counters::default();
     let identity = Identity::load(&config.security, random())?;
     let fresh = JournalId(random());
@@ -125,14 +131,13 @@ pub(super) async fn start(
     }
     let live = Rc::new(Cell::new(settings.live()));
     let peers = ends.peers.0.clone();
-    let shards = Shards::new(ports);
     let core = Core::new(CoreParts {
         config,
         settings,
         live,
         identity,
         listen,
-        shards,
+        shards: Shards::new(ports),
         journal,
         stored,
         vm_host,

@@ -268,6 +268,7 @@ impl Core {
         });
         if let Some(vm) = &record.vm {
             params["vm"] = json!(vm.name);
+            params["warnings"] = json!(vm.warnings);
         }
         if let Some(conflict) = record.conflict {
             params["conflict"] = json!(conflict);

@@ -55,6 +55,7 @@ impl Core {
             "health": if doubt { "in doubt" } else { "good" },
             "sessions": sessions,
             "links": self.net_show(),
+            "dialling": self.dialling(),
             "shards": self.shards_view(),
         })
     }

@@ -11,16 +11,21 @@ use crate::api::{ApiCode, ApiError, Reply, Role};
 use crate::limits::{REDIAL_WAIT_NS, VM_END_TIMEOUT_NS, VM_RESUMED_TIMEOUT_NS};
 use crate::migration::{Machine, Session, Waiting, WaitingFor};
 use crate::peer::PeerError;
-use crate::state::{SessionState, VmRecord};
+use crate::state::{SessionRecord, SessionState, VmRecord};
 use crate::vm::{GuestState, VmOrder};
 use dwcp_proto::ids::{LinkId, SessionId};
-use dwcp_proto::session::reason::EndReason;
+use dwcp_proto::session::reason::{EndReason, StepError};
 use dwcp_proto::session::resolve::{Conflict, RunAt};
 use dwcp_proto::session::sink::{SinkInput, SinkReport};
 use dwcp_proto::session::source::{SourceInput, SourceReport};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::peer::{Outcome, PeerMessage};
 use serde_json::{Value, json};
+use std::time::Duration;
+
+/// What to do about a guest that nobody may run for now.
+const DOUBT_CURE: &str = "start the guest at neither end: the daemons settle it as soon as they \
+    can talk; dwcp resolve decides it if they won't";
 
 impl Core {
     /// The source's machine tells something about a virtual machine.
@@ -34,7 +39,7 @@ impl Core {
             }
             SourceReport::Ended(reason) => {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
-                session.set_reason(&reason, vm_cure(session, &reason));
+                session.set_reason(&reason, Some(vm_cure(session, &reason)));
                 if let Some(vm) = &mut session.record.vm {
                     vm.abort_owed = reason == EndReason::LinkLost;
                 }
@@ -51,13 +56,18 @@ impl Core {
             }
             SourceReport::InDoubt(reason) => {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
-                session.set_reason(&reason, Some(ApiCode::SessionInDoubt.cure()));
+                let cure = match reason {
+                    EndReason::LinkLost | EndReason::TimedOut => DOUBT_CURE,
+                    _ => reason.cure(),
+                };
+                session.set_reason(&reason, Some(cure));
                 session.reconnect.get_or_insert((now, Nanos(REDIAL_WAIT_NS.0)));
                 let code = match session.waiting.as_ref().map(|waiting| waiting.what) {
                     Some(WaitingFor::Resolve) => ApiCode::JournalFailed,
                     _ => ApiCode::SessionInDoubt,
                 };
-                let error = session.end_error(code, &reason).with("session", id.to_string());
+                let error = session.end_error(code, &reason).with("cure", cure);
+                let error = error.with("session", id.to_string());
                 if let Some(waiting) = session.waiting.take() {
                     self.answer(waiting.reply, Err(error));
                 }
@@ -79,7 +89,7 @@ impl Core {
             SinkReport::InDoubt(reason) => {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
                 let cure = match reason {
-                    EndReason::LinkLost => Some(ApiCode::SessionInDoubt.cure()),
+                    EndReason::LinkLost => Some(DOUBT_CURE),
                     _ => None,
                 };
                 session.set_reason(&reason, cure);
@@ -89,7 +99,7 @@ impl Core {
             }
             SinkReport::Ended(reason) => {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
-                session.set_reason(&reason, vm_cure(session, &reason));
+                session.set_reason(&reason, Some(vm_cure(session, &reason)));
                 self.end_vm(id, VmOrder::Discard, end_by, Ok(()));
             }
             SinkReport::Conflict(conflict) => self.note_conflict(id, conflict),
@@ -152,7 +162,7 @@ impl Core {
             _ => error,
         };
         match findings.is_empty() {
-            true => error,
+            true => error.with("cure", session.record.cure.clone()),
             false => error.with("findings", json!(findings)),
         }
     }
@@ -160,8 +170,7 @@ impl Core {
     /// A task is over.
     pub(super) fn on_vm_ended(&mut self, id: SessionId, guest: GuestState) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let paused = session.record.vm.as_ref().is_some_and(|vm| vm.stays_paused);
-        let settled = is_settled(session.role(), session.state(), paused, guest);
+        let settled = is_settled(&session.record, session.state(), guest);
         let Some(part) = &mut session.vm else { return };
         part.task = None;
         let told = part.ending;
@@ -239,8 +248,15 @@ impl Core {
         let Some(session) = self.sessions.get_mut(&id) else {
             return self.resolve_ended(id, run, reply);
         };
-        if session.waiting.is_some() {
-            let error = ApiError::new(ApiCode::SessionState, "another request of it is running");
+        if let Some(waiting) = &session.waiting {
+            // Who waits for the end of a session is answered when it is in doubt.
+            let phase = session.state().name();
+            let error = match waiting.what {
+                WaitingFor::Resolve => {
+                    ApiError::new(ApiCode::SessionState, "another request of it is running")
+                }
+                _ => self.resolve_refused(id, StepError::NotNow { request: "resolve", phase }),
+            };
             return self.answer(reply, Err(error));
         }
         session.waiting = Some(Waiting { what: WaitingFor::Resolve, reply });
@@ -254,10 +270,48 @@ impl Core {
             Machine::Sink(_) => self.sink_request(id, SinkInput::Resolve(run)),
         };
         if let Err(refused) = refused {
-            self.answer_resolve(id, Err(step_error(refused)));
+            let error = self.resolve_refused(id, refused);
+            self.answer_resolve(id, Err(error));
         } else {
             tracing::warn!(session = %id, %run, "an operator decided");
         }
+    }
+
+    /// Why an operator's word is not taken now, and when it will be.
+    fn resolve_refused(&self, id: SessionId, refused: StepError) -> ApiError {
+        let error = step_error(refused);
+        let Some(session) = self.sessions.get(&id) else { return error };
+        let error = error.with("state", session.state().name());
+        let left = match (session.role(), session.state()) {
+            (Role::Source, SessionState::Yielded) => {
+                session.deadline().map(|at| Duration::from_nanos(at.since(self.now()).0))
+            }
+            (Role::Sink, SessionState::Verified) => self.silence_left(session),
+            _ => None,
+        };
+        let Some(left) = left else {
+            let cure = "only a session in doubt is resolved; dwcp cancel ends one under way";
+            return error.with("cure", cure);
+        };
+        let (peer, seconds) = (&session.record.peer, left.as_secs() + 1);
+        let message = format!(
+            "session {id} is not in doubt yet: {peer} may still say how it ends, and is waited for \
+             for {seconds} s more unless it is heard"
+        );
+        let cure = format!(
+            "if the hosts can't talk, give dwcp resolve again in {seconds} s; else there will be \
+             nothing to resolve"
+        );
+        ApiError { message, ..error.with("wait_s", seconds).with("cure", cure) }
+    }
+
+    /// For how long a session's peer may still be silent before its link is given up.
+    fn silence_left(&self, session: &Session) -> Option<Duration> {
+        let channel = self.links.get(&session.link?)?.channel.as_ref()?;
+        let live = self.live.get();
+        // It is looked at once every ping.
+        let given_up = live.peer_dead_after + live.peer_ping_every;
+        Some(given_up.saturating_sub(channel.heard().elapsed()))
     }
 
     /// The end of a session and what an operator decided contradict each other.
@@ -292,28 +346,40 @@ impl Core {
     }
 }
 
-/// Whether the QEMU at an end is where the session's end wants it; `paused`: it may stand still.
-pub(super) fn is_settled(role: Role, state: SessionState, paused: bool, guest: GuestState) -> bool {
-    match (role, state) {
+/// Whether the QEMU at an end is where the session's end wants it.
+pub(super) fn is_settled(record: &SessionRecord, state: SessionState, guest: GuestState) -> bool {
+    let may_stand = || record.vm.as_ref().is_some_and(|vm| vm.may_stand(record.role));
+    let here = guest == GuestState::Running || (guest == GuestState::Paused && may_stand());
+    match (record.role, state) {
         (Role::Source, SessionState::Committed) => true,
-        (Role::Sink, SessionState::Committed) => {
-            guest == GuestState::Running || (paused && guest == GuestState::Paused)
-        }
+        (Role::Sink, SessionState::Committed) => here,
         // Gone for good is as far as it gets.
-        (Role::Source, _) => matches!(guest, GuestState::Running | GuestState::Gone),
+        (Role::Source, _) => here || guest == GuestState::Gone,
         (Role::Sink, _) => true,
     }
 }
 
-/// What to do about a virtual machine's end, if its QEMU knows better than the reason does.
-fn vm_cure(session: &Session, reason: &EndReason) -> Option<&'static str> {
+/// What to do about the end of a virtual machine's session: its QEMU may know better than the
+/// reason, whose own words speak of regions too.
+fn vm_cure(session: &Session, reason: &EndReason) -> &'static str {
     let own = session.vm.as_ref().and_then(|part| part.cure);
     match reason {
-        EndReason::VmFailed { .. } => own,
-        EndReason::LinkLost | EndReason::LaneFailed { .. } | EndReason::PeerFailed { .. } => {
-            Some("the guest stays at the source; migrate it again when the cause is mended")
+        EndReason::VmFailed { .. } => own.unwrap_or(reason.cure()),
+        EndReason::ClientAborted | EndReason::PeerAborted { .. } | EndReason::NotCommitted => {
+            "the guest stays at the source; migrate it again when wanted"
         }
-        _ => None,
+        EndReason::Refused { .. } => "do what the sink's words say, then migrate again",
+        EndReason::LinkLost
+        | EndReason::TimedOut
+        | EndReason::LaneFailed { .. }
+        | EndReason::PeerFailed { .. }
+        | EndReason::Restarted => {
+            "the guest stays at the source; migrate it again when the cause is mended"
+        }
+        EndReason::Journal
+        | EndReason::OutcomeUnknown
+        | EndReason::Resolved { .. }
+        | EndReason::Violation { .. } => reason.cure(),
     }
 }
 
@@ -328,7 +394,7 @@ fn migrate_value(session: &Session, now: Nanos) -> Value {
         "seconds": seconds(now.since(session.opened_at).0),
         "stopped_at_unix_us": stopped, "resumed_at_unix_us": resumed,
         "blackout_ms": blackout_us.map(|us| us.div_ceil(1000)),
-        "opaque": vm.opaque,
+        "paused": vm.stays_paused, "opaque": vm.opaque, "warnings": vm.warnings,
         "verify_ms": seconds(session.verify_ns) * 1e3,
         "commit_ms": seconds(now.since(session.times.commit).0) * 1e3,
         "counters": record.counters,

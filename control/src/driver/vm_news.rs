@@ -7,7 +7,7 @@
 use super::core::Core;
 use crate::migration::{Machine, Session};
 use crate::state::Change;
-use crate::vm::{GuestState, VmError, VmNews, VmOrder, VmReport};
+use crate::vm::{Finding, GuestState, VmError, VmNews, VmOrder, VmReport};
 use dwcp_dataplane::port::{ChannelEnd, ChannelId, ChannelSetup, Command, StreamNote};
 use dwcp_proto::ids::{LaneId, SessionId, SessionKey};
 use dwcp_proto::session::phase::SourcePhase;
@@ -226,6 +226,12 @@ impl Core {
             PeerMessage::SessionRefuse { findings, .. } if is_source => {
                 part.findings = findings.clone();
                 false
+            }
+            PeerMessage::VmWarnings { findings, .. } if is_source => {
+                if let Some(vm) = self.vm_record(id) {
+                    vm.warnings = findings.as_slice().iter().map(Finding::warning).collect();
+                }
+                true
             }
             PeerMessage::Loaded { frames, digest, .. } if is_source => {
                 part.loaded = Some((*frames, digest.0));

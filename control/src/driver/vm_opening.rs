@@ -12,7 +12,9 @@ use crate::limits::{STREAM_PAGES_EXTRA, STREAM_WINDOW_LOG, VM_FACTS_TIMEOUT_NS};
 use crate::migration::{Machine, Session, VmMemory, VmPart, Waiting, WaitingFor};
 use crate::peer::{LinkPhase, random};
 use crate::state::{SessionRecord, VmRecord};
-use crate::vm::{MigrateOptions, OnTimeout, VmFacts, VmNews, VmOrder, VmTarget, VmTask};
+use crate::vm::{
+    GuestState, MigrateOptions, OnTimeout, VmFacts, VmNews, VmOrder, VmTarget, VmTask,
+};
 use dwcp_dataplane::port::{Coding, StreamCoding};
 use dwcp_proto::ids::{LaneId, LinkId, SessionId, SessionKey, SessionNumber};
 use dwcp_proto::session::source::{SourceSession, SourceSpec, SourceWhat};
@@ -35,6 +37,8 @@ pub(super) struct VmSource {
     reply: Reply,
     /// Once the facts are there.
     offer: Option<Box<VmOffer>>,
+    /// What the facts say.
+    guest: Option<GuestState>,
     pub(super) memory_bytes: u64,
     /// For the facts.
     deadline: Nanos,
@@ -78,6 +82,7 @@ impl Core {
             task,
             reply,
             offer: None,
+            guest: None,
             memory_bytes: 0,
             deadline,
             started_unix_ms: unix_ms(),
@@ -116,6 +121,7 @@ impl Core {
         let peer = source.migrate.peer.clone();
         let unusable = |message: String| ApiError::new(ApiCode::VmUnusable, message);
         let text = serde_json::to_string(facts).map_err(|e| unusable(e.to_string()))?;
+        let stands = facts.is_paused();
         let facts = FactsText::new(&text)
             .map_err(|e| unusable(format!("the facts of this virtual machine: {e}")))?;
         let coding = match source.migrate.mode {
@@ -126,7 +132,9 @@ impl Core {
         let memory = VmMemory::of(&terms, Role::Source);
         self.check_vm_memory(&memory)?;
         if let Some(source) = self.vm_sources.get_mut(&id) {
-            let paused = source.migrate.paused;
+            // A guest that its user has paused is paused wherever it is.
+            let paused = source.migrate.paused || stands;
+            source.guest = Some(if stands { GuestState::Paused } else { GuestState::Running });
             source.offer = Some(Box::new(VmOffer { name, facts, coding, terms, paused }));
             source.memory_bytes = memory.total();
             source.deadline = Nanos(u64::MAX);
@@ -199,8 +207,8 @@ impl Core {
         record.vm = Some(VmRecord {
             name: source.migrate.name.clone(),
             qmp: source.qmp,
-            guest: Some(crate::vm::GuestState::Running),
-            stays_paused: source.migrate.paused,
+            guest: source.guest,
+            stays_paused: offer.paused,
             ..VmRecord::default()
         });
         let spec = SourceSpec { session: id, number, what: SourceWhat::Vm(offer), lanes: 1 };

@@ -88,7 +88,7 @@ impl Core {
 /// What a progress notification says of a virtual machine.
 pub(super) fn progress_value(session: &Session) -> Value {
     let Some(part) = &session.vm else { return Value::Null };
-    let name = session.record.vm.as_ref().map(|vm| vm.name.as_str());
+    let vm = session.record.vm.as_ref();
     let mut value = match &part.progress {
         Some(progress) => {
             let mut value = json!(progress);
@@ -97,7 +97,8 @@ pub(super) fn progress_value(session: &Session) -> Value {
         }
         None => json!({}),
     };
-    value["name"] = json!(name);
+    value["name"] = json!(vm.map(|vm| &vm.name));
+    value["opaque"] = json!(vm.and_then(|vm| vm.opaque.as_ref()));
     value["ratio_milli"] = json!(part.figures.ratio_milli);
     value
 }

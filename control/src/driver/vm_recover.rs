@@ -10,7 +10,7 @@ use super::vms::vm_error;
 use crate::api::{ApiCode, ApiError, Reply, Role};
 use crate::limits::{REDIAL_WAIT_NS, VM_END_TIMEOUT_NS};
 use crate::migration::{Machine, Session, VmPart};
-use crate::state::{AttachedVm, Change, SessionRecord, SessionState, recover};
+use crate::state::{AttachedVm, Change, SessionRecord, SessionState, VmRecord, recover};
 use crate::vm::{GuestState, VmNews, VmOrder, VmTarget, VmTask};
 use dwcp_proto::ids::{LaneId, SessionId};
 use dwcp_proto::session::record::SourceRecord;
@@ -87,9 +87,11 @@ impl Core {
                 && record.source_record.is_none()
             {
                 vm.abort_owed = true;
-                self.owe_abort(&record);
             }
             self.write(record.clone(), Vec::new(), Written::Note);
+        }
+        if record.vm.as_ref().is_some_and(|vm| vm.abort_owed) {
+            self.owe_abort(&record);
         }
         let id = record.session;
         let awaited = match record.source_record {
@@ -114,17 +116,22 @@ impl Core {
         }
     }
 
+    /// A task for the QEMU of a session that a daemon before this one began.
+    fn task_again(&self, id: SessionId, role: Role, vm: &VmRecord) -> VmTask {
+        let (target, saved) = (VmTarget::Monitor { qmp: vm.qmp.clone() }, vm.saved.clone());
+        match role {
+            Role::Source => self.vm_host.source(id, target, saved),
+            Role::Sink => self.vm_host.sink(id, target, saved),
+        }
+    }
+
     /// Makes a session live again, with a task for its QEMU that does nothing yet.
     fn revive_vm(&mut self, mut session: Session) {
         let (id, role) = (session.id(), session.role());
         if let Some(vm) = &session.record.vm
             && !vm.settled
         {
-            let target = VmTarget::Monitor { qmp: vm.qmp.clone() };
-            let task = match role {
-                Role::Source => self.vm_host.source(id, target, vm.saved.clone()),
-                Role::Sink => self.vm_host.sink(id, target, vm.saved.clone()),
-            };
+            let task = self.task_again(id, role, vm);
             self.vms.retake(&vm.name, id);
             let mut part = VmPart::new(task, LaneId(0));
             let keeps = session.record.source_record.is_some_and(SourceRecord::keeps);
@@ -145,11 +152,7 @@ impl Core {
         if part.task.is_some() || part.ending || vm.settled {
             return;
         }
-        let (role, target) = (session.role(), VmTarget::Monitor { qmp: vm.qmp.clone() });
-        let task = match role {
-            Role::Source => self.vm_host.source(id, target, vm.saved.clone()),
-            Role::Sink => self.vm_host.sink(id, target, vm.saved.clone()),
-        };
+        let task = self.task_again(id, session.role(), vm);
         if let Some(part) = self.sessions.get_mut(&id).and_then(|s| s.vm.as_mut()) {
             part.task = Some(task);
         }
@@ -159,15 +162,14 @@ impl Core {
     /// newer session of that machine has moved it since.
     fn settle_recovered(&mut self, record: &SessionRecord) {
         let Some(vm) = record.vm.as_ref().filter(|_| record.guest_waits()) else { return };
-        let (id, target) = (record.session, VmTarget::Monitor { qmp: vm.qmp.clone() });
-        let (task, order) = match (record.role, record.state) {
+        let order = match (record.role, record.state) {
             (Role::Source, SessionState::Committed) => return,
-            (Role::Source, _) => (self.vm_host.source(id, target, vm.saved.clone()), VmOrder::Keep),
-            (Role::Sink, SessionState::Committed) => {
-                (self.vm_host.sink(id, target, vm.saved.clone()), vm.arrival())
-            }
-            (Role::Sink, _) => (self.vm_host.sink(id, target, vm.saved.clone()), VmOrder::Discard),
+            (Role::Source, _) => VmOrder::Keep,
+            (Role::Sink, SessionState::Committed) => vm.arrival(),
+            (Role::Sink, _) => VmOrder::Discard,
         };
+        let id = record.session;
+        let task = self.task_again(id, record.role, vm);
         self.vms.retake(&vm.name, id);
         self.settle_vm(id, vm.name.clone(), task, order);
     }
@@ -208,8 +210,7 @@ impl Core {
             }
             VmNews::Ended { guest } => {
                 self.change_history(id, |record| {
-                    let paused = record.vm.as_ref().is_some_and(|vm| vm.stays_paused);
-                    let settled = is_settled(record.role, record.state, paused, guest);
+                    let settled = is_settled(record, record.state, guest);
                     if let Some(vm) = &mut record.vm {
                         vm.guest = Some(guest);
                         vm.settled |= settled;

@@ -19,7 +19,7 @@ use dwcp_proto::session::timing::SessionTiming;
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::limits::FINDINGS_MAX;
 use dwcp_proto::wire::peer::{Code, Message, PeerMessage};
-use dwcp_proto::wire::vm::VmOffer;
+use dwcp_proto::wire::vm::{PeerFindings, VmOffer};
 use serde_json::{Value, json};
 
 impl Core {
@@ -45,7 +45,8 @@ impl Core {
         let name = offer.name.as_str();
         let not_for = || {
             let message = format!("virtual machine {name} is not accepted from {peer}");
-            ApiError::new(ApiCode::NotAllowed, message)
+            let cure = format!("attach it at the sink with --incoming --accept-from {peer}");
+            ApiError::new(ApiCode::NotAllowed, message).with("cure", cure)
         };
         let entry = self.vms.find(name).ok_or_else(not_for)?;
         let any_peer = entry.vm.accept_from.is_empty() && !self.identity.is_secure();
@@ -136,6 +137,7 @@ impl Core {
         let lanes = self.links.get(&sink.link).map_or(1, |entry| entry.link.lanes());
         let Some(sink) = self.vm_sinks.remove(&id) else { return Ok(Vec::new()) };
         let VmSink { link, peer, number, offer, qmp, task, .. } = sink;
+        let told = PeerFindings::cut(warnings.iter().map(Finding::for_peer));
         let journal = self.journal.id();
         let spec = SinkSpec { session: id, number, lanes: 1, journal, vm: Some(terms) };
         let (machine, actions) = SinkSession::open(spec, SessionTiming::default(), self.now());
@@ -158,6 +160,9 @@ impl Core {
         session.memory_bytes = memory.total();
         self.outdate_history(offer.name.as_str());
         self.add_session(session);
+        if !told.is_empty() {
+            self.send_session(id, PeerMessage::VmWarnings { session: id, findings: told });
+        }
         Ok(actions)
     }
 

@@ -71,6 +71,8 @@ impl Core {
             let message = "this process drives no virtual machines";
             ApiError::new(ApiCode::VmUnusable, message)
         })?;
+        // QEMU does not share this process's current directory.
+        let path = std::path::absolute(&path).unwrap_or(path);
         let made = match path.is_dir() {
             true => Ok(()),
             false => {
@@ -145,5 +147,5 @@ fn vm_view(vm: &AttachedVm) -> Value {
 pub(super) fn vm_error(error: &VmError) -> ApiError {
     ApiError::new(ApiCode::VmUnusable, error.to_string())
         .with("reason", error.code())
-        .with("reason_cure", error.cure())
+        .with("cure", error.cure())
 }

@@ -118,6 +118,37 @@ pub struct SessionRecord {
 }
 
 impl SessionRecord {
+    /// The record of a session that begins.
+    pub(crate) fn new(
+        session: SessionId,
+        role: Role,
+        region: &str,
+        pages: u64,
+        started_unix_ms: u64,
+    ) -> Self {
+        Self {
+            session,
+            role,
+            peer: String::new(),
+            peer_address: None,
+            region: region.to_owned(),
+            state: SessionState::Opening,
+            reason: None,
+            cure: None,
+            round: 0,
+            pages,
+            counters: BTreeMap::new(),
+            started_unix_ms,
+            ended_unix_ms: None,
+            source_record: None,
+            sink_record: None,
+            settled: false,
+            conflict: None,
+            vm: None,
+            unknown: false,
+        }
+    }
+
     /// True for a virtual machine that waits at the sink for the source's word: its journal is
     /// silent, its guest is loaded and paused.
     pub(crate) fn is_parked(&self) -> bool {
@@ -203,27 +234,35 @@ pub(crate) fn recover(record: &mut SessionRecord, now_unix_ms: u64) -> bool {
     if record.state.is_over() && known_end.is_none_or(|state| state == record.state) {
         return false;
     }
-    let (state, reason, cure) = match (known_end, record.role, record.source_record) {
-        (Some(state), ..) => {
+    let yielded = matches!(record.source_record, Some(SourceRecord::Yielded { .. }));
+    let (state, reason) = match (known_end, record.role) {
+        (Some(state), _) => {
             record.state = state;
             record.ended_unix_ms = Some(now_unix_ms);
             return true;
         }
-        (None, Role::Source, Some(SourceRecord::Yielded { .. })) => (
+        (None, Role::Source) if yielded => (
             SessionState::InDoubt,
             "the daemon restarted after the source had yielded and before the sink's answer",
-            "change neither copy: this daemon asks the peer until it answers",
         ),
-        (None, Role::Source, _) => (
-            SessionState::Failed,
-            "the daemon restarted; the source keeps its region",
-            "register the region again and open a new session",
-        ),
-        (None, Role::Sink, _) => (
-            SessionState::Failed,
-            "the daemon restarted before the commit; the source keeps its region",
-            "register the region again and let the source open a new session",
-        ),
+        (None, Role::Source) => (SessionState::Failed, "the daemon restarted"),
+        (None, Role::Sink) => (SessionState::Failed, "the daemon restarted before the commit"),
+    };
+    let cure = match (state, record.role, &record.vm) {
+        (SessionState::InDoubt, _, None) => {
+            "change neither copy: this daemon asks the peer until it answers"
+        }
+        (SessionState::InDoubt, _, Some(_)) => {
+            "start the guest at neither end: this daemon asks the peer until it answers; \
+             dwcp resolve decides it if that can't be"
+        }
+        (_, Role::Source, None) => {
+            "the source keeps its region: register it again and open a new session"
+        }
+        (_, Role::Sink, None) => {
+            "the source keeps its region: register this one again for its new session"
+        }
+        (_, _, Some(_)) => "the guest stays at the source: migrate it again when wanted",
     };
     record.state = state;
     record.reason = Some(reason.to_owned());
@@ -234,26 +273,14 @@ pub(crate) fn recover(record: &mut SessionRecord, now_unix_ms: u64) -> bool {
 
 #[cfg(test)]
 pub(crate) fn sample(session: u8, role: Role, state: SessionState) -> SessionRecord {
+    let (id, started) = (SessionId([session; 16]), 1000 + u64::from(session));
     SessionRecord {
-        session: SessionId([session; 16]),
-        role,
         peer: "host-b".to_owned(),
         peer_address: Some("192.0.2.7:7411".to_owned()),
-        region: "vm1".to_owned(),
         state,
-        reason: None,
-        cure: None,
         round: 2,
-        pages: 10,
         counters: BTreeMap::from([("frames".to_owned(), 7)]),
-        started_unix_ms: 1000 + u64::from(session),
-        ended_unix_ms: None,
-        source_record: None,
-        sink_record: None,
-        settled: false,
-        conflict: None,
-        vm: None,
-        unknown: false,
+        ..SessionRecord::new(id, role, "vm1", 10, started)
     }
 }
 

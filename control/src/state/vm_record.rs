@@ -3,6 +3,7 @@
 //! Plain value, as the journal keeps it and `session.show` tells it. What is private here is shown
 //! all the same: other programs read it as JSON.
 
+use crate::api::Role;
 use crate::vm::{Finding, GuestState, SavedSettings, VmOrder};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -32,7 +33,8 @@ pub struct VmRecord {
     /// The QEMU here has been brought to what the session's end asks for.
     #[serde(default)]
     pub(crate) settled: bool,
-    /// The guest is left paused at the sink, for its owner there to start.
+    /// The guest is left paused at the sink, for its owner there to start: it was asked for, or the
+    /// guest was paused at the source.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stays_paused: bool,
     /// Source: the session ended before the yield and the sink may not have heard of it.
@@ -41,12 +43,21 @@ pub struct VmRecord {
     /// Source: the user's migration settings, while ours are in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) saved: Option<SavedSettings>,
-    /// Sink: what does not fit well and keeps nothing from moving.
+    /// What does not fit well and keeps nothing from moving. The sink finds it and tells it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) warnings: Vec<Finding>,
 }
 
 impl VmRecord {
+    /// True if the guest may stand still at this end once the session's end has put it here. A
+    /// source that touched nothing has nothing to bring back.
+    pub(crate) fn may_stand(&self, role: Role) -> bool {
+        match role {
+            Role::Source => self.saved.as_ref().is_none_or(|saved| saved.paused),
+            Role::Sink => self.stays_paused,
+        }
+    }
+
     /// What the sink's task is told once the guest is committed.
     pub(crate) fn arrival(&self) -> VmOrder {
         if self.stays_paused { VmOrder::LeavePaused } else { VmOrder::Resume }

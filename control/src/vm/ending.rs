@@ -5,7 +5,7 @@
 //!
 //! Invariants: nothing is done to a guest that this migration has not touched; `cont` is given in
 //! `postmigrate` alone, the state in which QEMU's own migration leaves a guest, never to a guest
-//! that its user has paused.
+//! that its user has paused: that one stays in `postmigrate`, where its user's `cont` starts it.
 
 use super::error::{QmpError, VmError};
 use super::gather::{migration_status, run_state};
@@ -127,6 +127,7 @@ async fn settle(
         let run_state = run_state(qmp).await?;
         return Ok(seen(&run_state));
     }
+    let paused = touched.saved.as_ref().is_some_and(|saved| saved.paused);
     let mut cancelled = false;
     loop {
         let status = migration_status(&qmp.execute("query-migrate", Value::Null).await?);
@@ -137,6 +138,7 @@ async fn settle(
         }
         let run_state = run_state(qmp).await?;
         match run_state.as_str() {
+            "postmigrate" if !migrating && paused => return Ok(GuestState::Paused),
             "postmigrate" if !migrating => return resume(qmp).await,
             // QEMU is about to say how its migration ended.
             _ if migrating || run_state == "finish-migrate" => {}

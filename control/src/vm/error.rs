@@ -129,11 +129,19 @@ pub(crate) enum VmError {
     /// The monitor.
     #[error(transparent)]
     Monitor(#[from] QmpError),
-    /// The guest to move does not run.
-    #[error("the guest is {run_state}, not running")]
+    /// The guest to move neither runs nor was paused by its user.
+    #[error("the guest is {run_state}, neither running nor paused")]
     GuestNotRunning {
         /// QEMU's run state.
         run_state: String,
+    },
+    /// Somebody paused or started the guest while its migration was being prepared.
+    #[error("the guest was {before} when the migration was asked for and is {now} now")]
+    GuestChanged {
+        /// QEMU's run state when it was told to the sink.
+        before: String,
+        /// The run state now.
+        now: String,
     },
     /// Another migration of this guest is under way.
     #[error("this guest is migrating already ({status})")]
@@ -235,6 +243,7 @@ impl VmError {
         match self {
             Self::Monitor(error) => error.code(),
             Self::GuestNotRunning { .. } => "guest_not_running",
+            Self::GuestChanged { .. } => "guest_changed",
             Self::AlreadyMigrating { .. } => "already_migrating",
             Self::NotIncoming { .. } => "not_incoming",
             Self::Listen { .. } => "vm_listen",
@@ -257,7 +266,10 @@ impl VmError {
     pub(crate) fn cure(&self) -> &'static str {
         match self {
             Self::Monitor(error) => error.cure(),
-            Self::GuestNotRunning { .. } => "start or resume the guest, then migrate again",
+            Self::GuestNotRunning { .. } => {
+                "mend what stopped it, then start it (cont) and migrate again"
+            }
+            Self::GuestChanged { .. } => "migrate again: it moves as it is then",
             Self::AlreadyMigrating { .. } => "wait for that migration, or cancel it",
             Self::NotIncoming { .. } => "start QEMU anew with -incoming defer -S, or use --spawn",
             Self::Listen { .. } => "see that the daemon's state directory is there and writable",
@@ -266,7 +278,7 @@ impl VmError {
             }
             Self::TooManyChannels { .. } => "lower QEMU's multifd-channels to 16 or less",
             Self::Stranger { .. } => "close the daemon's VM directory to other programs",
-            Self::MigrationFailed { .. } => "QEMU's words say why; the guest runs on at the source",
+            Self::MigrationFailed { .. } => "QEMU's words say why; the guest stays at the source",
             Self::CancelledElsewhere => "find out who else uses this QEMU's monitor",
             Self::TimedOut { .. } => "raise --timeout, or let --on-timeout throttle or ramp",
             Self::LoadFailed { .. } => {
@@ -275,7 +287,7 @@ impl VmError {
             Self::RunsUncommitted => "stop one of the two guests by hand, then dwcp resolve",
             Self::NotResumed { .. } => "look at QEMU's log, then give cont in its monitor",
             Self::SpawnCommand { .. } => {
-                "give the whole command with -S and -incoming defer, and no -qmp of dwcp's own"
+                "give QEMU's whole command with -incoming defer and -S; dwcp adds its own -qmp"
             }
             Self::Spawn { .. } => "give the path of a QEMU that the daemon's user may start",
             Self::SpawnEnded { .. } => "try the command line by hand; its own words say why",

@@ -72,6 +72,9 @@ pub(crate) enum Storage {
     Unknown,
 }
 
+/// The run state of a guest that its user has paused.
+const PAUSED: &str = "paused";
+
 /// What one end knows of its virtual machine and its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct VmFacts {
@@ -107,4 +110,16 @@ pub(crate) struct VmFacts {
     pub(crate) resident_bytes: Option<u64>,
     /// The lists above were cut so that the facts stay small.
     pub(crate) truncated: bool,
+}
+
+impl VmFacts {
+    /// True for a guest that its user has paused: it moves, and nobody but the user starts it.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.run_state == PAUSED
+    }
+
+    /// True for a guest in a state in which it may move.
+    pub(super) fn may_move(&self) -> bool {
+        self.run_state == "running" || self.is_paused()
+    }
 }

@@ -9,7 +9,7 @@ use super::error::{QmpError, VmError};
 use super::gather;
 use super::private::PrivateSocket;
 use super::qmp::{Qmp, QmpId, QmpItem};
-use super::task::{Dropped, TaskSide, VmNews, VmOrder};
+use super::task::{TaskSide, VmNews, VmOrder};
 use serde_json::Value;
 use std::time::Duration;
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -28,30 +28,7 @@ pub(super) enum Ending {
     Discard,
 }
 
-/// Why the straight line of phases was left.
-pub(super) enum Leave {
-    Order(Ending),
-    Fault(VmError),
-    Dropped,
-}
-
-impl From<Dropped> for Leave {
-    fn from(Dropped: Dropped) -> Self {
-        Self::Dropped
-    }
-}
-
-impl From<VmError> for Leave {
-    fn from(error: VmError) -> Self {
-        Self::Fault(error)
-    }
-}
-
-impl From<QmpError> for Leave {
-    fn from(error: QmpError) -> Self {
-        Self::Fault(error.into())
-    }
-}
+pub(super) type Leave = super::leave::Leave<Ending>;
 
 /// A load under way.
 pub(super) struct Load {

@@ -15,6 +15,7 @@ mod facts;
 mod forecast;
 mod gather;
 mod host;
+mod leave;
 mod load;
 mod preflight;
 mod private;

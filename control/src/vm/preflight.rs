@@ -8,6 +8,8 @@
 //! the effect of `-S`; no command of QMP tells whether `-S` was given).
 
 use super::facts::{BlockFact, DeviceFact, Storage, VmFacts};
+use dwcp_proto::wire::peer::{Code, Message};
+use dwcp_proto::wire::vm::PeerFinding;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -53,6 +55,27 @@ pub(crate) struct Finding {
     pub(crate) cure: String,
 }
 
+impl Finding {
+    /// As it is told to the source.
+    pub(crate) fn for_peer(&self) -> PeerFinding {
+        PeerFinding {
+            code: Code::cut(&self.code),
+            message: Message::cut(&self.message),
+            cure: Message::cut(&self.cure),
+        }
+    }
+
+    /// A sink's warning, as it came.
+    pub(crate) fn warning(told: &PeerFinding) -> Self {
+        Self {
+            code: told.code.as_str().to_owned(),
+            severity: Severity::Warning,
+            message: told.message.as_str().to_owned(),
+            cure: told.cure.as_str().to_owned(),
+        }
+    }
+}
+
 #[derive(Default)]
 struct Findings(Vec<Finding>);
 
@@ -94,11 +117,11 @@ pub(crate) fn preflight(source: &VmFacts, sink: &VmFacts) -> Vec<Finding> {
 }
 
 fn states(found: &mut Findings, source: &VmFacts, sink: &VmFacts) {
-    if source.run_state != "running" {
+    if !source.may_move() {
         found.error(
             "guest_not_running",
-            format!("the guest is {} at the source, not running", source.run_state),
-            "start or resume the guest, then migrate again",
+            format!("the guest is {} at the source, neither running nor paused", source.run_state),
+            "mend what stopped it, then start it (cont) and migrate again",
         );
     }
     if source.migration.as_deref().is_some_and(in_flight) {
@@ -287,15 +310,17 @@ fn capabilities(found: &mut Findings, source: &VmFacts, sink: &VmFacts) {
     if has(source, "multifd") && has(sink, "multifd") {
         multifd(found, source, sink);
     }
+    // QEMU's xbzrle begins in its second pass over the memory, and only with pages that it has
+    // kept: what comes before, in a short migration everything, is coded like any other stream.
     let own = [
-        (has(source, "multifd"), "multifd"),
-        (has(source, "xbzrle"), "xbzrle"),
-        (source.migration_tls, "TLS"),
+        (has(source, "multifd"), "multifd", "all of its stream"),
+        (has(source, "xbzrle"), "xbzrle", "its stream from the first page that it compresses on"),
+        (source.migration_tls, "TLS", "all of its stream"),
     ];
-    for (_, name) in own.iter().filter(|(on, _)| *on) {
+    for (_, name, what) in own.iter().filter(|(on, ..)| *on) {
         found.warn(
             "carried_opaque",
-            format!("QEMU's own {name} is on: its stream is carried as it is, without coding"),
+            format!("QEMU's own {name} is on: {what} is carried as it is, without coding"),
             "switch it off in QEMU; dwcp compresses, encrypts and uses several streams by itself",
         );
     }
@@ -354,8 +379,10 @@ mod tests {
 
     #[test]
     fn equal_ends_fit() {
-        let (source, sink) = pair();
+        let (mut source, sink) = pair();
         assert_eq!(preflight(&source, &sink), []);
+        source.run_state = "paused".to_owned();
+        assert_eq!(preflight(&source, &sink), [], "it moves and stays paused");
     }
 
     /// Breaks one fact of an end.
@@ -373,7 +400,7 @@ mod tests {
             storage,
         };
         let cases: [(Severity, &str, Break); 20] = [
-            (Error, "guest_not_running", |a, _| a.run_state = "paused".to_owned()),
+            (Error, "guest_not_running", |a, _| a.run_state = "io-error".to_owned()),
             (Error, "already_migrating", |a, _| a.migration = Some("active".to_owned())),
             (Error, "not_incoming", |_, b| b.run_state = "running".to_owned()),
             (Error, "not_incoming", |_, b| b.migration = Some("setup".to_owned())),

@@ -1,12 +1,12 @@
-//! The task of a source: from the facts of a running guest to the end of its migration.
+//! The task of a source: from the facts of a running or paused guest to the end of its migration.
 //!
 //! Runs on the control thread, one task per migration, talks to the core by orders and news. Its
 //! phases: facts, waiting for [`VmOrder::Begin`], setting up, migrating until QEMU has completed,
 //! waiting for the order how to end, ending in `ending`.
 //!
 //! Invariants: `cont` is given for [`VmOrder::Cancel`] and [`VmOrder::Keep`] alone, and only when
-//! this task (or one of a daemon that died) has touched the guest; after [`VmOrder::Release`] it is
-//! never given. Every phase hears orders, QEMU's end included.
+//! this task (or one of a daemon that died) has touched the guest and found it running; after
+//! [`VmOrder::Release`] it is never given. Every phase hears orders, QEMU's end included.
 
 use super::ending::{Ending, Touched, end};
 use super::error::{QmpError, VmError};
@@ -39,33 +39,7 @@ const RAMP_FACTOR_MAX: u64 = 64;
 /// The most connections: QEMU's first and 16 of multifd.
 const CHANNELS_MAX: u16 = 17;
 
-/// Why the straight line of phases was left.
-pub(super) enum Leave {
-    /// The core ordered how to end.
-    Order(Ending),
-    /// It can't go on.
-    Fault(VmError),
-    /// The core is gone.
-    Dropped,
-}
-
-impl From<Dropped> for Leave {
-    fn from(Dropped: Dropped) -> Self {
-        Self::Dropped
-    }
-}
-
-impl From<VmError> for Leave {
-    fn from(error: VmError) -> Self {
-        Self::Fault(error)
-    }
-}
-
-impl From<QmpError> for Leave {
-    fn from(error: QmpError) -> Self {
-        Self::Fault(error.into())
-    }
-}
+type Leave = super::leave::Leave<Ending>;
 
 /// Runs the task.
 pub(super) async fn run(mut side: TaskSide, target: VmTarget, saved: Option<SavedSettings>) {
@@ -105,19 +79,24 @@ async fn drive(side: &mut TaskSide, touched: &mut Touched) -> Leave {
 async fn migrate(side: &mut TaskSide, touched: &mut Touched) -> Result<(), Leave> {
     let mut qmp = Qmp::connect(&touched.path).await?;
     let facts = gather::gather(&mut qmp).await?;
-    let migration = facts.migration.clone();
+    let (migration, before) = (facts.migration.clone(), facts.run_state.clone());
+    let (may_move, paused) = (facts.may_move(), facts.is_paused());
     side.tell(VmNews::Facts(Box::new(facts))).await?;
     let (options, socket_path) = begin_order(side).await?;
 
-    // From the facts to the order any time may have passed.
+    // From the facts to the order any time may have passed, and the sink knows the facts.
     let run_state = gather::run_state(&mut qmp).await?;
     if let Some(status) = migration.filter(|status| in_flight(status)) {
         return Err(VmError::AlreadyMigrating { status }.into());
     }
-    if run_state != "running" {
+    if run_state != before {
+        return Err(VmError::GuestChanged { before, now: run_state }.into());
+    }
+    if !may_move {
         return Err(VmError::GuestNotRunning { run_state }.into());
     }
-    let saved = settings::save_source(&mut qmp, &options).await?;
+    let mut saved = settings::save_source(&mut qmp, &options).await?;
+    saved.paused = paused;
     side.tell(VmNews::Saved(saved.clone())).await?;
     touched.saved = Some(saved.clone());
     settings::set_source(&mut qmp, &saved, &options).await?;

@@ -43,20 +43,22 @@ pub(crate) fn check_command(command: &[String]) -> Result<(), VmError> {
         let double = format!("-{flag}");
         command.iter().any(|word| word == flag || *word == double)
     };
-    let deferred = command.windows(2).any(|pair| {
-        matches!(pair, [flag, value] if flag.trim_start_matches('-') == "incoming"
-            && value == "defer")
-    });
-    let why = if command.first().is_none_or(String::is_empty) {
-        "it is empty"
-    } else if !has("-S") {
-        "it lacks -S"
-    } else if !deferred {
-        "it lacks -incoming defer"
-    } else if has("-daemonize") {
-        "it has -daemonize, but dwcp keeps hold of the process"
-    } else {
-        return Ok(());
+    let incoming: Vec<&str> = command
+        .windows(2)
+        .filter(|pair| matches!(pair[0].as_str(), "-incoming" | "--incoming"))
+        .map(|pair| pair[1].as_str())
+        .collect();
+    // QEMU heeds the last of them.
+    let why = match (has("-S"), incoming.last()) {
+        _ if command.first().is_none_or(String::is_empty) => "it is empty",
+        (_, Some(other)) if *other != "defer" => "its -incoming is not defer",
+        (false, None) => "it lacks -S and -incoming defer",
+        (false, Some(_)) => "it lacks -S",
+        (true, None) => "it lacks -incoming defer",
+        (true, Some(_)) if has("-daemonize") => {
+            "it has -daemonize, but dwcp keeps hold of the process"
+        }
+        (true, Some(_)) => return Ok(()),
     };
     Err(VmError::SpawnCommand { why })
 }
@@ -194,17 +196,21 @@ mod tests {
     #[test]
     fn a_command_line_without_what_a_sink_needs_is_refused() {
         let words = |text: &str| crate::vm::shell_words(text).unwrap();
-        for (text, fits) in [
-            ("qemu -S -incoming defer", true),
-            ("qemu --S --incoming defer", true),
-            ("", false),
-            ("qemu -incoming defer", false),
-            ("qemu -S", false),
-            ("qemu -S -incoming tcp:0:1", false),
-            ("qemu -S -incoming defer -daemonize", false),
+        for (text, lacks) in [
+            ("qemu -S -incoming defer", ""),
+            ("qemu --S --incoming defer", ""),
+            ("", "empty"),
+            ("qemu", "-S and -incoming defer"),
+            ("qemu -incoming defer", "lacks -S"),
+            ("qemu -S", "lacks -incoming defer"),
+            ("qemu -S -incoming", "lacks -incoming defer"),
+            ("qemu -S -incoming tcp:0:1", "not defer"),
+            ("qemu -S -incoming defer -incoming tcp:0:1", "not defer"),
+            ("qemu -S -incoming defer -daemonize", "-daemonize"),
         ] {
-            let checked = check_command(&words(text));
-            assert_eq!(checked.is_ok(), fits, "{text}: {checked:?}");
+            let checked = check_command(&words(text)).map_err(|error| error.to_string());
+            assert_eq!(checked.is_ok(), lacks.is_empty(), "{text}: {checked:?}");
+            assert!(checked.err().is_none_or(|said| said.contains(lacks)), "{text}: {lacks}");
         }
     }
 }

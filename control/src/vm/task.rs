@@ -81,7 +81,8 @@ pub(crate) enum VmOrder {
         /// Coded bytes accepted from QEMU and not yet delivered at the sink.
         backlog_bytes: u64,
     },
-    /// Source: cancel the migration and see the guest running; then the task ends.
+    /// Source: cancel the migration and see the guest running; then the task ends. One that its
+    /// user had paused stays paused, also with [`VmOrder::Keep`].
     Cancel,
     /// Source: the session failed before the yield. The guest is made to run here; then the task
     /// ends. Also without [`VmOrder::Begin`], for a guest of a daemon that died: that task needs
@@ -227,7 +228,7 @@ pub(crate) enum VmNews {
     },
     /// Source: how far it is.
     Progress(Box<MigrationProgress>),
-    /// Source: the guest was stopped for the switchover.
+    /// Source: the guest was stopped for the switchover. Not told of one that stood still before.
     Stopped {
         /// By QEMU's clock.
         at_unix_us: u64,

@@ -1,14 +1,16 @@
-//! How many bytes a lane may have in flight: estimated from acks alone.
+//! How many bytes a lane, or a stream before a guest, may have in flight: found from acks alone.
 //!
-//! Rate: the most that was delivered per second over the last ten round trips (at least one
-//! second); a sample from a sender that did not fill its window can raise the estimate and never
-//! lowers it. Round trip: the least of the last ten seconds; when it grows old, the window shrinks
-//! to half of a bandwidth-delay product for a moment, so that a standing queue drains and can't
-//! pass for distance. From both: window = the larger of some bandwidth-delay products (two, where
-//! nothing waits for the queue's end) and one plus the allowed backlog at the current rate, within
-//! bounds. Until the rate stops growing, the
-//! window also doubles with every round trip in which it was full, so that a fast path is never
-//! held back by its own small beginning.
+//! The window is steered by the queue that it makes: the least round trip of a span of time, beyond
+//! the least of the last ten seconds. A longer queue than is allowed makes it smaller, a shorter one
+//! larger, by the ratio of the round trip that is allowed to the one that was seen. The least of a
+//! span is blind to what delays single records (a loss on the way, a bunch of acks), which is no
+//! queue of ours. A cut that costs throughput is taken back: then the queue belongs to others. When
+//! the least round trip grows old, the window shrinks to half of a bandwidth-delay product for a
+//! moment, so that a standing queue drains and can't pass for distance. At the start the window
+//! doubles with every round trip in which it was full, until there is a queue or no more throughput.
+//! Nor does it get much larger than what the highest rate of late needs for the round trip that is
+//! allowed, since records that wait at the sink for a lost one would come out as a burst.
+//! A sender that was not held back by its window learns nothing about it.
 //!
 //! Runs on the shard that owns the lane, called for every frame sent and every ack. Never
 //! allocates.
@@ -16,14 +18,21 @@
 use crate::time::Nanos;
 use crate::wire::limits::{BACKLOG_DEFAULT, WINDOW_BYTES_FLOOR, WINDOW_BYTES_START};
 
-/// Slices of the sliding maximum: the estimate forgets a rate after ten of them.
-const RATE_SLICES: usize = 10;
-/// The least span of the sliding maximum.
-const RATE_SPAN_MIN: Nanos = Nanos::SECOND;
+/// A span is two round trips, so that the window at its beginning shows in its acks, and not so
+/// short that a pause of the machine fills it.
+const SPAN_ROUND_TRIPS: u64 = 2;
+const SPAN_MIN: Nanos = Nanos::from_millis(50);
+/// For so many spans a cut that cost throughput is not tried again.
+const PATIENCE_SPANS: u8 = 4;
+/// Over so many spans the highest rate bounds the window.
+const RATE_SPANS: usize = 8;
 /// How long a least round trip counts.
 const RTT_AGE_MAX: Nanos = Nanos(10 * Nanos::SECOND.0);
 /// How long the window shrinks to measure the round trip anew, at least.
 const PROBE_MIN: Nanos = Nanos::from_millis(200);
+/// A record shall occupy the path for no longer, unless it would get too short to code well.
+const RECORD_TIME: Nanos = Nanos::from_millis(5);
+const RECORD_BYTES_LEAST: u64 = 64 << 10;
 /// Full round trips in a row without a quarter more rate, after which start-up ends.
 const START_PLATEAU_ROUNDS: u8 = 2;
 
@@ -36,22 +45,23 @@ pub struct WindowConfig {
     pub start_bytes: u64,
     /// The window never gets larger: what the lane's arena can hold.
     pub max_bytes: u64,
-    /// The window is never less than so many bandwidth-delay products.
-    pub products: u64,
-    /// Backlog allowed beyond one bandwidth-delay product, as time at the current rate.
+    /// The queue allowed beyond one bandwidth-delay product, as time.
     pub backlog: Nanos,
+    /// The same in round trips; the longer of both counts.
+    pub backlog_round_trips: u64,
 }
 
 impl WindowConfig {
-    /// The default window below a bound.
+    /// The default window below a bound: two bandwidth-delay products, where nothing waits for the
+    /// end of the queue.
     #[must_use]
     pub const fn with_max(max_bytes: u64) -> Self {
         Self {
             floor_bytes: lesser(WINDOW_BYTES_FLOOR, max_bytes),
             start_bytes: lesser(WINDOW_BYTES_START, max_bytes),
             max_bytes,
-            products: 2,
             backlog: BACKLOG_DEFAULT,
+            backlog_round_trips: 1,
         }
     }
 
@@ -59,7 +69,7 @@ impl WindowConfig {
     /// and this backlog, no more.
     #[must_use]
     pub const fn with_backlog(max_bytes: u64, backlog: Nanos) -> Self {
-        Self { products: 1, backlog, ..Self::with_max(max_bytes) }
+        Self { backlog, backlog_round_trips: 0, ..Self::with_max(max_bytes) }
     }
 }
 
@@ -67,20 +77,15 @@ impl WindowConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendMark {
     sent_at: Nanos,
-    /// Bytes delivered before the frame was sent, and when the last of them was acknowledged.
-    delivered_bytes: u64,
-    delivered_at: Nanos,
     /// Nothing else was in flight: the frame met no queue of ours.
     alone: bool,
     /// The window was nearly full: the sender was held back by it.
     full: bool,
 }
 
-/// Growth before the rate is known.
-#[derive(Clone, Copy, Debug)]
+/// Growth before the path is full.
+#[derive(Clone, Copy, Debug, Default)]
 struct Start {
-    window_bytes: u64,
-    grown_at: Nanos,
     rate: u64,
     plateau_rounds: u8,
 }
@@ -92,20 +97,56 @@ struct Probe {
     rtt_min: Option<Nanos>,
 }
 
+/// A span of time: what was acknowledged in it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Span {
+    began: Nanos,
+    bytes: u64,
+    /// Of these, what a sender brought that was held back by its window.
+    full_bytes: u64,
+    rtt_min: Option<Nanos>,
+}
+
+/// A window that was made smaller: what it was, and what it brought.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    window_bytes: u64,
+    rate: u64,
+    rtt: Nanos,
+}
+
+impl Cut {
+    /// True if a smaller window brought less and found the same queue: both fell by less, or more,
+    /// than half of what they would have in a queue of one's own.
+    fn was_in_vain(&self, window_bytes: u64, rate: u64, rtt: Nanos) -> bool {
+        let halfway = self.window_bytes.midpoint(window_bytes);
+        let scaled_rate = u128::from(self.rate) * u128::from(halfway);
+        let scaled_rtt = u128::from(self.rtt.0) * u128::from(halfway);
+        u128::from(rate) * u128::from(self.window_bytes) < scaled_rate
+            && u128::from(rtt.0) * u128::from(self.window_bytes) > scaled_rtt
+    }
+}
+
 /// The window of one lane.
 #[derive(Clone, Debug)]
 pub struct Window {
     config: WindowConfig,
+    window_bytes: u64,
     start: Option<Start>,
     probe: Option<Probe>,
-    /// Highest rate (bytes per second) of each slice of time, the newest first.
-    rates: [u64; RATE_SLICES],
-    slice_began: Nanos,
+    span: Span,
+    /// The span's least round trip is not this window's: it has just grown, or was drained.
+    stale: bool,
+    cut: Option<Cut>,
+    patience: u8,
+    /// Bytes per second: lately, and in the last spans.
+    rate: u64,
+    rates: [u64; RATE_SPANS],
+    rate_before: u64,
     rtt_min: Option<Nanos>,
     rtt_min_at: Nanos,
-    delivered_bytes: u64,
-    delivered_at: Nanos,
-    window_bytes: u64,
+    /// The least round trip of the span before.
+    rtt_recent: Nanos,
 }
 
 impl Window {
@@ -117,32 +158,44 @@ impl Window {
     pub fn new(config: WindowConfig) -> Self {
         let WindowConfig { floor_bytes, start_bytes, max_bytes, .. } = config;
         assert!(floor_bytes > 0 && floor_bytes <= start_bytes && start_bytes <= max_bytes);
-        let start =
-            Start { window_bytes: start_bytes, grown_at: Nanos(0), rate: 0, plateau_rounds: 0 };
         Self {
             config,
-            start: Some(start),
+            window_bytes: start_bytes,
+            start: Some(Start::default()),
             probe: None,
-            rates: [0; RATE_SLICES],
-            slice_began: Nanos(0),
+            span: Span::default(),
+            stale: false,
+            cut: None,
+            patience: 0,
+            rate: 0,
+            rates: [0; RATE_SPANS],
+            rate_before: 0,
             rtt_min: None,
             rtt_min_at: Nanos(0),
-            delivered_bytes: 0,
-            delivered_at: Nanos(0),
-            window_bytes: start_bytes,
+            rtt_recent: Nanos(0),
         }
     }
 
     /// How many bytes may be in flight.
     #[must_use]
-    pub const fn window_bytes(&self) -> u64 {
-        self.window_bytes
+    pub fn window_bytes(&self) -> u64 {
+        match self.probe {
+            None => self.window_bytes,
+            Some(_) => (self.bdp_bytes() / 2).clamp(self.config.floor_bytes, self.window_bytes),
+        }
     }
 
-    /// The estimated rate; zero before the first ack.
+    /// How long a record may be at the most: on a slow path the connections of a link would keep
+    /// each other's records waiting, and what has arrived of an unfinished record is backlog too.
     #[must_use]
-    pub fn rate_bytes_per_second(&self) -> u64 {
-        self.rates.iter().copied().max().unwrap_or(0)
+    pub fn record_bytes(&self, max_bytes: u64) -> u64 {
+        bytes_in(self.rate, RECORD_TIME).max(RECORD_BYTES_LEAST).min(max_bytes)
+    }
+
+    /// The estimated rate; zero before the first round trip.
+    #[must_use]
+    pub const fn rate_bytes_per_second(&self) -> u64 {
+        self.rate
     }
 
     /// The least round trip; `None` before the first ack.
@@ -154,7 +207,7 @@ impl Window {
     /// One bandwidth-delay product; zero before the first ack.
     #[must_use]
     pub fn bdp_bytes(&self) -> u64 {
-        self.rtt_min.map_or(0, |rtt| bytes_in(self.rate_bytes_per_second(), rtt))
+        self.rtt_min.map_or(0, |rtt| bytes_in(self.rate, rtt))
     }
 
     /// What is in flight beyond one bandwidth-delay product: the backlog.
@@ -170,33 +223,35 @@ impl Window {
         let alone = in_flight_bytes == 0;
         if alone {
             // The pipe was empty: time without work must not count as slow delivery.
-            self.delivered_at = now;
+            self.span = Span { began: now, ..Span::default() };
+            self.stale = true;
         }
-        SendMark {
-            sent_at: now,
-            delivered_bytes: self.delivered_bytes,
-            delivered_at: self.delivered_at,
-            alone,
-            full: in_flight_bytes + bytes >= self.window_bytes / 8 * 7,
-        }
+        let full = in_flight_bytes + bytes >= self.window_bytes() / 8 * 7;
+        SendMark { sent_at: now, alone, full }
     }
 
     /// To be called for each ack: `bytes` became acknowledged, `newest` is the mark of the newest
     /// frame among them. Returns the round trip.
     pub fn on_acked(&mut self, now: Nanos, bytes: u64, newest: SendMark) -> Nanos {
-        self.delivered_bytes += bytes;
-        self.delivered_at = now;
         let rtt = now.since(newest.sent_at);
         self.learn_rtt(now, rtt, newest.alone);
-        // At least one round trip long, so that acks in a bunch don't look like a fast path.
-        let span = now.since(newest.delivered_at);
-        if span > Nanos(0) {
-            let delivered = u128::from(self.delivered_bytes - newest.delivered_bytes);
-            let rate = delivered * u128::from(Nanos::SECOND.0) / u128::from(span.0);
-            self.learn_rate(now, u64::try_from(rate).unwrap_or(u64::MAX), newest.full);
+        let span = &mut self.span;
+        span.bytes += bytes;
+        span.full_bytes += if newest.full { bytes } else { 0 };
+        span.rtt_min = Some(span.rtt_min.map_or(rtt, |least| least.min(rtt)));
+        if self.probe.is_some() {
+            // A window that is small on purpose says nothing of the path.
+            self.span = Span { began: now, ..Span::default() };
+            self.stale = true;
         }
-        self.grow_at_start(now, rtt, newest.full);
-        self.window_bytes = self.target_bytes();
+        let time = now.since(self.span.began);
+        let enough = match self.start {
+            Some(_) => rtt,
+            None => SPAN_MIN.max(Nanos(self.rtt_recent.0.saturating_mul(SPAN_ROUND_TRIPS))),
+        };
+        if time >= enough && self.span.bytes > 0 {
+            self.end_span(now, rate_of(self.span.bytes, time));
+        }
         rtt
     }
 
@@ -220,66 +275,95 @@ impl Window {
         }
     }
 
-    fn learn_rate(&mut self, now: Nanos, rate: u64, full: bool) {
-        if !full && rate < self.rate_bytes_per_second() {
+    /// A span is over: the window follows what it showed.
+    fn end_span(&mut self, now: Nanos, rate: u64) {
+        let Span { bytes, full_bytes, rtt_min, .. } = self.span;
+        self.span = Span { began: now, ..Span::default() };
+        let (Some(least), Some(rtt)) = (self.rtt_min, rtt_min) else { return };
+        self.rtt_recent = rtt;
+        let WindowConfig { floor_bytes, max_bytes, backlog, backlog_round_trips, .. } = self.config;
+        let allowed = least + backlog.max(Nanos(least.0.saturating_mul(backlog_round_trips)));
+        let held_back = full_bytes >= bytes / 2;
+        // Two spans together: a bunch at the border counts for one of them alone.
+        let both = if self.rate_before == 0 { rate } else { rate.midpoint(self.rate_before) };
+        self.rate_before = rate;
+        self.rates.rotate_right(1);
+        self.rates[0] = both;
+        if self.start.is_some() || rate > self.rate {
+            self.rate = self.rate.max(rate);
+        } else if held_back {
+            self.rate = self.rate.midpoint(rate);
+        }
+        let stale = std::mem::replace(&mut self.stale, false);
+        if !held_back || stale {
+            self.cut = None;
             return;
         }
-        let ten_round_trips = Nanos(self.rtt_min.map_or(0, |rtt| rtt.0.saturating_mul(10)));
-        let slice = Nanos(RATE_SPAN_MIN.max(ten_round_trips).0 / RATE_SLICES as u64);
-        // One step for each sample at most: after a silence the old rate is still the best guess.
-        if now.since(self.slice_began) >= slice {
-            self.rates.rotate_right(1);
-            self.rates[0] = 0;
-            self.slice_began = now;
-        }
-        self.rates[0] = self.rates[0].max(rate);
-    }
-
-    fn grow_at_start(&mut self, now: Nanos, rtt: Nanos, full: bool) {
-        let rate = self.rate_bytes_per_second();
-        let Some(start) = &mut self.start else { return };
-        // A queue of more than a round trip and the backlog allowed: the path is full already.
-        let least = self.rtt_min.unwrap_or(rtt);
-        if rtt > Nanos(least.0.saturating_mul(2)) + self.config.backlog {
-            self.start = None;
-            return;
-        }
-        // The round trip with its queue: what the last step did has to show before the next one.
-        if !full || now.since(start.grown_at) < rtt {
-            return;
-        }
-        if rate / 5 * 4 > start.rate {
-            start.plateau_rounds = 0;
+        let fitting_bytes = scaled(self.window_bytes, allowed, rtt);
+        let window_bytes = if let Some(start) = &mut self.start {
+            if rtt <= allowed && start.goes_on(rate) {
+                // What is acknowledged next was sent before: it says nothing of the new window.
+                self.stale = true;
+                self.window_bytes * 2
+            } else {
+                self.start = None;
+                // Growing, it took acks of more than one round trip for those of one.
+                self.rates = [0; RATE_SPANS];
+                fitting_bytes.min(self.window_bytes)
+            }
+        } else if rtt > allowed {
+            self.cut_bytes(rate, rtt, fitting_bytes)
         } else {
-            start.plateau_rounds += 1;
-        }
-        start.rate = start.rate.max(rate);
-        start.grown_at = now;
-        if start.plateau_rounds >= START_PLATEAU_ROUNDS {
-            self.start = None;
-            return;
-        }
-        start.window_bytes = start.window_bytes.saturating_mul(2).min(self.config.max_bytes);
+            self.cut = None;
+            let rate_max = self.rates.iter().copied().max().unwrap_or(rate);
+            let needed = bytes_in(rate_max, allowed);
+            fitting_bytes.min(self.window_bytes * 2).min(needed / 8 * 9)
+        };
+        self.window_bytes = window_bytes.clamp(floor_bytes, max_bytes);
     }
 
-    fn target_bytes(&self) -> u64 {
-        let WindowConfig { floor_bytes, max_bytes, products, backlog, .. } = self.config;
-        let bdp_bytes = self.bdp_bytes();
-        if self.probe.is_some() {
-            return (bdp_bytes / 2).clamp(floor_bytes, max_bytes);
+    /// The window when its queue is too long, unless the last cut has shown that it is not its own.
+    fn cut_bytes(&mut self, rate: u64, rtt: Nanos, fitting_bytes: u64) -> u64 {
+        let here = Cut { window_bytes: self.window_bytes, rate, rtt };
+        self.patience = self.patience.saturating_sub(1);
+        match self.cut.take() {
+            Some(cut) if cut.was_in_vain(self.window_bytes, rate, rtt) => {
+                self.patience = PATIENCE_SPANS;
+                cut.window_bytes
+            }
+            _ if self.patience > 0 => self.window_bytes,
+            _ => {
+                self.cut = Some(here);
+                fitting_bytes.max(self.window_bytes / 2)
+            }
         }
-        let backlog_bytes = bytes_in(self.rate_bytes_per_second(), backlog);
-        let steady =
-            bdp_bytes.saturating_mul(products).max(bdp_bytes.saturating_add(backlog_bytes));
-        let start = self.start.map_or(0, |start| start.window_bytes);
-        steady.max(start).clamp(floor_bytes, max_bytes)
     }
+}
+
+impl Start {
+    /// True until the rate has stopped growing.
+    fn goes_on(&mut self, rate: u64) -> bool {
+        self.plateau_rounds = if rate / 5 * 4 > self.rate { 0 } else { self.plateau_rounds + 1 };
+        self.rate = self.rate.max(rate);
+        self.plateau_rounds < START_PLATEAU_ROUNDS
+    }
+}
+
+/// The rate that delivers so many bytes in a time; zero for no time.
+fn rate_of(bytes: u64, time: Nanos) -> u64 {
+    let rate = (u128::from(bytes) * u128::from(Nanos::SECOND.0)).checked_div(time.0.into());
+    rate.map_or(0, |rate| u64::try_from(rate).unwrap_or(u64::MAX))
 }
 
 /// What a rate delivers in a time.
 fn bytes_in(bytes_per_second: u64, time: Nanos) -> u64 {
-    let bytes = u128::from(bytes_per_second) * u128::from(time.0) / u128::from(Nanos::SECOND.0);
-    u64::try_from(bytes).unwrap_or(u64::MAX)
+    scaled(bytes_per_second, time, Nanos::SECOND)
+}
+
+/// Bytes, in the ratio of two times.
+fn scaled(bytes: u64, to: Nanos, from: Nanos) -> u64 {
+    let scaled = (u128::from(bytes) * u128::from(to.0)).checked_div(from.0.into());
+    scaled.map_or(u64::MAX, |scaled| u64::try_from(scaled).unwrap_or(u64::MAX))
 }
 
 const fn lesser(a: u64, b: u64) -> u64 {

@@ -310,6 +310,19 @@ proptest! {
 /// A path with a bottleneck and an endless buffer, driven for some time by a sender that always has
 /// work. Returns the bytes delivered.
 fn drive(window: &mut Window, now: &mut Nanos, rate: u64, rtt: Nanos, time: Nanos) -> u64 {
+    drive_bunched(window, now, rate, rtt, time, Nanos(1))
+}
+
+/// The same where acks come in bunches, as they do behind a record that was lost on the way: all
+/// of a span of time at its end.
+fn drive_bunched(
+    window: &mut Window,
+    now: &mut Nanos,
+    rate: u64,
+    rtt: Nanos,
+    time: Nanos,
+    bunch: Nanos,
+) -> u64 {
     const BYTES: u64 = 64 << 10;
     let end = *now + time;
     let (mut free_at, mut in_flight, mut delivered) = (*now, 0, 0);
@@ -319,7 +332,8 @@ fn drive(window: &mut Window, now: &mut Nanos, rate: u64, rtt: Nanos, time: Nano
             let mark = window.on_sent(*now, in_flight, BYTES);
             in_flight += BYTES;
             free_at = free_at.max(*now) + Nanos(BYTES * Nanos::SECOND.0 / rate);
-            frames.push_back((free_at + rtt, mark));
+            let acked_at = (free_at + rtt).0.div_ceil(bunch.0) * bunch.0;
+            frames.push_back((Nanos(acked_at), mark));
         }
         let (acked_at, mark) = frames.pop_front().unwrap();
         *now = acked_at;
@@ -360,6 +374,23 @@ fn a_window_before_a_guest_fills_the_path_with_the_backlog_that_it_allows() {
         let allowed = rate * rtt_ms / 1000 + rate / 20;
         let window_bytes = window.window_bytes();
         assert!(window_bytes <= allowed / 20 * 21, "{window_bytes} for {allowed}");
+    }
+}
+
+#[test]
+fn acks_in_bunches_do_not_pass_for_a_faster_path() {
+    for bunch_ms in [10, 40, 70] {
+        let (rate, rtt, backlog) = (12_500_000, Nanos::from_millis(100), Nanos::from_millis(50));
+        let mut window = Window::new(WindowConfig::with_backlog(256 << 20, backlog));
+        let mut now = Nanos(0);
+        let (warm, time) = (Nanos(5 * Nanos::SECOND.0), Nanos(25 * Nanos::SECOND.0));
+        let bunch = Nanos::from_millis(bunch_ms);
+        drive_bunched(&mut window, &mut now, rate, rtt, warm, bunch);
+        let delivered = drive_bunched(&mut window, &mut now, rate, rtt, time, bunch);
+        assert!(delivered > rate * 25 / 100 * 95, "{delivered} bytes in bunches of {bunch_ms} ms");
+        // A bunch lengthens the shortest round trip by as much as itself.
+        let allowed = rate * (100 + bunch_ms) / 1000 + rate / 20;
+        assert!(window.window_bytes() <= allowed / 4 * 5, "{} of {allowed}", window.window_bytes());
     }
 }
 

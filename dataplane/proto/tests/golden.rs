@@ -114,7 +114,7 @@ fn messages() -> Vec<PeerMessage> {
         PeerMessage::Goodbye { reason: message() },
         PeerMessage::VmOpen { session, number, vm: Box::new(offer) },
         PeerMessage::SessionAccept { session, number, journal, vm: Some(terms) },
-        refuse(PeerFindings::cut([finding])),
+        refuse(PeerFindings::cut([finding.clone()])),
         PeerMessage::ChannelOpen { session, channel: 1 },
         PeerMessage::Loaded { session, frames: 7, digest: SessionId([0x55; 16]) },
         PeerMessage::Resumed { session, at_unix_us: 1_700_000_000_000_000 },
@@ -122,6 +122,7 @@ fn messages() -> Vec<PeerMessage> {
         PeerMessage::Resolved { session, journal, run: RunAt::Sink },
         PeerMessage::CarryOpen { session, number, coding, terms },
         PeerMessage::Carried { session, channels: 3, frames: 7, digest: SessionId([0x55; 16]) },
+        PeerMessage::VmWarnings { session, findings: PeerFindings::cut([finding]) },
     ]
 }
 

@@ -280,6 +280,12 @@ fn what_is_said_of_a_virtual_machine_is_bounded() {
     };
     assert!(refuse(16).is_ok());
     assert_eq!(refuse(17), Err("peer_message_malformed"));
+    let warn = |count: usize| {
+        let findings = vec![finding; count].join(",");
+        decode(format!(r#"{{"type":"vm_warnings","session":"{session}","findings":[{findings}]}}"#))
+    };
+    assert!(warn(16).is_ok());
+    assert_eq!(warn(17), Err("peer_message_malformed"));
 }
 
 #[test]

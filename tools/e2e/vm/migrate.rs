@@ -50,6 +50,36 @@ fn a_guest_that_arrives_paused_has_every_page_of_the_source() {
 }
 
 #[test]
+fn a_guest_that_its_user_has_paused_moves_and_stays_paused_until_its_user_starts_it() {
+    let Some(hosts) = Hosts::up("rate=1g delay=5ms") else { return };
+    let guest = Guest::new(&hosts.lab, "dirty:24,800,3").unwrap().with_ram_mib(96);
+    let mut pair = Pair::boot(&hosts, &guest, At::A);
+    pair.source.qmp().execute("stop", json!({})).unwrap();
+    for round in 0..2 {
+        if round > 0 {
+            pair = pair.turn(&hosts);
+        }
+        let told = hosts.migrate(pair.from, &[]);
+        assert_eq!(told["paused"], true, "{told}");
+        assert!(told["blackout_ms"].is_null(), "it did not run before: {told}");
+        assert_eq!(pair.states(), ("postmigrate".to_owned(), "paused".to_owned()), "{told}");
+        assert_eq!(pair.look(), 0, "nobody runs it");
+        pair.assert_same_memory();
+        assert_committed(&hosts);
+    }
+    // Not even a daemon that starts again does.
+    let mut hosts = hosts;
+    hosts.daemon_mut(At::A).kill();
+    hosts.daemon_mut(At::A).restart();
+    let record = hosts.record(At::A).expect("a record");
+    assert_eq!(record["vm"]["guest"], "paused", "{record}");
+    let resumed = pair.sink.qmp().events().unwrap().iter().any(|event| event.name == "RESUME");
+    assert!(!resumed, "nobody has started it");
+    pair.sink.qmp().execute("cont", json!({})).unwrap();
+    pair.assert_runs_at_sink();
+}
+
+#[test]
 fn a_daemon_starts_the_waiting_qemu_itself() {
     let Some(hosts) = Hosts::up("rate=1g delay=5ms") else { return };
     let guest = Guest::new(&hosts.lab, "idle").unwrap().with_ram_mib(96);

@@ -68,6 +68,12 @@ fn a_sink_without_its_pause_never_runs_the_guest_before_the_commit() {
     sink.wait_for("TICK", super::harness::MOVE_MAX).unwrap();
 }
 
+/// How many pages QEMU has compressed by xbzrle in the migration that has ended.
+fn xbzrle_pages(vm: &mut Vm) -> u64 {
+    let answer = vm.qmp().execute("query-migrate", json!({})).unwrap();
+    answer["xbzrle-cache"]["pages"].as_u64().expect("its counters, since it is on")
+}
+
 #[test]
 fn a_guest_moves_once_at_a_time_and_qemus_own_compression_is_carried_and_said() {
     let Some(hosts) = Hosts::up("rate=30m delay=5ms") else { return };
@@ -95,6 +101,10 @@ fn a_guest_moves_once_at_a_time_and_qemus_own_compression_is_carried_and_said() 
     let end = first.finish();
     assert_eq!(end.code, Some(0), "{end:?}");
     assert_eq!(end.json["opaque"], "qemu-xbzrle", "{end:?}");
+    assert!(xbzrle_pages(&mut pair.source) > 0, "it is what QEMU did");
+    let warned = |words: &str| words.contains("warning: QEMU's own xbzrle is on");
+    assert!(warned(&end.stderr), "{end:?}");
+    assert_eq!(end.json["warnings"][0]["code"], "carried_opaque", "{end:?}");
     pair.assert_runs_at_sink();
 
     let mut pair = pair.turn(&hosts);
@@ -105,6 +115,15 @@ fn a_guest_moves_once_at_a_time_and_qemus_own_compression_is_carried_and_said() 
     }
     let said = hosts.migrate(At::B, &["--paused"]);
     assert!(said["opaque"].is_string(), "carried opaque, and said so: {said}");
+    pair.assert_same_memory();
+
+    // A paused guest needs one pass, and xbzrle begins in the second: all of it is coded.
+    let mut pair = pair.turn(&hosts);
+    on(&mut pair.source, "multifd", false);
+    on(&mut pair.source, "xbzrle", true);
+    let end = hosts.start_migrate(At::A, &[]).finish();
+    assert_eq!((end.code, xbzrle_pages(&mut pair.source)), (Some(0), 0), "{end:?}");
+    assert!(end.json["opaque"].is_null() && warned(&end.stderr), "{end:?}");
     pair.assert_same_memory();
     pair.sink.qmp().execute("cont", json!({})).unwrap();
     pair.assert_runs_at_sink();

@@ -2,17 +2,23 @@
 //! daemons find out by themselves which.
 
 use super::fake::{Client, Pair, run};
-use serde_json::json;
+use serde_json::{Value, json};
+
+/// A session whose source has yielded and whose sink does not commit yet.
+async fn yielded(directory: tempfile::TempDir) -> (Pair, Value) {
+    let mut pair = Pair::start(directory).await;
+    let session = pair.open().await;
+    pair.b.script.hold_verified.set(true);
+    pair.at_a.send("session.finish", json!({ "session": session })).await;
+    let mut other = Client::connect(pair.directory.path(), "a").await;
+    other.wait_for(&session, "yielded").await;
+    (pair, session)
+}
 
 #[test]
 fn a_sink_that_died_before_its_commit_leaves_the_region_to_the_source() {
     run(|directory| async move {
-        let mut pair = Pair::start(directory).await;
-        let session = pair.open().await;
-        pair.b.script.hold_verified.set(true);
-        pair.at_a.send("session.finish", json!({ "session": session })).await;
-        let mut other = Client::connect(pair.directory.path(), "a").await;
-        other.wait_for(&session, "yielded").await;
+        let (mut pair, session) = yielded(directory).await;
         let b = pair.b.kill().await;
         let doubt = pair.at_a.next().await;
         assert_eq!(doubt["error"]["data"]["code"], "session_in_doubt", "{doubt}");
@@ -42,12 +48,7 @@ fn a_sink_that_died_before_its_commit_leaves_the_region_to_the_source() {
 #[test]
 fn a_commit_whose_answer_was_lost_is_found_out_after_a_restart() {
     run(|directory| async move {
-        let mut pair = Pair::start(directory).await;
-        let session = pair.open().await;
-        pair.b.script.hold_verified.set(true);
-        pair.at_a.send("session.finish", json!({ "session": session })).await;
-        let mut other = Client::connect(pair.directory.path(), "a").await;
-        other.wait_for(&session, "yielded").await;
+        let (mut pair, session) = yielded(directory).await;
         // The source stands still while the sink commits, and dies without having heard of it.
         pair.a.script.stopped.set(true);
         pair.b.script.hold_verified.set(false);

@@ -23,6 +23,7 @@ struct Qemu {
     run_state: RefCell<&'static str>,
     loaded: Cell<bool>,
     ram_bytes: Cell<u64>,
+    capabilities: RefCell<Vec<String>>,
     orders: RefCell<Vec<&'static str>>,
 }
 
@@ -57,6 +58,7 @@ impl Qemus {
             run_state: RefCell::new(run_state),
             loaded: Cell::new(false),
             ram_bytes: Cell::new(64 << 20),
+            capabilities: RefCell::default(),
             orders: RefCell::new(Vec::new()),
         };
         self.stopped.set(false);
@@ -81,6 +83,11 @@ impl Qemus {
 
     pub(super) fn set_ram_bytes(&self, path: &str, bytes: u64) {
         self.all.borrow()[Path::new(path)].ram_bytes.set(bytes);
+    }
+
+    /// Switches one of QEMU's own migration capabilities on.
+    pub(super) fn set_capability(&self, path: &str, name: &str) {
+        self.all.borrow()[Path::new(path)].capabilities.borrow_mut().push(name.to_owned());
     }
 
     /// What the QEMU at this path does.
@@ -135,6 +142,7 @@ impl FakeHost {
         &self,
         session: SessionId,
         target: &VmTarget,
+        saved: Option<SavedSettings>,
         run: impl AsyncFnOnce(Drive) -> Result<(), Dropped> + 'static,
     ) -> VmTask {
         let (task, side) = pair(session, self.reports.clone());
@@ -144,7 +152,7 @@ impl FakeHost {
         tokio::task::spawn_local(async move {
             let Some(qemu) = found else { return missing(side).await };
             // A task whose core is gone ends without a word.
-            let _ = run(Drive { side, qemu, qemus }).await;
+            let _ = run(Drive { side, qemu, qemus, saved }).await;
         });
         task
     }
@@ -158,12 +166,12 @@ async fn missing(mut side: TaskSide) {
 }
 
 impl VmHost for FakeHost {
-    fn source(&self, session: SessionId, target: VmTarget, _: Option<SavedSettings>) -> VmTask {
-        self.start(session, &target, Drive::source)
+    fn source(&self, session: SessionId, target: VmTarget, saved: Option<SavedSettings>) -> VmTask {
+        self.start(session, &target, saved, Drive::source)
     }
 
-    fn sink(&self, session: SessionId, target: VmTarget, _: Option<SavedSettings>) -> VmTask {
-        self.start(session, &target, Drive::sink)
+    fn sink(&self, session: SessionId, target: VmTarget, saved: Option<SavedSettings>) -> VmTask {
+        self.start(session, &target, saved, Drive::sink)
     }
 
     fn probe(&self, qmp: PathBuf) -> Probe {
@@ -180,6 +188,7 @@ fn facts(qemu: &Qemu) -> VmFacts {
         version: QemuVersion { major: 10, minor: 0, micro: 0 },
         run_state: (*qemu.run_state.borrow()).to_owned(),
         ram_bytes: qemu.ram_bytes.get(),
+        capabilities: qemu.capabilities.borrow().clone(),
         ..VmFacts::default()
     }
 }
@@ -189,6 +198,8 @@ struct Drive {
     side: TaskSide,
     qemu: Rc<Qemu>,
     qemus: Rc<Qemus>,
+    /// What this task or one of a killed daemon has kept before it touched the guest.
+    saved: Option<SavedSettings>,
 }
 
 /// What a wait ended with.
@@ -267,17 +278,30 @@ impl Drive {
         let guest = match order {
             VmOrder::Release => GuestState::Paused,
             _ => {
-                self.qemus.set(&self.qemu, "running");
+                let (run_state, guest) = match self.found_paused() {
+                    true => ("paused", GuestState::Paused),
+                    false => ("running", GuestState::Running),
+                };
+                self.qemus.set(&self.qemu, run_state);
                 self.qemus.stopped.set(false);
-                GuestState::Running
+                guest
             }
         };
         self.side.tell(VmNews::Ended { guest }).await
     }
 
+    /// Whether its user had paused the guest; one that was not touched tells it itself.
+    fn found_paused(&self) -> bool {
+        let now = || *self.qemu.run_state.borrow() == "paused";
+        self.saved.as_ref().map_or_else(now, |saved| saved.paused)
+    }
+
     /// The migration up to its end, or to the order that ended it.
     async fn migrate(&mut self) -> Result<Option<VmOrder>, Dropped> {
-        self.side.tell(VmNews::Saved(SavedSettings::default())).await?;
+        let paused = self.found_paused();
+        let saved = SavedSettings { paused, ..SavedSettings::default() };
+        self.saved = Some(saved.clone());
+        self.side.tell(VmNews::Saved(saved)).await?;
         let more = self.qemus.more_channels.get();
         self.channels(0, more).await?;
         let progress = MigrationProgress { total_bytes: 64 << 20, ..MigrationProgress::default() };
@@ -286,7 +310,9 @@ impl Drive {
             return Ok(Some(order));
         }
         self.qemus.set(&self.qemu, "finish-migrate");
-        self.side.tell(VmNews::Stopped { at_unix_us: 1_000_000 }).await?;
+        if !paused {
+            self.side.tell(VmNews::Stopped { at_unix_us: 1_000_000 }).await?;
+        }
         if let Some(order) = self.pass("stopped").await? {
             return Ok(Some(order));
         }
@@ -328,6 +354,15 @@ impl Drive {
             self.qemus.set(&self.qemu, "running");
             self.side.tell(VmNews::Resumed { at_unix_us: 1_250_000 }).await?;
             return self.side.tell(VmNews::Ended { guest: GuestState::Running }).await;
+        }
+        if let VmOrder::LeavePaused = order {
+            if let Next::Ordered(_) =
+                self.until(|qemus| !qemus.held.borrow().contains("leave")).await?
+            {
+                return Ok(());
+            }
+            assert!(self.qemu.loaded.get(), "nothing was loaded that could be left");
+            return self.side.tell(VmNews::Ended { guest: GuestState::Paused }).await;
         }
         self.qemu.loaded.set(false);
         self.qemus.set(&self.qemu, "spent");

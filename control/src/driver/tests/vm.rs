@@ -48,6 +48,41 @@ impl VmPair {
         self.at_a.send("vm.migrate", params).await;
     }
 
+    /// Asks for a migration that leaves the guest paused.
+    pub(super) async fn migrate_paused(&mut self) {
+        let mut params = self.migrate_params();
+        params["paused"] = json!(true);
+        self.at_a.send("vm.migrate", params).await;
+    }
+
+    /// A pair whose migration stands at a point, a second client at `a`, and the session.
+    pub(super) async fn held(
+        directory: tempfile::TempDir,
+        point: &'static str,
+    ) -> (Self, Client, Value) {
+        let mut pair = Self::start(directory).await;
+        pair.qemus.hold(point);
+        pair.migrate().await;
+        let mut other = pair.other().await;
+        let state = if point == "precopy" { "precopy" } else { "last_round" };
+        let session = other.wait_state_of_only_session(state).await;
+        (pair, other, session)
+    }
+
+    /// A pair whose source has yielded and whose sink hears nothing any more, a second client at
+    /// `a`, and the session.
+    pub(super) async fn yielded(directory: tempfile::TempDir) -> (Self, Client, Value) {
+        let mut pair = Self::start(directory).await;
+        pair.qemus.hold("completed");
+        pair.migrate().await;
+        let session = pair.at_b.wait_state_of_only_session("verified").await;
+        pair.b.script.stopped.set(true);
+        pair.qemus.free("completed");
+        let mut other = pair.other().await;
+        other.wait_for(&session, "yielded").await;
+        (pair, other, session)
+    }
+
     /// A second client at `a`.
     pub(super) async fn other(&self) -> Client {
         Client::connect(self.directory.path(), "a").await
@@ -62,6 +97,14 @@ impl VmPair {
             }
             tokio::task::yield_now().await;
         }
+    }
+}
+
+/// What people are told of a guest's session has nothing to do with regions.
+pub(super) fn speaks_of_guests(message: &Value, cure: &Value) {
+    for text in [message, cure] {
+        let text = text.as_str().unwrap();
+        assert!(!text.is_empty() && !text.contains("region") && !text.contains("session.open"));
     }
 }
 
@@ -96,6 +139,37 @@ fn a_guest_moves_there_and_is_paused_nowhere() {
         assert_eq!(pair.at_a.refusal("vm.migrate", again).await, "vm_role");
         assert_eq!(pair.qemus.orders("/qemu/b"), ["prepare", "resume"]);
         assert!(pair.qemus.orders("/qemu/a").contains(&"release"));
+    });
+}
+
+#[test]
+fn a_guest_that_its_user_has_paused_moves_and_stays_paused() {
+    run(|directory| async move {
+        let mut pair = VmPair::start(directory).await;
+        pair.qemus.add("/qemu/a", "paused");
+        // First it can't be loaded; it stands at the source as before.
+        pair.qemus.fail("load");
+        pair.migrate().await;
+        let failed = pair.at_a.next().await;
+        assert_eq!(failed["error"]["data"]["guest"], "paused", "{failed}");
+        assert_eq!(pair.qemus.run_state("/qemu/a"), "paused");
+        let session = failed["error"]["data"]["session"].clone();
+        VmPair::free(&mut pair.at_a).await;
+        let record = pair.at_a.wait_for(&session, "failed").await;
+        assert_eq!(record["vm"]["settled"], true, "nothing is left to do: {record}");
+        VmPair::free(&mut pair.at_b).await;
+        pair.qemus.no_failures();
+        pair.qemus.add("/qemu/b", "inmigrate");
+        pair.migrate().await;
+        let moved = pair.at_a.next().await;
+        assert_eq!(moved["result"]["state"], "committed", "{moved}");
+        assert_eq!(moved["result"]["paused"], true, "{moved}");
+        assert!(moved["result"]["blackout_ms"].is_null(), "it did not run before: {moved}");
+        let record = pair.at_b.wait_for(&moved["result"]["session"], "committed").await;
+        VmPair::free(&mut pair.at_b).await;
+        assert_eq!(record["vm"]["stays_paused"], true, "{record}");
+        assert_eq!(pair.qemus.run_state("/qemu/b"), "paused");
+        assert_eq!(pair.qemus.orders("/qemu/b"), ["prepare", "leave paused"]);
     });
 }
 
@@ -186,13 +260,41 @@ fn what_does_not_fit_is_refused_with_every_finding_and_the_guest_untouched() {
 }
 
 #[test]
+fn what_a_sink_warns_of_is_told_at_both_ends_while_the_guest_moves() {
+    run(|directory| async move {
+        let mut pair = VmPair::start(directory).await;
+        let mut watcher = pair.other().await;
+        watcher.ask("subscribe", json!({ "topics": ["session.state"] })).await;
+        pair.qemus.set_capability("/qemu/a", "xbzrle");
+        pair.migrate().await;
+        let told = loop {
+            let news = watcher.next().await;
+            if news["params"]["state"] == "precopy" {
+                break news["params"]["warnings"].clone();
+            }
+        };
+        assert_eq!(told[0]["code"], "carried_opaque", "{told}");
+        let answer = pair.at_a.next().await;
+        assert_eq!(answer["result"]["warnings"], told, "{answer}");
+        assert!(answer["result"]["opaque"].is_null(), "no shard has said so: {answer}");
+        let session = &answer["result"]["session"];
+        let record = pair.at_b.wait_for(session, "committed").await;
+        assert_eq!(record["vm"]["warnings"], told, "{record}");
+    });
+}
+
+#[test]
 fn a_machine_is_taken_only_from_hosts_that_it_names_and_only_where_it_waits() {
     run(|directory| async move {
         let mut pair = VmPair::start(directory).await;
         assert!(pair.at_b.ask("vm.detach", json!({ "name": "vm" })).await["result"].is_object());
         let refused = |answer: &Value| {
             assert_eq!(answer["error"]["data"]["code"], "peer_refused", "{answer}");
-            assert!(answer["error"]["message"].as_str().unwrap().contains("is not accepted"));
+            let message = answer["error"]["message"].as_str().unwrap();
+            assert!(message.contains("is not accepted from a; attach it at the sink"), "{answer}");
+            assert!(message.contains("--accept-from a"), "{answer}");
+            assert!(!message.contains("socket"), "{answer}");
+            speaks_of_guests(&answer["error"]["message"], &answer["error"]["data"]["cure"]);
         };
         let params = pair.migrate_params();
         refused(&pair.at_a.ask("vm.migrate", params.clone()).await);
@@ -241,6 +343,7 @@ fn faults_of_attaching_are_typed() {
         let missing = pair.at_a.ask("vm.attach", attach("other", "/qemu/none")).await;
         assert_eq!(missing["error"]["data"]["code"], "vm_unusable", "{missing}");
         assert_eq!(missing["error"]["data"]["reason"], "qmp_missing");
+        assert!(missing["error"]["data"]["cure"].as_str().unwrap().contains("-qmp"), "{missing}");
         assert_eq!(pair.at_a.refusal("vm.attach", attach("vm", "/qemu/a")).await, "vm_exists");
         assert_eq!(pair.at_a.refusal("vm.detach", json!({ "name": "x" })).await, "vm_unknown");
         let unknown = json!({ "name": "x", "peer": "127.0.0.1:1" });
@@ -249,8 +352,17 @@ fn faults_of_attaching_are_typed() {
         let answer = pair.at_a.ask("vm.migrate", unreachable).await;
         assert_eq!(answer["error"]["data"]["code"], "peer_unreachable", "{answer}");
         assert_eq!(VmPair::free(&mut pair.at_a).await["state"], "free");
-        let spawn = json!({ "name": "new", "spawn": "qemu -S", "incoming": true });
-        assert_eq!(pair.at_a.refusal("vm.attach", spawn).await, "params_invalid");
+        for (command, why) in [
+            ("qemu -S", "it lacks -incoming defer"),
+            ("qemu -incoming defer", "it lacks -S"),
+            ("qemu -S -incoming 'defer", "a quote is not closed"),
+        ] {
+            let spawn = json!({ "name": "new", "spawn": command, "incoming": true });
+            let refused = pair.at_a.ask("vm.attach", spawn).await;
+            assert_eq!(refused["error"]["data"]["code"], "params_invalid", "{refused}");
+            assert!(refused["error"]["message"].as_str().unwrap().contains(why), "{refused}");
+            assert!(refused["error"]["data"]["cure"].as_str().unwrap().contains("-S"), "{refused}");
+        }
         let command = "qemu -S -name 'a b' -incoming defer";
         let spawn = json!({ "name": "new", "spawn": command, "incoming": true });
         let spawned = pair.at_a.ask("vm.attach", spawn).await;

@@ -1,7 +1,7 @@
 //! Whatever fails before the commit, the guest runs on at the source, and the next migration works.
 
 use super::fake::run;
-use super::vm::VmPair;
+use super::vm::{VmPair, speaks_of_guests};
 use serde_json::{Value, json};
 
 /// After a failed migration: the guest runs here, and moves when nothing fails any more.
@@ -20,6 +20,7 @@ async fn all_is_well(pair: &mut VmPair) {
 
 fn guest_runs_here(answer: &Value) {
     assert_eq!(answer["error"]["data"]["guest"], "running", "{answer}");
+    speaks_of_guests(&answer["error"]["message"], &answer["error"]["data"]["cure"]);
 }
 
 #[test]
@@ -56,15 +57,7 @@ fn a_stream_that_differs_at_the_sink_is_never_committed() {
 fn a_client_cancels_in_every_phase_before_the_commit() {
     for point in ["precopy", "stopped", "load", "completed"] {
         run(|directory| async move {
-            let mut pair = VmPair::start(directory).await;
-            pair.qemus.hold(point);
-            pair.migrate().await;
-            let mut other = pair.other().await;
-            let state = match point {
-                "precopy" => "precopy",
-                _ => "last_round",
-            };
-            let session = other.wait_state_of_only_session(state).await;
+            let (mut pair, mut other, session) = VmPair::held(directory, point).await;
             let aborted = other.ask("session.abort", json!({ "session": session })).await;
             assert_eq!(aborted["result"]["state"], "aborted", "{aborted}");
             let answer = pair.at_a.next().await;
@@ -116,15 +109,7 @@ fn an_operator_at_the_sink_may_refuse_a_guest_that_comes() {
 fn a_sink_that_dies_before_the_yield_leaves_the_guest_at_the_source() {
     for point in ["precopy", "stopped", "load", "completed"] {
         run(|directory| async move {
-            let mut pair = VmPair::start(directory).await;
-            pair.qemus.hold(point);
-            pair.migrate().await;
-            let mut other = pair.other().await;
-            let state = match point {
-                "precopy" => "precopy",
-                _ => "last_round",
-            };
-            other.wait_state_of_only_session(state).await;
+            let (mut pair, ..) = VmPair::held(directory, point).await;
             let b = pair.b.kill().await;
             let answer = pair.at_a.next().await;
             assert_eq!(answer["error"]["data"]["code"], "session_failed", "{answer}");

@@ -30,6 +30,8 @@ pub(super) struct Faults {
 pub(super) struct State {
     pub(super) run_state: String,
     pub(super) migration: Option<String>,
+    /// The guest stood still when its migration began.
+    was_paused: bool,
     pub(super) commands: Vec<String>,
     pub(super) capabilities: Vec<(String, bool)>,
     pub(super) parameters: serde_json::Map<String, Value>,
@@ -152,11 +154,15 @@ fn advance(state: &mut State, faults: Faults) {
             state.run_state = "finish-migrate".to_owned();
             state.events.push(event("STOP", Value::Null));
         }
+        // One that stands still is not stopped.
+        (Some("active"), "paused") if !faults.fails => {
+            state.run_state = "finish-migrate".to_owned();
+        }
         (Some("active"), "finish-migrate") => {
             state.run_state = "postmigrate".to_owned();
             finish(state, "completed");
         }
-        (Some("active"), "running") => finish(state, "failed"),
+        (Some("active"), "running" | "paused") => finish(state, "failed"),
         (Some("active"), "inmigrate") if faults.fails => finish(state, "failed"),
         (Some("active"), "inmigrate") => {
             let run_state = if faults.runs_at_once { "running" } else { "paused" };
@@ -185,6 +191,7 @@ async fn act(
             let held = UnixStream::connect(path()).await.map_err(|error| error.to_string())?;
             let mut state = state.borrow_mut();
             state.held.push(held);
+            state.was_paused = state.run_state == "paused";
             state.migration = Some("active".to_owned());
         }
         "migrate-incoming" => {
@@ -238,7 +245,8 @@ fn simple(state: &mut State, command: &str, arguments: &Value) -> Result<Value, 
         }
         "migrate_cancel" => {
             if state.migration.as_deref() == Some("active") {
-                state.run_state = "running".to_owned();
+                let run_state = if state.was_paused { "paused" } else { "running" };
+                state.run_state = run_state.to_owned();
                 finish(state, "cancelled");
             }
         }

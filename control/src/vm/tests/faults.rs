@@ -208,17 +208,74 @@ fn a_completed_source_that_is_kept_runs_again() {
 }
 
 #[test]
+fn a_guest_that_its_user_has_paused_moves_and_is_never_started() {
+    run(async {
+        let fake = Fake::new("paused", Faults::default());
+        let outcome = lead_source(&fake, source(&fake, None)).await;
+        assert!(outcome.is_good && outcome.failures.is_empty(), "{outcome:?}");
+        assert_eq!((outcome.guest, fake.count("cont")), (GuestState::Empty, 0));
+
+        let fake = Fake::new("inmigrate", Faults::default());
+        let mut task = sink(&fake, None);
+        task.facts().await;
+        task.order(prepare(&fake));
+        let _socket = task.channel().await;
+        task.until(|news| matches!(news, VmNews::Loaded).then_some(())).await;
+        task.order(VmOrder::LeavePaused);
+        assert_eq!((task.ended().await, fake.count("cont")), (GuestState::Paused, 0));
+
+        // Whatever goes wrong, it stands at the source as it did before.
+        let failing = Fake::new("paused", Faults { fails: true, ..Faults::default() });
+        let outcome = lead_source(&failing, source(&failing, None)).await;
+        assert_eq!(outcome.failures, ["migration_failed"]);
+        assert_eq!((outcome.guest, failing.count("cont")), (GuestState::Paused, 0));
+        for completed in [false, true] {
+            let fake = Fake::new("paused", Faults::default());
+            let mut task = source(&fake, None);
+            task.facts().await;
+            task.order(begin(&fake, OnTimeout::Abort));
+            let _socket = task.channel().await;
+            if completed {
+                task.until(|news| matches!(news, VmNews::Completed).then_some(())).await;
+            }
+            task.order(if completed { VmOrder::Keep } else { VmOrder::Cancel });
+            assert_eq!((task.ended().await, fake.count("cont")), (GuestState::Paused, 0));
+        }
+    });
+}
+
+#[test]
+fn a_guest_that_was_paused_or_started_after_its_facts_is_not_moved_by_them() {
+    run(async {
+        for (before, now) in [("running", "paused"), ("paused", "running")] {
+            let fake = Fake::new(before, Faults::default());
+            let mut task = source(&fake, None);
+            task.facts().await;
+            fake.state.borrow_mut().run_state = now.to_owned();
+            task.order(begin(&fake, OnTimeout::Abort));
+            assert_eq!(task.failure().await.code(), "guest_changed");
+            task.order(VmOrder::Keep);
+            task.ended().await;
+            assert_eq!((fake.count("migrate"), fake.count("cont")), (0, 0));
+            assert_eq!(fake.state.borrow().run_state, now);
+        }
+    });
+}
+
+#[test]
 fn after_a_daemons_death_only_what_it_had_touched_is_settled() {
     run(async {
+        let touched = |paused| Some(SavedSettings { paused, ..SavedSettings::default() });
         for (run_state, saved, order, guest, conts) in [
-            ("postmigrate", Some(()), VmOrder::Keep, GuestState::Running, 1),
+            ("postmigrate", touched(false), VmOrder::Keep, GuestState::Running, 1),
+            ("postmigrate", touched(true), VmOrder::Keep, GuestState::Paused, 0),
             ("postmigrate", None, VmOrder::Keep, GuestState::Empty, 0),
-            ("postmigrate", Some(()), VmOrder::Release, GuestState::Empty, 0),
-            ("running", Some(()), VmOrder::Keep, GuestState::Running, 0),
-            ("paused", Some(()), VmOrder::Keep, GuestState::Paused, 0),
+            ("postmigrate", touched(false), VmOrder::Release, GuestState::Empty, 0),
+            ("running", touched(false), VmOrder::Keep, GuestState::Running, 0),
+            ("paused", touched(false), VmOrder::Keep, GuestState::Paused, 0),
         ] {
             let fake = Fake::new(run_state, Faults::default());
-            let mut task = source(&fake, saved.map(|()| SavedSettings::default()));
+            let mut task = source(&fake, saved);
             let what = format!("source {run_state} {order:?}");
             task.order(order);
             assert_eq!(task.ended().await, guest, "{what}");
@@ -245,7 +302,7 @@ fn after_a_daemons_death_only_what_it_had_touched_is_settled() {
 #[test]
 fn a_guest_or_a_sink_in_the_wrong_state_is_refused_untouched() {
     run(async {
-        let fake = Fake::new("paused", Faults::default());
+        let fake = Fake::new("io-error", Faults::default());
         let outcome = lead_source(&fake, source(&fake, None)).await;
         assert_eq!(
             (outcome.failures, outcome.guest),

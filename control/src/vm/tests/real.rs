@@ -171,6 +171,55 @@ async fn committed(source: &mut Task, sink: &mut Task, stopped: u64) {
 }
 
 #[test]
+fn a_paused_guest_moves_and_stays_paused_at_either_end() {
+    if !there_is_qemu("a_paused_guest_moves") {
+        return;
+    }
+    run(async {
+        let folder = TempDir::new().unwrap();
+        let (path, options) = (folder.path(), MigrateOptions::default);
+        let source = Qemu::start(path, "a", "").await;
+        ask(&source.qmp, "stop").await;
+        // Given up on the way: QEMU itself brings the pause back.
+        let sink = Qemu::start(path, "b", INCOMING).await;
+        let (mut out, _into, _pump) = begun(path, source.target(), sink.target(), options()).await;
+        out.order(VmOrder::Cancel);
+        assert_eq!(out.ended().await, GuestState::Paused);
+        assert_eq!(run_state(&source.qmp).await, "paused");
+
+        let sink = Qemu::start(path, "c", INCOMING).await;
+        let (mut out, mut into, _pump) =
+            begun(path, source.target(), sink.target(), options()).await;
+        out.until(|news| {
+            assert!(!matches!(news, VmNews::Stopped { .. }), "it stood still before");
+            matches!(news, VmNews::Completed).then_some(())
+        })
+        .await;
+        into.until(|news| matches!(news, VmNews::Loaded).then_some(())).await;
+        out.order(VmOrder::Release);
+        into.order(VmOrder::LeavePaused);
+        assert_eq!(
+            (out.ended().await, into.ended().await),
+            (GuestState::Empty, GuestState::Paused)
+        );
+        assert_eq!(run_state(&source.qmp).await, "postmigrate");
+        assert_eq!(run_state(&sink.qmp).await, "paused");
+
+        // It moves on from there; kept when all was sent, it stands where its user can start it.
+        let back = Qemu::start(path, "d", INCOMING).await;
+        let (mut out, mut into, _pump) = begun(path, sink.target(), back.target(), options()).await;
+        out.until(|news| matches!(news, VmNews::Completed).then_some(())).await;
+        out.order(VmOrder::Keep);
+        assert_eq!(out.ended().await, GuestState::Paused);
+        into.order(VmOrder::Discard);
+        into.ended().await;
+        assert_eq!(run_state(&sink.qmp).await, "postmigrate");
+        ask(&sink.qmp, "cont").await;
+        assert_eq!(run_state(&sink.qmp).await, "running");
+    });
+}
+
+#[test]
 fn a_guest_moves_and_moves_on_and_the_users_settings_come_back() {
     if !there_is_qemu("a_guest_moves_and_moves_on") {
         return;

@@ -60,7 +60,7 @@ pub enum EndReason {
     #[error("the journal could not be written")]
     Journal,
     /// The sink durably said that it did not commit.
-    #[error("the sink did not commit; the region stays with the source")]
+    #[error("the sink did not commit")]
     NotCommitted,
     /// The sink can't tell whether it committed.
     #[error("the sink does not know whether it committed: its journal is not the one of then")]
@@ -111,7 +111,7 @@ impl EndReason {
     pub const fn cure(&self) -> &'static str {
         match self {
             Self::ClientAborted | Self::PeerAborted { .. } => "open a new session when wanted",
-            Self::Refused { .. } => "see the sink's message; then open a new session",
+            Self::Refused { .. } => "do what the sink's words say, then open a new session",
             Self::VmFailed { .. } => {
                 "the guest stays at the source; mend the cause, then migrate it again"
             }
@@ -122,7 +122,9 @@ impl EndReason {
                 "check the network and the peer's daemon; then open a new session"
             }
             Self::Journal => "check the disk under --state, then restart the daemon",
-            Self::NotCommitted => "the source may go on; open a new session when wanted",
+            Self::NotCommitted => {
+                "the source keeps its region and may go on; open a new session when wanted"
+            }
             Self::OutcomeUnknown => {
                 "restore the sink's --state directory, or see which end runs and give dwcp resolve"
             }

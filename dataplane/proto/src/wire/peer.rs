@@ -136,6 +136,14 @@ pub enum PeerMessage {
         #[serde(default, skip_serializing_if = "PeerFindings::is_empty")]
         findings: PeerFindings,
     },
+    /// Sink of a virtual machine's session, before it accepts: what does not fit well and keeps
+    /// nothing from moving. For the source's client; nothing is answered.
+    VmWarnings {
+        /// The session.
+        session: SessionId,
+        /// What was found.
+        findings: PeerFindings,
+    },
     /// Source of a stream session: the VMM opened one more connection.
     ChannelOpen {
         /// The session.
@@ -253,6 +261,7 @@ impl PeerMessage {
             | Self::VmOpen { session, .. }
             | Self::CarryOpen { session, .. }
             | Self::Carried { session, .. }
+            | Self::VmWarnings { session, .. }
             | Self::ChannelOpen { session, .. }
             | Self::Loaded { session, .. }
             | Self::Resumed { session, .. }
@@ -283,6 +292,7 @@ impl PeerMessage {
             Self::Carried { .. } => "carried",
             Self::SessionAccept { .. } => "session_accept",
             Self::SessionRefuse { .. } => "session_refuse",
+            Self::VmWarnings { .. } => "vm_warnings",
             Self::ChannelOpen { .. } => "channel_open",
             Self::Loaded { .. } => "loaded",
             Self::Resumed { .. } => "resumed",

@@ -70,7 +70,7 @@ pub struct VmOffer {
     pub paused: bool,
 }
 
-/// One thing that keeps a virtual machine from moving.
+/// One thing that does not fit at the sink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeerFinding {

@@ -147,15 +147,16 @@ impl Retained {
             return 0;
         }
         let window = self.window.window_bytes();
+        let longest = self.window.record_bytes(STREAM_PAYLOAD_BYTES_MAX as u64) as usize;
         if channels <= 1 {
-            return if self.undelivered < window { STREAM_PAYLOAD_BYTES_MAX } else { 0 };
+            return if self.undelivered < window { longest } else { 0 };
         }
         let channels = channels as u64;
         let share = (window / channels).max(SHARE_BYTES_MIN).min(self.undelivered_max / channels);
         let left = share.saturating_sub(self.channels[usize::from(channel.0)].counted);
         // Shares grow when a channel ends, while its last parts still count.
         let left = left.min(self.undelivered_max - self.counted) as usize;
-        (left / HELD_UNIT_BYTES * HELD_UNIT_BYTES).min(STREAM_PAYLOAD_BYTES_MAX)
+        (left / HELD_UNIT_BYTES * HELD_UNIT_BYTES).min(longest)
     }
 
     /// The position that the channel's next new part will have.

@@ -1,0 +1,138 @@
+//! The window of a stream before a guest, on a model of its path: records over several connections
+//! that share a bottleneck, delivered in the order of the stream.
+#![forbid(unsafe_code)]
+
+use dwcp_proto::time::Nanos;
+use dwcp_proto::window::{SendMark, Window, WindowConfig};
+use std::collections::VecDeque;
+
+const SEGMENT_BYTES: u64 = 1448;
+
+/// A record on its way.
+#[derive(Clone, Copy)]
+struct Record {
+    position: usize,
+    bytes_left: u64,
+}
+
+/// What a path is.
+#[derive(Clone, Copy, Debug)]
+struct Path {
+    rate: u64,
+    rtt_ms: u64,
+    streams: usize,
+    /// Each so many-th record takes a round trip longer: a segment of it was lost.
+    lossy: usize,
+    /// The sink is held up by others for so many milliseconds four times a second.
+    held_up_ms: u64,
+}
+
+/// What came of it, after the path is known.
+#[derive(Debug, Default)]
+struct Outcome {
+    delivered_bytes: u64,
+    /// Bytes sent and not delivered, summed over all sends, and how many these were.
+    in_flight_sum: u64,
+    sends: u64,
+    /// When nine tenths of the rate were first reached, on an average of half a second.
+    filled_at: Option<Nanos>,
+}
+
+/// Runs a sender that always has work until `seconds`; figures count from `warm` on.
+fn run(path: Path, window: &mut Window, warm: u64, seconds: u64) -> Outcome {
+    let rtt = Nanos::from_millis(path.rtt_ms);
+    let segment = Nanos(SEGMENT_BYTES * Nanos::SECOND.0 / path.rate);
+    let (mut now, end) = (Nanos(0), Nanos(seconds * Nanos::SECOND.0));
+    let mut queues = vec![VecDeque::<Record>::new(); path.streams];
+    // By position: bytes, mark, when it is complete at the sink.
+    let mut sent: Vec<(u64, SendMark, Option<Nanos>)> = Vec::new();
+    let (mut acked, mut in_flight, mut turn) = (0, 0_u64, 0);
+    let mut outcome = Outcome::default();
+    let (mut half, mut half_bytes) = (Nanos(0), 0);
+    while now < end {
+        // What the sink has told by now: a record is delivered when all before it are.
+        let mut complete_at = Nanos(0);
+        while let Some(&(bytes, mark, Some(at))) = sent.get(acked) {
+            complete_at = complete_at.max(at);
+            if complete_at + rtt > now {
+                break;
+            }
+            acked += 1;
+            in_flight -= bytes;
+            half_bytes += bytes;
+            if now.0 >= warm * Nanos::SECOND.0 {
+                outcome.delivered_bytes += bytes;
+            }
+            window.on_acked(now, bytes, mark);
+        }
+        if now.since(half).0 >= Nanos::SECOND.0 / 2 {
+            if half_bytes >= path.rate / 20 * 9 && outcome.filled_at.is_none() {
+                outcome.filled_at = Some(now);
+            }
+            (half, half_bytes) = (now, 0);
+        }
+        while in_flight < window.window_bytes() {
+            let bytes = window.record_bytes(256 << 10);
+            let mark = window.on_sent(now, in_flight, bytes);
+            let position = sent.len();
+            let queue = (0..path.streams)
+                .min_by_key(|&at| queues[at].iter().map(|record| record.bytes_left).sum::<u64>());
+            queues[queue.unwrap_or(0)].push_back(Record { position, bytes_left: bytes });
+            sent.push((bytes, mark, None));
+            in_flight += bytes;
+            if now.0 >= warm * Nanos::SECOND.0 {
+                outcome.in_flight_sum += in_flight;
+                outcome.sends += 1;
+            }
+        }
+        // One segment of the next connection that has any.
+        for _ in 0..path.streams {
+            turn = (turn + 1) % path.streams;
+            let Some(record) = queues[turn].front_mut() else { continue };
+            record.bytes_left = record.bytes_left.saturating_sub(SEGMENT_BYTES);
+            if record.bytes_left == 0 {
+                let late = path.lossy > 0 && record.position % path.lossy == path.lossy - 1;
+                let late = Nanos(if late { rtt.0 } else { 0 });
+                let quarter = Nanos::SECOND.0 / 4;
+                let at = (now + segment + late).0;
+                let free = at / quarter * quarter + path.held_up_ms * 1_000_000;
+                sent[record.position].2 = Some(Nanos(at.max(free)));
+                queues[turn].pop_front();
+            }
+            break;
+        }
+        now = now + segment;
+    }
+    outcome
+}
+
+#[test]
+fn paths_of_every_kind_are_filled_with_a_bounded_backlog() {
+    for rate in [12_500_000, 125_000_000] {
+        for rtt_ms in [20, 40, 100, 250] {
+            for (streams, lossy, held_up_ms) in
+                [(1, 0, 0), (2, 0, 0), (4, 0, 0), (4, 0, 40), (4, 40, 0)]
+            {
+                // A round trip of silence for every tenth of a second of data: no window helps.
+                if lossy > 0 && rtt_ms > 100 {
+                    continue;
+                }
+                let path = Path { rate, rtt_ms, streams, lossy, held_up_ms };
+                let backlog = Nanos::from_millis(50);
+                let mut window = Window::new(WindowConfig::with_backlog(64 << 20, backlog));
+                let outcome = run(path, &mut window, 5, 15);
+                let used = outcome.delivered_bytes * 100 / (rate * 10);
+                let mean = outcome.in_flight_sum / outcome.sends;
+                let allowed = mean * 100 / (rate * (rtt_ms + 50) / 1000);
+                let words = format!("{path:?}: {used} % used, {allowed} % of what is allowed");
+                println!("{words}, full after {:?}", outcome.filled_at);
+                assert!(used >= if lossy > 0 { 80 } else { 90 }, "{words}");
+                // Connections that share the path keep parts of records waiting, and a record that
+                // was lost keeps all behind it.
+                assert!(allowed <= 160, "{words}");
+                let filled = outcome.filled_at.expect("it was full at some time");
+                assert!(filled <= Nanos(5 * Nanos::SECOND.0), "{words}");
+            }
+        }
+    }
+}

@@ -6,6 +6,9 @@
 //! `DWCP_E2E_FULL=1` runs more faults and larger guests.
 
 mod cancel;
+mod carried;
+mod carrier;
+mod collapse;
 mod doubt;
 mod faults;
 mod harness;

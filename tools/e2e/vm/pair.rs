@@ -25,7 +25,8 @@ impl<'a> Pair<'a> {
         Self::of(guest, from, source, sink)
     }
 
-    fn of(guest: &'a Guest, from: At, mut source: Vm, mut sink: Vm) -> Self {
+    /// A guest that runs at a host, and the QEMU that waits for it at the other.
+    pub(super) fn of(guest: &'a Guest, from: At, mut source: Vm, mut sink: Vm) -> Self {
         let mut referee = Referee::default();
         let watched = [
             referee.watch(from.host(), &mut source),

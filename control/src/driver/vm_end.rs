@@ -144,6 +144,11 @@ impl Core {
             false => ApiCode::VmUnfit,
         };
         let error = session.end_error(code, reason);
+        // The code's own cure speaks of regions.
+        let error = match code {
+            ApiCode::SessionFailed => error.with("cure", session.record.cure.clone()),
+            _ => error,
+        };
         let error = match reason {
             EndReason::VmFailed { code, .. } => error.with("vm_code", *code),
             EndReason::PeerFailed { code, .. } | EndReason::Refused { code, .. } => {
@@ -310,6 +315,16 @@ fn vm_cure(session: &Session, reason: &EndReason) -> Option<&'static str> {
     let own = session.vm.as_ref().and_then(|part| part.cure);
     match reason {
         EndReason::VmFailed { .. } => own,
+        EndReason::PeerFailed { code, .. } if code.as_str() == "load_failed" => Some(
+            "the guest stays at the source. The standard error of the sink's QEMU names what it \
+             can't take: give both QEMUs the same devices and options, start the sink's anew and \
+             migrate again",
+        ),
+        EndReason::PeerFailed { code, .. } if code.as_str() == "load_ended" => Some(
+            "the guest stays at the source. See the standard error of the sink's QEMU and that \
+             host's kernel log (a kill for want of memory is there), start QEMU anew and migrate \
+             again",
+        ),
         EndReason::LinkLost | EndReason::LaneFailed { .. } | EndReason::PeerFailed { .. } => {
             Some("the guest stays at the source; migrate it again when the cause is mended")
         }

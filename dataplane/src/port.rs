@@ -15,6 +15,7 @@ use dwcp_ffi::region::Region;
 use dwcp_ffi::spsc::{Consumer, Full, Producer};
 pub use dwcp_proto::ids::ChannelId;
 use dwcp_proto::ids::{Incarnation, LaneId, LinkId, Round, Sequence, SessionKey, StreamId};
+use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::record::StreamKeys;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -183,6 +184,9 @@ pub struct StreamSourceSetup {
     pub base_pages: u64,
     /// The most coded bytes that are sent and not yet handed to the VMM at the sink; agreed.
     pub undelivered_bytes_max: u64,
+    /// How much of that there may be beyond one bandwidth-delay product, as time at the current
+    /// rate: it is part of the guest's downtime.
+    pub backlog: Nanos,
     /// Key of the page hash, the same at both ends.
     pub hash_key: HashKey,
     /// Where the shard counts.

@@ -21,6 +21,7 @@ pub mod arena;
 pub mod counters;
 pub mod cpu;
 pub mod dirty;
+pub mod hangup;
 #[cfg(feature = "lab")]
 pub mod lab;
 mod mapping;

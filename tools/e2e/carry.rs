@@ -1,6 +1,6 @@
 //! Carrier mode: two `dwcp carry` processes between what stands for VMMs, and between real QEMUs.
 
-use crate::harness::carrier::{Carrier, Carriers};
+use crate::harness::carrier::{Carrier, Carriers, accept};
 use crate::harness::lab::{SINK, SOURCE};
 use crate::harness::pki::Pki;
 use crate::harness::qemu::Qemu;
@@ -85,6 +85,29 @@ fn bytes_go_both_ways_one_session_after_the_other() {
         assert_eq!((&near["session"], &near["vmm_bytes"]), (&far["session"], &json!(count)));
         assert_eq!((&far["vmm_bytes"], &far["channels"]), (&json!(count), &json!(1)));
         assert_eq!(near["reply_bytes"], json!(count / 50));
+    }
+}
+
+#[test]
+fn a_connection_right_behind_the_last_one_is_a_migration_of_its_own() {
+    let lab = Lab::start();
+    let listener = lab.carriers.listen();
+    for seed in [51, 53, 55, 57] {
+        let (mut near, mut far) = lab.carriers.channel(&listener);
+        let first = bytes(seed, 100_000);
+        near.write_all(&first).expect("the carrier takes it");
+        drop(near);
+        // The next VMM does not wait until anybody has seen the end of the last stream.
+        let next = lab.carriers.connect();
+        let mut got = Vec::new();
+        far.read_to_end(&mut got).expect("the carrier goes on");
+        assert!(got == first, "seed {seed}: {} of {} bytes", got.len(), first.len());
+        drop(far);
+        exchange((next, accept(&listener)), seed + 1, 100_000);
+        for _ in 0..2 {
+            assert_eq!(lab.carriers.source.ended_well()["channels"], json!(1), "seed {seed}");
+            lab.carriers.sink.ended_well();
+        }
     }
 }
 

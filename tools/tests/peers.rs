@@ -14,7 +14,8 @@ fn a_failed_mover_leaves_the_guest_for_the_next_mode() {
         return;
     }
     let command = "test -S $DWCP_LAB_SINK_QMP && echo as ordered && exit 7".to_owned();
-    let movers = [Mover { name: "broken".to_owned(), command }];
+    let prepare = "sleep 1000 & test -S $DWCP_LAB_SOURCE_QMP".to_owned();
+    let movers = [Mover { name: "broken".to_owned(), prepare, command }];
     let mode = |text| Mode::parse(text, &[], &movers, 128).unwrap();
     let bench = Bench {
         guest: "idle".to_owned(),

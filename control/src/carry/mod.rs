@@ -16,4 +16,4 @@ pub use event::{CarryCounts, CarryEvent, CarryFailure};
 pub use report::CarryReport;
 
 pub(crate) use session::{CarryPhase, CarrySession};
-pub(crate) use socket::{CarryInput, CarrySocket, connect};
+pub(crate) use socket::{CarryInput, CarrySocket, VmmHandles, connect};

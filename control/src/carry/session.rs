@@ -1,9 +1,10 @@
 //! The one session of a carrier: its phase, its channels, what the peer said.
 //!
-//! Pure; changed by the core alone. A channel has two directions: forth is the migration stream,
+//! Changed by the core alone; of the outside it asks only which connections the VMM has closed. A channel has two directions: forth is the migration stream,
 //! back is the return path. The session is over when every channel has ended in both.
 
 use super::event::CarryFailure;
+use super::socket::VmmHandles;
 use crate::api::Role;
 use dwcp_dataplane::stats::SessionStatsReader;
 use dwcp_proto::ids::{LaneId, LinkId, SessionId, SessionKey};
@@ -43,6 +44,8 @@ pub(crate) struct CarrySession {
     pub(crate) lane: LaneId,
     pub(crate) coding: PeerCoding,
     pub(crate) terms: Option<VmTerms>,
+    /// Source: which connections its VMM has closed.
+    pub(crate) vmm: VmmHandles,
     /// Sockets of the VMM that wait for the shard.
     pub(crate) sockets: Vec<(u16, OwnedFd)>,
     /// The shard was told to open; it said that it has.
@@ -76,6 +79,7 @@ impl CarrySession {
             lane: LaneId(0),
             coding: PeerCoding::Full,
             terms: None,
+            vmm: VmmHandles::default(),
             sockets: Vec::new(),
             lane_ordered: false,
             lane_open: false,
@@ -120,7 +124,7 @@ impl CarrySession {
         }
     }
 
-    /// True when no channel has more to send: a further connection is another migration.
+    /// True when no channel has more to send.
     pub(crate) fn all_forth_ended(&self) -> bool {
         self.ended.iter().all(|(forth, _)| *forth)
     }
@@ -130,9 +134,10 @@ impl CarrySession {
         self.ended.iter().all(|(forth, back)| *forth && *back)
     }
 
-    /// Whether a further connection belongs to this session.
+    /// Whether a further connection belongs to this session. A VMM closes all connections of a
+    /// migration before it begins another, so that the kernel knows, whatever is still to be read.
     pub(crate) fn takes_channels(&self) -> bool {
-        self.phase != CarryPhase::Closing && !self.all_forth_ended()
+        self.phase != CarryPhase::Closing && self.vmm.any_open()
     }
 
     /// For how many channels the shard has to tell its digest now, if it has to.
@@ -152,6 +157,7 @@ impl CarrySession {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixStream;
 
     fn carrying(role: Role) -> CarrySession {
         let mut session = CarrySession::new(SessionId([1; 16]), role, Nanos(0));
@@ -190,10 +196,13 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_after_the_end_of_all_streams_is_another_migration() {
+    fn a_connection_after_the_end_of_all_others_is_another_migration() {
         let mut source = carrying(Role::Source);
+        let (near, far) = UnixStream::pair().unwrap();
+        source.vmm.add(&near.into()).unwrap();
         assert!(source.takes_channels());
-        source.end_forth(0);
+        // Nobody has read the end of the stream yet.
+        drop(far);
         assert!(!source.takes_channels());
         let mut many = carrying(Role::Source);
         assert_eq!((1..CHANNELS_MAX).filter_map(|_| many.add_channel()).last(), Some(31));

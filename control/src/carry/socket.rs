@@ -4,10 +4,11 @@
 //! Runs on the control thread: one task that accepts, one short task per connection that is made.
 
 use crate::error::ControlError;
+use dwcp_ffi::hangup::has_peer_closed;
 use dwcp_proto::ids::SessionId;
 use std::fs::Permissions;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -101,6 +102,26 @@ impl Drop for CarrySocket {
             // The file may be gone by now, which is what is wanted.
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+/// Second handles of a VMM's connections: they tell which of them it has closed.
+#[derive(Debug, Default)]
+pub(crate) struct VmmHandles(Vec<OwnedFd>);
+
+impl VmmHandles {
+    /// Keeps a handle of this connection.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub(crate) fn add(&mut self, socket: &OwnedFd) -> io::Result<()> {
+        self.0.push(socket.try_clone()?);
+        Ok(())
+    }
+
+    /// True while the VMM holds one open.
+    pub(crate) fn any_open(&self) -> bool {
+        self.0.iter().any(|socket| matches!(has_peer_closed(socket.as_fd()), Ok(false)))
     }
 }
 

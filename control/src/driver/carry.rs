@@ -8,7 +8,7 @@ use super::core::Core;
 use crate::api::Role;
 use crate::carry::{
     CarryConfig, CarryCounts, CarryEvent, CarryFailure, CarryInput, CarryPhase, CarryReport,
-    CarrySession,
+    CarrySession, VmmHandles,
 };
 use crate::limits::CARRY_PROGRESS_NS;
 use crate::peer::PeerError;
@@ -217,6 +217,7 @@ impl Core {
         session.failure = why;
         session.deadline = None;
         session.sockets.clear();
+        session.vmm = VmmHandles::default();
         match session.key.filter(|_| session.lane_ordered) {
             Some(key) => {
                 let lane = session.lane;

@@ -14,7 +14,7 @@ use dwcp_dataplane::port::{
 use dwcp_ffi::counters::{counters, histogram};
 use dwcp_proto::ids::SessionId;
 use dwcp_proto::time::Nanos;
-use dwcp_proto::wire::limits::PAGE_BYTES;
+use dwcp_proto::wire::limits::{BACKLOG_DEFAULT, PAGE_BYTES};
 use dwcp_proto::wire::peer::{PeerCoding, PeerMessage};
 use std::os::fd::OwnedFd;
 
@@ -226,6 +226,7 @@ fn open_command(session: &mut CarrySession, hash_key: HashKey, zstd_level: i32) 
                 pages_max: terms.pages_max,
                 base_pages: terms.base_pages,
                 undelivered_bytes_max: terms.undelivered_bytes_max,
+                backlog: BACKLOG_DEFAULT,
                 hash_key,
                 stats,
                 frame_rtt_ns: histogram().0,

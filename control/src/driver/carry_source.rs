@@ -11,6 +11,7 @@ use crate::limits::STREAM_WINDOW_LOG;
 use crate::migration::VmMemory;
 use crate::peer::{LinkPhase, random};
 use dwcp_dataplane::port::{STORE_PAGE_BYTES, STORE_SLOT_BYTES};
+use dwcp_ffi::hangup::is_at_end;
 use dwcp_proto::ids::{LaneId, LinkId, SessionId, SessionKey};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::hello::{FEATURE_PAGES_DELTA, FEATURE_PAGES_ZSTD, FEATURE_STREAM};
@@ -19,26 +20,42 @@ use dwcp_proto::wire::limits::{
 };
 use dwcp_proto::wire::peer::{PeerCoding, PeerMessage};
 use dwcp_proto::wire::vm::VmTerms;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 impl Core {
     /// The VMM connected: a channel of the session, or the beginning of the next one.
     pub(super) fn on_vmm_connected(&mut self, socket: OwnedFd) {
         let Some(carry) = &mut self.carry else { return };
+        if is_at_end(socket.as_fd()) {
+            // Of a migration that has failed meanwhile: it must not begin another.
+            return tracing::debug!("the VMM connected and closed again");
+        }
         match &mut carry.session {
             None => self.begin_carry(socket),
-            Some(session) if session.takes_channels() => match session.add_channel() {
-                Some(channel) => self.give_channel(channel, socket),
-                None => self.fail_carry(failure(
-                    "channels_too_many",
-                    format!("the VMM opened more than {CHANNELS_MAX} connections"),
-                    "lower its multifd-channels",
-                )),
-            },
+            Some(session) if session.takes_channels() => self.add_vmm_channel(socket),
             Some(_) if carry.backlog.len() < usize::from(CHANNELS_MAX) => {
                 carry.backlog.push_back(socket);
             }
             Some(_) => tracing::warn!("the VMM opens more connections than one migration has"),
+        }
+    }
+
+    fn add_vmm_channel(&mut self, socket: OwnedFd) {
+        let Some(session) = self.carried() else { return };
+        let Some(channel) = session.add_channel() else {
+            return self.fail_carry(failure(
+                "channels_too_many",
+                format!("the VMM opened more than {CHANNELS_MAX} connections"),
+                "lower its multifd-channels",
+            ));
+        };
+        match session.vmm.add(&socket) {
+            Ok(()) => self.give_channel(channel, socket),
+            Err(error) => self.fail_carry(failure(
+                "no_descriptors",
+                format!("the VMM's connection can't be watched ({error})"),
+                "raise the limit of open files (ulimit -n)",
+            )),
         }
     }
 
@@ -52,10 +69,12 @@ impl Core {
         if passthrough {
             session.coding = PeerCoding::Passthrough;
         }
-        let first = session.add_channel();
-        session.sockets.extend(first.map(|channel| (channel, socket)));
         session.deadline = Some(now + Nanos(answer));
         carry.session = Some(session);
+        self.add_vmm_channel(socket);
+        if self.carried().is_none() {
+            return;
+        }
         let link = match self.link_to(&to) {
             Ok(link) => link,
             Err(error) => {

@@ -12,7 +12,8 @@ use dwcp_ffi::counters::{counters, histogram};
 use dwcp_proto::ids::{LaneId, SessionId};
 use dwcp_proto::session::sink::SinkInput;
 use dwcp_proto::session::source::SourceInput;
-use dwcp_proto::wire::limits::CHANNELS_MAX;
+use dwcp_proto::time::Nanos;
+use dwcp_proto::wire::limits::{BACKLOG_DEFAULT, CHANNELS_MAX};
 use dwcp_proto::wire::peer::Message;
 use std::path::PathBuf;
 
@@ -67,7 +68,7 @@ impl Core {
         let socket = self.vm_socket(id);
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let Some(part) = &mut session.vm else { return };
-        let options = std::mem::take(&mut part.options);
+        let options = part.options.clone();
         match socket {
             Ok(socket_path) => part.order(VmOrder::Begin { options, socket_path }),
             Err(message) => self.vm_failed(id, "vm_socket", &message),
@@ -113,6 +114,9 @@ fn stream_setup(session: &mut Session, hash_key: dwcp_dataplane::port::HashKey) 
     let key = session.key?;
     let part = session.vm.as_ref()?;
     let (lane, coding) = (part.lane, part.coding);
+    let limit_ms = part.options.downtime_limit_ms;
+    let backlog =
+        limit_ms.map_or(BACKLOG_DEFAULT, |ms| BACKLOG_DEFAULT.min(Nanos::from_millis(ms)));
     let (stats, reader) = counters();
     let command = match &session.machine {
         Machine::Source(machine) => {
@@ -132,6 +136,7 @@ fn stream_setup(session: &mut Session, hash_key: dwcp_dataplane::port::HashKey) 
                 pages_max: terms.pages_max,
                 base_pages: terms.base_pages,
                 undelivered_bytes_max: terms.undelivered_bytes_max,
+                backlog,
                 hash_key,
                 stats,
                 frame_rtt_ns,

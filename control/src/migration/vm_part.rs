@@ -28,7 +28,7 @@ pub(crate) struct VmPart {
     pub(crate) coding: StreamCoding,
     /// At the sink; the source asks its machine.
     pub(crate) terms: Option<VmTerms>,
-    /// At the source, until the migration begins.
+    /// At the source: what was asked for.
     pub(crate) options: MigrateOptions,
     /// The shard has reserved its memory.
     pub(crate) lane_open: bool,

@@ -4,8 +4,9 @@
 //! second); a sample from a sender that did not fill its window can raise the estimate and never
 //! lowers it. Round trip: the least of the last ten seconds; when it grows old, the window shrinks
 //! to half of a bandwidth-delay product for a moment, so that a standing queue drains and can't
-//! pass for distance. From both: window = the larger of two bandwidth-delay products and one plus
-//! the allowed backlog at the current rate, within bounds. Until the rate stops growing, the
+//! pass for distance. From both: window = the larger of some bandwidth-delay products (two, where
+//! nothing waits for the queue's end) and one plus the allowed backlog at the current rate, within
+//! bounds. Until the rate stops growing, the
 //! window also doubles with every round trip in which it was full, so that a fast path is never
 //! held back by its own small beginning.
 //!
@@ -35,6 +36,8 @@ pub struct WindowConfig {
     pub start_bytes: u64,
     /// The window never gets larger: what the lane's arena can hold.
     pub max_bytes: u64,
+    /// The window is never less than so many bandwidth-delay products.
+    pub products: u64,
     /// Backlog allowed beyond one bandwidth-delay product, as time at the current rate.
     pub backlog: Nanos,
 }
@@ -47,8 +50,16 @@ impl WindowConfig {
             floor_bytes: lesser(WINDOW_BYTES_FLOOR, max_bytes),
             start_bytes: lesser(WINDOW_BYTES_START, max_bytes),
             max_bytes,
+            products: 2,
             backlog: BACKLOG_DEFAULT,
         }
+    }
+
+    /// The window below a bound of what stands in front of a guest's downtime: what the path holds
+    /// and this backlog, no more.
+    #[must_use]
+    pub const fn with_backlog(max_bytes: u64, backlog: Nanos) -> Self {
+        Self { products: 1, backlog, ..Self::with_max(max_bytes) }
     }
 }
 
@@ -252,13 +263,14 @@ impl Window {
     }
 
     fn target_bytes(&self) -> u64 {
-        let WindowConfig { floor_bytes, max_bytes, backlog, .. } = self.config;
+        let WindowConfig { floor_bytes, max_bytes, products, backlog, .. } = self.config;
         let bdp_bytes = self.bdp_bytes();
         if self.probe.is_some() {
             return (bdp_bytes / 2).clamp(floor_bytes, max_bytes);
         }
         let backlog_bytes = bytes_in(self.rate_bytes_per_second(), backlog);
-        let steady = bdp_bytes.saturating_mul(2).max(bdp_bytes.saturating_add(backlog_bytes));
+        let steady =
+            bdp_bytes.saturating_mul(products).max(bdp_bytes.saturating_add(backlog_bytes));
         let start = self.start.map_or(0, |start| start.window_bytes);
         steady.max(start).clamp(floor_bytes, max_bytes)
     }

@@ -348,6 +348,22 @@ fn the_window_fills_paths_of_every_kind_and_bounds_the_backlog() {
 }
 
 #[test]
+fn a_window_before_a_guest_fills_the_path_with_the_backlog_that_it_allows() {
+    for (rate, rtt_ms) in [(12_500_000, 100), (125_000_000, 40), (125_000_000, 250)] {
+        let (rtt, backlog) = (Nanos::from_millis(rtt_ms), Nanos::from_millis(50));
+        let mut window = Window::new(WindowConfig::with_backlog(256 << 20, backlog));
+        let mut now = Nanos(0);
+        let seconds = |count| Nanos(count * Nanos::SECOND.0);
+        drive(&mut window, &mut now, rate, rtt, seconds(5));
+        let delivered = drive(&mut window, &mut now, rate, rtt, seconds(25));
+        assert!(delivered > rate * 25 / 100 * 95, "{delivered} bytes at {rate} B/s x {rtt_ms} ms");
+        let allowed = rate * rtt_ms / 1000 + rate / 20;
+        let window_bytes = window.window_bytes();
+        assert!(window_bytes <= allowed / 20 * 21, "{window_bytes} for {allowed}");
+    }
+}
+
+#[test]
 fn the_window_follows_a_path_that_gets_slower_and_faster() {
     let mut window = Window::new(WindowConfig::with_max(256 << 20));
     let (mut now, rtt) = (Nanos(0), Nanos::from_millis(20));

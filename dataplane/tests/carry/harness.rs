@@ -8,6 +8,7 @@ use dwcp_dataplane::port::{
 use dwcp_dataplane::stats::{SESSION_COUNTER_COUNT, SessionStatsReader};
 use dwcp_ffi::counters::{counters, histogram};
 use dwcp_proto::ids::LaneId;
+use dwcp_proto::wire::limits::BACKLOG_DEFAULT;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -209,6 +210,7 @@ fn open(pair: &mut Pair, options: Options) -> (SessionStatsReader, SessionStatsR
         pages_max: 1 << 16,
         base_pages: 256,
         undelivered_bytes_max: options.undelivered,
+        backlog: BACKLOG_DEFAULT,
         hash_key: HashKey([5; 32]),
         stats,
         frame_rtt_ns: histogram().0,

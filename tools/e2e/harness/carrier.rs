@@ -171,7 +171,7 @@ impl Carriers {
 }
 
 /// Takes the next connection.
-fn accept(listener: &UnixListener) -> UnixStream {
+pub(crate) fn accept(listener: &UnixListener) -> UnixStream {
     let (stream, _) = wait_for("a connection to the VMM", SOON, || listener.accept().ok());
     stream.set_nonblocking(false).expect("a flag of a socket");
     bounded(stream)

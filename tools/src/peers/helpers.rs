@@ -26,12 +26,14 @@ const SHOWN_BYTES: usize = 300;
 pub(super) struct Helpers<'a> {
     folder: &'a Path,
     children: Vec<Child>,
+    /// So many of them ran to their end.
+    past: usize,
     logs: Vec<PathBuf>,
 }
 
 impl<'a> Helpers<'a> {
     pub(super) fn new(folder: &'a Path) -> Self {
-        Self { folder, children: Vec::new(), logs: Vec::new() }
+        Self { folder, children: Vec::new(), past: 0, logs: Vec::new() }
     }
 
     /// Starts a line for the shell, behind the words that choose its node.
@@ -53,8 +55,23 @@ impl<'a> Helpers<'a> {
         Ok(())
     }
 
-    /// How the first command that has ended did: its exit code, or what a shell makes of a signal.
-    /// The process stays in the kernel's books, so that its time can be read.
+    /// Runs a line for the shell to its end and returns its exit code; what it leaves in the
+    /// background goes on.
+    pub(super) fn run(
+        &mut self,
+        line: &str,
+        settings: &[(&str, String)],
+        limit: Duration,
+    ) -> Result<i32, LabError> {
+        self.start(&[], line, settings)?;
+        let code = wait_for("end of a command", limit, || Ok(self.ended()))?;
+        self.past = self.children.len();
+        Ok(code)
+    }
+
+    /// How the first command that has ended did, of those that were started and not run to their
+    /// end: its exit code, or what a shell makes of a signal. The process stays in the kernel's
+    /// books, so that its time can be read.
     pub(super) fn ended(&self) -> Option<i32> {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
         let code = |child: &Child| {
@@ -65,7 +82,7 @@ impl<'a> Helpers<'a> {
                 _ => None,
             }
         };
-        self.children.iter().find_map(code)
+        self.children[self.past..].iter().find_map(code)
     }
 
     /// Processor time of all of their processes so far.
@@ -112,6 +129,9 @@ mod tests {
         assert_eq!(wait_for("end", SOON, || Ok(helpers.ended())).unwrap(), 3);
         assert_eq!(helpers.said(), "hello");
 
+        let mut helpers = Helpers::new(folder.path());
+        assert_eq!(helpers.run("sleep 1000 & exit 4", &[], SOON).unwrap(), 4);
+        assert_eq!(helpers.ended(), None, "it was taken note of");
         helpers.start(&[], "sleep 1000 & echo $!; wait", &[]).unwrap();
         let path = folder.path().join("helper-1.log");
         let id = wait_for("id", SOON, || {

@@ -94,8 +94,8 @@ impl Migration<'_> {
             mode.prepare(vm.qmp())?;
             vm.qmp().forget_events()?;
         }
-        if let Path::Mover(_) = mode.path {
-            return Ok(());
+        if let Path::Mover(mover) = &mode.path {
+            return self.prepare_mover(mover, helpers);
         }
         let uri = self.incoming();
         self.sink.qmp().execute("migrate-incoming", json!({"uri": uri}))?;
@@ -181,14 +181,35 @@ impl Migration<'_> {
         })
     }
 
+    fn prepare_mover(&mut self, mover: &Mover, helpers: &mut Helpers<'_>) -> Result<(), LabError> {
+        match helpers.run(&mover.prepare, &self.settings(), SOON)? {
+            0 => Ok(()),
+            code => {
+                let (what, status) = ("the mover's preparation".into(), format!("code {code}"));
+                Err(LabError::Ended { what, status, detail: helpers.said() })
+            }
+        }
+    }
+
     /// Lets a mover do it; returns `ok` or why it did not arrive.
     fn follow_mover(
         &mut self,
         mover: &Mover,
         helpers: &mut Helpers<'_>,
     ) -> Result<String, LabError> {
+        helpers.start(&[], &mover.command, &self.settings())?;
+        let code = match wait_for("end of the mover", self.limit, || Ok(helpers.ended())) {
+            Ok(code) => code,
+            Err(LabError::TooSlow { .. }) => return Ok(NOT_CONVERGED.to_owned()),
+            Err(error) => return Err(error),
+        };
+        Ok(if code == 0 { "ok".to_owned() } else { format!("FAILED: the mover: code {code}") })
+    }
+
+    /// What a mover's commands are told.
+    fn settings(&self) -> [(&'static str, String); 8] {
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
-        let settings = [
+        [
             ("DWCP_LAB_SOURCE_QMP", text(self.source.qmp_path())),
             ("DWCP_LAB_SINK_QMP", text(self.sink.qmp_path())),
             ("DWCP_LAB_SOURCE_NETNS", self.source_node.namespace().to_owned()),
@@ -197,14 +218,7 @@ impl Migration<'_> {
             ("DWCP_LAB_SINK_ADDRESS", self.sink_node.address().to_string()),
             ("DWCP_LAB_PORT", self.port.to_string()),
             ("DWCP_LAB_FOLDER", text(self.folder.to_owned())),
-        ];
-        helpers.start(&[], &mover.command, &settings)?;
-        let code = match wait_for("end of the mover", self.limit, || Ok(helpers.ended())) {
-            Ok(code) => code,
-            Err(LabError::TooSlow { .. }) => return Ok(NOT_CONVERGED.to_owned()),
-            Err(error) => return Err(error),
-        };
-        Ok(if code == 0 { "ok".to_owned() } else { format!("FAILED: the mover: code {code}") })
+        ]
     }
 
     /// Waits until the guest runs at the sink, which a relay's sink is told to here.

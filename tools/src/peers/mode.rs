@@ -32,16 +32,20 @@ pub struct Carrier {
     pub sink: String,
 }
 
-/// A command that does a whole migration by itself, through both QEMUs' monitors.
+/// A command that does a whole migration by itself, through both QEMUs' monitors, and one that
+/// prepares it before the clock starts: it runs to its end, may leave processes behind that end
+/// with the migration, and does nothing if it is empty.
 ///
-/// It gets `DWCP_LAB_SOURCE_QMP`, `DWCP_LAB_SINK_QMP`, `DWCP_LAB_SOURCE_NETNS`,
+/// Both get `DWCP_LAB_SOURCE_QMP`, `DWCP_LAB_SINK_QMP`, `DWCP_LAB_SOURCE_NETNS`,
 /// `DWCP_LAB_SINK_NETNS`, `DWCP_LAB_SOURCE_ADDRESS`, `DWCP_LAB_SINK_ADDRESS`, `DWCP_LAB_PORT` and
-/// `DWCP_LAB_FOLDER`, runs outside of both namespaces, and ends with 0 once the guest runs at the
-/// sink.
+/// `DWCP_LAB_FOLDER`, and run outside of both namespaces. The command ends with 0 once the guest
+/// runs at the sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mover {
     /// The word that stands for it in a mode.
     pub name: String,
+    /// What is run before the clock starts.
+    pub prepare: String,
     /// What is run.
     pub command: String,
 }
@@ -188,7 +192,8 @@ mod tests {
     fn parse(text: &str) -> Result<Mode, LabError> {
         let [name, source, sink] = ["socat", "a", "b"].map(str::to_owned);
         let carriers = [Carrier { name, source, sink }];
-        let movers = [Mover { name: "dwcp".to_owned(), command: "c".to_owned() }];
+        let movers =
+            [Mover { name: "dwcp".to_owned(), prepare: String::new(), command: "c".to_owned() }];
         Mode::parse(text, &carriers, &movers, 1000)
     }
 

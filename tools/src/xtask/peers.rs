@@ -27,10 +27,12 @@ Moves one guest to and fro over one emulated link, once per mode and round, all 
                      SINK_COMMAND to the {sock} that the sink QEMU listens on; {peer} is the other
                      node's address, {port} a fresh TCP port, {dir} a folder. The sink starts with
                      -S, return-path is on, and `cont` comes once the source has completed
-  --mover NAME COMMAND
-                     a command that does a whole migration by itself, to be told by the variables
+  --mover NAME PREPARE_COMMAND COMMAND
+                     a command that does a whole migration by itself, told by the variables
                      DWCP_LAB_{SOURCE,SINK}_{QMP,NETNS,ADDRESS}, DWCP_LAB_PORT and DWCP_LAB_FOLDER;
-                     exit code 0: the guest runs at the sink, which was started with -S
+                     exit code 0: the guest runs at the sink, which was started with -S. Before the
+                     clock starts, PREPARE_COMMAND (may be empty) runs to its end; what it leaves
+                     in the background ends with the migration
 
 Columns: total s until the source is done and the guest runs at the sink; downtime is QEMU's word;
 blackout is STOP at the source to RESUME at the sink by QEMU's stamps, on one clock; wire MB are the
@@ -133,8 +135,8 @@ fn parse(words: &[String]) -> Result<Options, LabError> {
                 options.relays.push(Carrier { name, source, sink });
             }
             "--mover" => {
-                let (name, command) = (value()?, value()?);
-                options.movers.push(Mover { name, command });
+                let (name, prepare, command) = (value()?, value()?, value()?);
+                options.movers.push(Mover { name, prepare, command });
             }
             _ => return Err(bad(flag, "is not an option; see `cargo xtask peers --help`")),
         }
@@ -162,7 +164,7 @@ mod tests {
     fn every_option_is_understood() {
         let options = parsed(
             "--guest idle --ram 128 --modes tcp,r --link rate=1m --congestion bbr --repeat 3 \
-             --limit 9 --settle 1 --json x --relay r a b --mover m c",
+             --limit 9 --settle 1 --json x --relay r a b --mover m p c",
         )
         .unwrap();
         assert_eq!((options.repeat, options.limit_s, options.settle_s), (3, 9, 1));
@@ -172,7 +174,7 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for line in ["x", "--repeat", "--repeat x", "--relay a b", "--mover a"] {
+        for line in ["x", "--repeat", "--repeat x", "--relay a b", "--mover a b"] {
             assert!(parsed(line).is_err(), "{line}");
         }
     }

@@ -120,7 +120,7 @@ pub(super) const fn retained_bytes(undelivered_bytes_max: u64) -> usize {
 }
 
 impl Retained {
-    pub(super) fn new(undelivered_bytes_max: u64) -> Result<Self, ArenaError> {
+    pub(super) fn new(undelivered_bytes_max: u64, backlog: Nanos) -> Result<Self, ArenaError> {
         let undelivered_max = undelivered_bytes_max.max(UNDELIVERED_BYTES_MIN);
         let parts = parts_max(undelivered_bytes_max);
         let none = Channel { head: NONE, tail: NONE, next: Position(0), delivered: 0, counted: 0 };
@@ -130,7 +130,7 @@ impl Retained {
             free: (0..parts as u32).rev().collect(),
             channels: vec![none; usize::from(CHANNELS_MAX)],
             resend: VecDeque::with_capacity(parts),
-            window: Window::new(WindowConfig::with_max(undelivered_max)),
+            window: Window::new(WindowConfig::with_backlog(undelivered_max, backlog)),
             meter: Meter::new(),
             undelivered_max,
             undelivered: 0,
@@ -331,7 +331,7 @@ mod tests {
     const NOW: Nanos = Nanos(1);
 
     fn retained() -> Retained {
-        Retained::new(UNDELIVERED_BYTES_MIN).unwrap()
+        Retained::new(UNDELIVERED_BYTES_MIN, Nanos::from_millis(50)).unwrap()
     }
 
     fn keep(retained: &mut Retained, byte: u8, bytes: usize) -> u32 {

@@ -104,7 +104,7 @@ impl StreamSource {
             stats: setup.stats,
             frame_rtt_ns: setup.frame_rtt_ns,
             hasher: PageHasher::new(&setup.hash_key),
-            retained: Retained::new(setup.undelivered_bytes_max)?,
+            retained: Retained::new(setup.undelivered_bytes_max, setup.backlog)?,
             cutter,
             channels: Vec::with_capacity(usize::from(CHANNELS_MAX)),
             turn: 0,

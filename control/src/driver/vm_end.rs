@@ -36,7 +36,7 @@ impl Core {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
                 session.set_reason(&reason, vm_cure(session, &reason));
                 if let Some(vm) = &mut session.record.vm {
-                    vm.abort_owed = reason == EndReason::LinkLost;
+                    vm.abort_owed = may_be_unheard(&reason);
                 }
                 if reason == EndReason::LinkLost {
                     let record = session.record.clone();
@@ -308,6 +308,15 @@ pub(super) fn is_settled(role: Role, state: SessionState, paused: bool, guest: G
         (Role::Source, _) => matches!(guest, GuestState::Running | GuestState::Gone),
         (Role::Sink, _) => true,
     }
+}
+
+/// Whether the sink may know nothing of this end of the source: its guest may stand loaded there.
+fn may_be_unheard(reason: &EndReason) -> bool {
+    let said_by_peer = matches!(
+        reason,
+        EndReason::Refused { .. } | EndReason::PeerFailed { .. } | EndReason::NotCommitted
+    );
+    !said_by_peer && !matches!(reason, EndReason::Resolved { .. })
 }
 
 /// What to do about a virtual machine's end, if its QEMU knows better than the reason does.

@@ -2,7 +2,8 @@
 //! group of the kernel, made beside or below this process's own and removed when it is dropped.
 //!
 //! Both interfaces of the kernel are known: one tree for all resources, or one for memory alone.
-//! Where neither may be used a test passes over, visibly. Settings of other groups stay as they are.
+//! Where neither may be used a test passes over, visibly. Settings of other groups stay as they
+//! are.
 
 use crate::harness::{SOON, wait_until};
 use std::fs;

@@ -2,7 +2,7 @@
 //! round, while the guest stands still, when the source's QEMU has completed, when the source has
 //! given the guest up. Exactly one guest runs before the way is healed, too.
 
-use super::harness::{At, Hosts, MOVE_MAX};
+use super::harness::{At, Hosts, MOVE_MAX, told};
 use super::pair::Pair;
 use super::phase::{Phase, go_to};
 use crate::harness::{observe, wait_until};
@@ -66,10 +66,10 @@ fn cut(hosts: &Hosts, pair: &mut Pair<'_>, phase: Phase) -> bool {
     match end.code {
         Some(1) => {
             assert!(phase < Phase::Yielded, "{end:?}");
-            // The source is heard, so the sink lets go as well.
+            // The sink has heard of it, or waits for a word that the healed link brings.
             wait_until("the sink to let go", MOVE_MAX, || {
                 hosts.record(to).is_none_or(|record| {
-                    ["failed", "aborted"].iter().any(|end| record["state"] == *end)
+                    ["failed", "aborted", "in_doubt"].iter().any(|end| record["state"] == *end)
                 })
             });
             pair.assert_runs_at_source();
@@ -101,4 +101,33 @@ fn a_way_back_that_is_lost_while_the_guest_runs_or_stands_still_leaves_it_at_the
 #[test]
 fn a_way_back_that_is_lost_when_the_source_has_completed_never_makes_two() {
     cut_in(&[Phase::Completed, Phase::Yielded]);
+}
+
+/// Neither end hears anything for longer than either waits: the sink stands loaded, and what the
+/// source has said of its end is lost with the link.
+#[test]
+fn a_long_cut_when_all_is_loaded_is_ended_by_the_healed_link() {
+    let Some(hosts) = Hosts::up_with("rate=1g delay=100ms", &IMPATIENT) else { return };
+    let guest = Guest::new(&hosts.lab, "idle").unwrap().with_ram_mib(96);
+    let mut pair = Pair::boot(&hosts, &guest, At::A);
+    let mut sink = hosts.listen(At::B);
+    let migrate = hosts.start_migrate(At::A, &["--downtime-limit", "2s"]);
+    told(&mut sink, "the loaded guest", |method, params| {
+        method == "session.state" && params["state"] == "verified"
+    });
+    hosts.link("up=0 flush=1");
+    let end = migrate.finish();
+    assert_eq!(end.code, Some(1), "{end:?}");
+    pair.assert_runs_at_source();
+    let record = hosts.wait_record(At::B, "in_doubt");
+    assert!(record["reason"].is_string() && record["cure"].is_string(), "{record}");
+    assert_eq!(pair.states(), ("running".to_owned(), "paused".to_owned()));
+    assert_eq!(hosts.must(At::B, &["status"])["health"], "in doubt");
+
+    hosts.link("up=1");
+    hosts.wait_record(At::B, "aborted");
+    observe(WATCHED, || assert_eq!(pair.look(), 1));
+    let mut pair = pair.renew_sink(&hosts);
+    hosts.migrate(At::A, &[]);
+    pair.assert_runs_at_sink();
 }

@@ -74,6 +74,11 @@ pub(crate) const VM_RESUMED_TIMEOUT_NS: u64 = 10_000_000_000;
 /// on here. Pings go out every second, so that a path that lives is never silent for so long.
 pub(crate) const BLACKOUT_SILENCE: Duration = Duration::from_secs(2);
 
+/// How long a source whose QEMU says that its migration failed waits for the sink's words. QEMU
+/// has let the guest run again by then, so only the answer waits. A sink's QEMU is heard within a
+/// round trip and the tick of its questions; on worse paths the source's own words do.
+pub(crate) const VM_SINK_WORDS_NS: u64 = 2_000_000_000;
+
 /// How often a task hears the data plane's figures.
 pub(crate) const VM_FIGURES_PERIOD_NS: u64 = 200_000_000;
 

@@ -83,7 +83,7 @@ impl Carried {
         let sink = self.wait_at(guest, from.other());
         let mut source = Vm::start(guest, self.config(from)).unwrap();
         source.wait_ready(guest).unwrap();
-        Pair::of(guest, from, source, sink)
+        Pair::of(guest, from, &[], (source, sink))
     }
 
     /// The guest has arrived: its QEMU is the source of the next migration, to a new one.
@@ -91,7 +91,7 @@ impl Carried {
         let Pair { guest, from, source, sink, .. } = pair;
         drop(source);
         let waiting = self.wait_at(guest, from);
-        Pair::of(guest, from.other(), sink, waiting)
+        Pair::of(guest, from.other(), &[], (sink, waiting))
     }
 
     /// The guest stayed; a new QEMU waits for it.
@@ -99,7 +99,7 @@ impl Carried {
         let Pair { guest, from, source, sink, .. } = pair;
         drop(sink);
         let waiting = self.wait_at(guest, from.other());
-        Pair::of(guest, from, source, waiting)
+        Pair::of(guest, from, &[], (source, waiting))
     }
 
     fn wait_at(&self, guest: &Guest, at: At) -> Vm {

@@ -47,7 +47,7 @@ fn boot<'a>(hosts: &Hosts, guest: &'a Guest, line: &Path) -> Pair<'a> {
     let mut source = Vm::start(guest, config).unwrap();
     source.wait_ready(guest).unwrap();
     hosts.attach_source(&source, At::A);
-    Pair::of(guest, At::A, source, sink)
+    Pair::of(guest, At::A, &[], (source, sink))
 }
 
 /// Listens to a migration that runs; returns all that was said, in order. `heed` is shown each
@@ -114,7 +114,7 @@ fn a_ratio_that_collapses_neither_stretches_the_blackout_nor_stops_a_guest_in_va
     drop(source);
     let waiting = wait_at(&hosts, guest, At::A);
     hosts.attach_source(&sink, At::B);
-    let mut pair = Pair::of(guest, At::B, sink, waiting);
+    let mut pair = Pair::of(guest, At::B, &[], (sink, waiting));
     hosts.link("rate=20m");
     let mut because = None;
     let (end, _) = follow(&hosts, &mut pair, LIMIT, |migrate, vm| {

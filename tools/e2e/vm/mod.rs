@@ -13,10 +13,15 @@ mod doubt;
 mod faults;
 mod harness;
 mod link;
+mod load;
+mod memory_group;
 mod migrate;
 mod pair;
+mod phase;
 mod referee;
 mod refuse;
+mod spawned;
+mod way_back;
 
 /// Whether everything is to be run.
 fn is_full() -> bool {

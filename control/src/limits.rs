@@ -70,6 +70,11 @@ pub(crate) const VM_END_TIMEOUT_NS: u64 = 60_000_000_000;
 /// How long a source waits for the word that its committed guest runs at the sink.
 pub(crate) const VM_RESUMED_TIMEOUT_NS: u64 = 10_000_000_000;
 
+/// How long a source whose QEMU says that its migration failed waits for the sink's words. QEMU
+/// has let the guest run again by then, so only the answer waits. A sink's QEMU is heard within a
+/// round trip and the tick of its questions; on worse paths the source's own words do.
+pub(crate) const VM_SINK_WORDS_NS: u64 = 2_000_000_000;
+
 /// How often a task hears the data plane's figures.
 pub(crate) const VM_FIGURES_PERIOD_NS: u64 = 200_000_000;
 

@@ -61,7 +61,8 @@ impl Progress {
                 format!("{}: {}", short(session), self.counts(counts))
             }
             CarryEvent::Ended { session, counts, failure: None } => format!(
-                "{}: ended: every byte arrived and both VMMs closed; {}",
+                "{}: ended: every byte arrived and both VMMs closed; if the source's migration \
+                 completed, run the guest at the sink, else it runs on at the source; {}",
                 short(session),
                 self.counts(counts)
             ),

@@ -181,6 +181,8 @@ fn cancel(matches: &ArgMatches, session: Option<&str>) -> Result<(), Failure> {
 struct View<'a> {
     name: &'a str,
     session: Option<String>,
+    /// It was said that the migration will not end by itself.
+    is_hopeless: bool,
     /// The warnings were shown.
     warned: bool,
     bar: ProgressBar,
@@ -194,7 +196,7 @@ impl<'a> View<'a> {
         let bar = ProgressBar::with_draw_target(Some(0), target);
         let style = ProgressStyle::with_template(TEMPLATE);
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
-        Self { name, session: None, warned: false, bar }
+        Self { name, session: None, is_hopeless: false, warned: false, bar }
     }
 
     fn take(&mut self, notification: &Notification) {
@@ -218,8 +220,13 @@ impl<'a> View<'a> {
         }
     }
 
-    fn progress(&self, params: &Value) {
+    fn progress(&mut self, params: &Value) {
         let vm = &params["vm"];
+        let why = vm["because"].as_str();
+        if let Some(why) = why.filter(|_| !self.is_hopeless) {
+            self.note(&format!("{}: will not converge because {why}", self.name));
+        }
+        self.is_hopeless = why.is_some();
         let total = vm["total_bytes"].as_u64().unwrap_or(0);
         let remaining = vm["remaining_bytes"].as_u64().unwrap_or(total);
         self.bar.set_length(total);
@@ -257,7 +264,7 @@ fn progress_text(params: &Value) -> String {
         text.push_str(&format!(", {} left", show::bytes(vm, "remaining_bytes")));
     }
     match (vm["end_in_ms"].as_u64(), vm["because"].as_str()) {
-        (_, Some(advice)) => text.push_str(&format!("; {advice}")),
+        (_, Some(why)) => text.push_str(&format!("; will not converge because {why}")),
         (Some(ms), None) => text.push_str(&format!("; about {} s more", ms.div_ceil(1000))),
         (None, None) => {}
     }
@@ -352,6 +359,9 @@ mod tests {
         let params = json!({"rate_bytes_per_s": 1024, "vm": {"name": "web1", "ratio_milli": 2500,
             "because": "it writes too fast", "remaining_bytes": 2048, "end_in_ms": null}});
         let text = progress_text(&params);
-        assert_eq!(text, "1.0 KiB/s, ratio 2.5, 2.0 KiB left; it writes too fast");
+        assert_eq!(
+            text,
+            "1.0 KiB/s, ratio 2.5, 2.0 KiB left; will not converge because it writes too fast"
+        );
     }
 }

@@ -5,7 +5,9 @@
  *
  * RATE  updates of a page per second; negative: as many as possible
  * MODE  0 none, 1 records (a few small fields of a page), 2 text (whole pages), 3 mixed: of 100
- *       updates 80 records, 15 text, 5 random bytes
+ *       updates 80 records, 15 text, 5 random bytes; 4 collapse: pages that are nearly empty, of
+ *       which records change, until a line comes in over the second serial line: from then on
+ *       random bytes, at once in the whole of the hottest tenth
  *
  * Nine of ten updates hit the hottest tenth of the pages. Each page holds its number, its
  * generation and a checksum; a table elsewhere in memory holds the generation of every page too,
@@ -13,6 +15,7 @@
  *
  * On the console: "FILLED n MiB" when all pages are written, "TICK seconds updates" each second,
  * every fifth second "VERIFY all n pages bad=m", and "BAD page n" as soon as one is found. */
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -29,9 +32,10 @@ enum {
   RECORDS = BODY_BYTES / RECORD_BYTES,
   PAGES_PER_MIB = 256,
   VERIFY_TICKS = 5,
-  BATCH = 64, /* updates between two looks at the clock */
+  BATCH = 64,         /* updates between two looks at the clock */
+  SPARSE_RECORDS = 4, /* of a page that is nearly empty */
 };
-enum mode { NONE, RECORD, TEXT, MIXED };
+enum mode { NONE, RECORD, TEXT, MIXED, COLLAPSE, RANDOM };
 
 static const uint64_t MAGIC = 0x6477637064697274;
 
@@ -118,12 +122,14 @@ static void write_random(struct page *page) {
   }
 }
 
-static void fill(void) {
+static void fill(enum mode mode) {
   for (size_t number = 0; number < page_count; number++) {
     struct page *page = pages + number;
     page->magic = MAGIC, page->number = number;
     uint64_t kind = below(10);
-    if (kind < 6)
+    if (mode == COLLAPSE)
+      for (uint64_t slot = 0; slot < SPARSE_RECORDS; slot++) write_record(page, slot);
+    else if (kind < 6)
       for (uint64_t slot = 0; slot < RECORDS; slot++) write_record(page, slot);
     else if (kind < 9)
       write_text(page);
@@ -133,19 +139,32 @@ static void fill(void) {
   }
 }
 
-static void update(enum mode mode) {
-  size_t number = below(10) ? below(page_count / 10 + 1) : below(page_count);
+static size_t hot_count(void) { return page_count / 10 + 1; }
+
+static void change(size_t number, enum mode mode) {
   struct page *page = pages + number;
   check(number);
   uint64_t kind = below(100);
   page->generation = ++generations[number];
-  if (mode == RECORD || (mode == MIXED && kind < 80))
+  if (mode == COLLAPSE)
+    write_record(page, below(SPARSE_RECORDS));
+  else if (mode == RECORD || (mode == MIXED && kind < 80))
     for (uint64_t count = 2 + below(6); count > 0; count--) write_record(page, below(RECORDS));
-  else if (mode == TEXT || kind < 95)
+  else if (mode == TEXT || (mode == MIXED && kind < 95))
     write_text(page);
   else
     write_random(page);
   page->checksum = checksum(page);
+}
+
+static void update(enum mode mode) {
+  change(below(10) ? below(hot_count()) : below(page_count), mode);
+}
+
+/* Has a line come in? A guest without a second serial line is never told anything. */
+static bool is_told(int line) {
+  char byte;
+  return line >= 0 && read(line, &byte, sizeof byte) > 0;
 }
 
 static void *memory(size_t bytes) {
@@ -166,13 +185,19 @@ int main(int count, char **words) {
   if (page_count == 0) mode = NONE;
   pages = memory(page_count * PAGE_BYTES);
   generations = memory(page_count * sizeof *generations);
-  fill();
+  fill(mode);
   printf("FILLED %zu MiB\n", mib);
 
+  int line = mode == COLLAPSE ? open("/dev/ttyS1", O_RDONLY | O_NONBLOCK | O_NOCTTY) : -1;
   uint64_t done = 0, tick = 0;
   double start = now_s(), last = start;
   for (;;) {
     double now = now_s();
+    if (mode == COLLAPSE && is_told(line)) {
+      mode = RANDOM;
+      for (size_t number = 0; number < hot_count(); number++) change(number, mode);
+      puts("COLLAPSED");
+    }
     double due = rate < 0 ? (double)done + BATCH : (now - start) * rate;
     if (mode != NONE && (double)done < due)
       for (int left = BATCH; left > 0 && (double)done < due; left--) update(mode), done++;

@@ -62,9 +62,9 @@ pub(super) fn failure(code: &str, message: impl Into<String>, cure: &str) -> Car
     CarryFailure { code: code.to_owned(), message: message.into(), cure: cure.to_owned() }
 }
 
-/// What to do when the network took the session.
-const LINK_CURE: &str =
-    "the source VMM goes on with its guest; migrate again when the peer is back";
+/// What to do when the network took the session. The VMMs may have been done just before.
+pub(super) const LINK_CURE: &str = "if the source's migration failed, its guest runs on there: \
+                                    migrate again; if it completed, run the guest at the sink";
 
 impl Core {
     /// The session, unless it is on its way out.

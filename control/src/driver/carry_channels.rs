@@ -2,7 +2,7 @@
 //!
 //! Part of [`Core`], on the control thread.
 
-use super::carry::failure;
+use super::carry::{LINK_CURE, failure};
 use super::core::Core;
 use crate::api::Role;
 use crate::carry::{CarryEvent, CarryPhase, CarrySession};
@@ -178,9 +178,7 @@ impl Core {
             return;
         }
         let (code, cure) = match cause {
-            SessionEnd::LinkLost(_) => {
-                ("link_lost", "the source VMM goes on with its guest; migrate again")
-            }
+            SessionEnd::LinkLost(_) => ("link_lost", LINK_CURE),
             SessionEnd::Peer { .. } => ("peer_ended", "look at the other carrier's messages"),
             SessionEnd::NoMemory => ("no_memory", "lower --memory or free memory on this machine"),
             SessionEnd::TableFull => ("no_room", "wait for the session before to end"),

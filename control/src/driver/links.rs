@@ -435,6 +435,7 @@ impl Core {
         }
         self.sessions_link_lost(link, cause);
         self.vm_sinks_link_lost(link);
+        self.owe_unheard_aborts(&entry.peer_name, entry.since_unix_ms);
         self.carry_link_lost(link, cause);
         for session in entry.vm_waiters {
             self.fail_vm_source(session, cause.to_api());

@@ -36,6 +36,21 @@ impl Core {
         self.errands.insert(record.peer.clone(), errand);
     }
 
+    /// A link is gone over which ends of sessions were told: a way that carries nothing may have
+    /// lost them, and the sinks wait.
+    pub(super) fn owe_unheard_aborts(&mut self, peer: &str, link_since_unix_ms: u64) {
+        let told_here = |record: &&SessionRecord| {
+            let owed = record.vm.as_ref().is_some_and(|vm| vm.abort_owed);
+            let ended = record.ended_unix_ms.is_none_or(|at| at >= link_since_unix_ms);
+            owed && ended && record.peer == peer
+        };
+        let live = self.sessions.values().map(|session| &session.record);
+        let found = self.history.newest_first().chain(live).find(told_here).cloned();
+        if let Some(record) = found {
+            self.owe_abort(&record);
+        }
+    }
+
     /// A new channel to a peer: sessions in doubt with it ask their question.
     pub(super) fn sessions_link_up(&mut self, link: LinkId) {
         let Some(entry) = self.links.get(&link) else { return };

@@ -42,7 +42,7 @@ impl Core {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
                 session.set_reason(&reason, Some(vm_cure(session, &reason)));
                 if let Some(vm) = &mut session.record.vm {
-                    vm.abort_owed = unheard;
+                    vm.abort_owed = unheard || may_be_unheard(&reason);
                 }
                 if unheard {
                     let record = session.record.clone();
@@ -155,6 +155,11 @@ impl Core {
             false => ApiCode::VmUnfit,
         };
         let error = session.end_error(code, reason);
+        // The code's own cure speaks of regions.
+        let error = match code {
+            ApiCode::SessionFailed => error.with("cure", session.record.cure.clone()),
+            _ => error,
+        };
         let error = match reason {
             EndReason::VmFailed { code, .. } => error.with("vm_code", *code),
             EndReason::PeerFailed { code, .. } | EndReason::Refused { code, .. } => {
@@ -360,12 +365,31 @@ pub(super) fn is_settled(record: &SessionRecord, state: SessionState, guest: Gue
     }
 }
 
+/// Whether the sink may know nothing of this end of the source: its guest may stand loaded there.
+fn may_be_unheard(reason: &EndReason) -> bool {
+    let said_by_peer = matches!(
+        reason,
+        EndReason::Refused { .. } | EndReason::PeerFailed { .. } | EndReason::NotCommitted
+    );
+    !said_by_peer && !matches!(reason, EndReason::Resolved { .. })
+}
+
 /// What to do about the end of a virtual machine's session: its QEMU may know better than the
 /// reason, whose own words speak of regions too.
 fn vm_cure(session: &Session, reason: &EndReason) -> &'static str {
     let own = session.vm.as_ref().and_then(|part| part.cure);
     match reason {
         EndReason::VmFailed { .. } => own.unwrap_or(reason.cure()),
+        EndReason::PeerFailed { code, .. } if code.as_str() == "load_failed" => {
+            "the guest stays at the source. The standard error of the sink's QEMU names what it \
+             can't take: give both QEMUs the same devices and options, start the sink's anew and \
+             migrate again"
+        }
+        EndReason::PeerFailed { code, .. } if code.as_str() == "load_ended" => {
+            "the guest stays at the source. See the standard error of the sink's QEMU and that \
+             host's kernel log (a kill for want of memory is there), start QEMU anew and migrate \
+             again"
+        }
         EndReason::ClientAborted | EndReason::PeerAborted { .. } | EndReason::NotCommitted => {
             "the guest stays at the source; migrate it again when wanted"
         }

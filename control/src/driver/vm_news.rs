@@ -5,7 +5,8 @@
 //! guest to its resumption runs through here; it waits for nothing but what the commit needs.
 
 use super::core::Core;
-use crate::migration::{Machine, Session};
+use crate::limits::VM_SINK_WORDS_NS;
+use crate::migration::{FailedHere, Machine, Session};
 use crate::peer::PeerError;
 use crate::state::Change;
 use crate::vm::{Finding, GuestState, VmError, VmNews, VmOrder, VmReport};
@@ -14,11 +15,15 @@ use dwcp_proto::ids::{LaneId, SessionId, SessionKey};
 use dwcp_proto::session::phase::SourcePhase;
 use dwcp_proto::session::sink::SinkInput;
 use dwcp_proto::session::source::SourceInput;
+use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::limits::CHANNELS_MAX;
 use dwcp_proto::wire::peer::PeerMessage;
 use std::os::fd::OwnedFd;
 
 const ONLY_LANE: LaneId = LaneId(0);
+
+/// The code of a sink whose QEMU could not load the guest because the source's QEMU gave up.
+const STREAM_ENDED: &str = "stream_ended";
 
 impl Core {
     /// A task tells something.
@@ -185,6 +190,7 @@ impl Core {
 
     fn on_vm_error(&mut self, id: SessionId, error: &VmError) {
         tracing::warn!(session = %id, code = error.code(), %error, "virtual machine");
+        let now = self.now();
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let Some(part) = &mut session.vm else { return };
         part.cure = Some(error.cure());
@@ -194,7 +200,43 @@ impl Core {
             session.record.cure = Some(error.cure().to_owned());
             return;
         }
-        self.vm_failed(id, error.code(), &error.to_string());
+        let is_source = matches!(session.machine, Machine::Source(_));
+        match error {
+            VmError::MigrationFailed { .. } if is_source && session.link.is_some() => {
+                let by = now + Nanos(VM_SINK_WORDS_NS);
+                let (code, message) = (error.code(), error.to_string());
+                part.failed = Some(FailedHere { code, message, by });
+            }
+            VmError::LoadFailed { .. } | VmError::LoadEnded { .. } if part.stream_ended => {
+                let message = format!("the stream from the source's QEMU ended early ({error})");
+                part.cure = Some("see at the source why QEMU ended its migration there");
+                self.vm_failed(id, STREAM_ENDED, &message);
+            }
+            _ => self.vm_failed(id, error.code(), &error.to_string()),
+        }
+    }
+
+    /// Ends sessions whose migration failed here and whose sink did not tell more.
+    pub(super) fn tick_vm_failed(&mut self, now: Nanos) {
+        let late = |session: &&Session| {
+            let failed = session.vm.as_ref().and_then(|part| part.failed.as_ref());
+            failed.is_some_and(|failed| failed.by <= now)
+        };
+        let late: Vec<SessionId> = self.sessions.values().filter(late).map(Session::id).collect();
+        for id in late {
+            self.vm_failed_here(id);
+        }
+    }
+
+    /// The cause lies at the source; true if there was one.
+    fn vm_failed_here(&mut self, id: SessionId) -> bool {
+        let part = self.sessions.get_mut(&id).and_then(|session| session.vm.as_mut());
+        let Some(FailedHere { code, message, .. }) = part.and_then(|part| part.failed.take())
+        else {
+            return false;
+        };
+        self.vm_failed(id, code, &message);
+        true
     }
 
     /// What a shard learnt from the stream.
@@ -215,8 +257,11 @@ impl Core {
         channel: ChannelId,
         end: ChannelEnd,
     ) {
-        if let Some(id) = self.keys.get(&key) {
-            tracing::debug!(session = %id, channel = channel.0, %end, "migration socket");
+        let Some(id) = self.keys.get(&key) else { return };
+        tracing::debug!(session = %id, channel = channel.0, %end, "migration socket");
+        let part = self.sessions.get_mut(id).and_then(|session| session.vm.as_mut());
+        if let (Some(part), ChannelEnd::Peer) = (part, end) {
+            part.stream_ended = true;
         }
     }
 
@@ -238,6 +283,10 @@ impl Core {
                     vm.warnings = findings.as_slice().iter().map(Finding::warning).collect();
                 }
                 true
+            }
+            // It failed there because QEMU here had ended its stream.
+            PeerMessage::SessionFailed { code, .. } if code.as_str() == STREAM_ENDED => {
+                self.vm_failed_here(id)
             }
             PeerMessage::Loaded { frames, digest, .. } if is_source => {
                 part.loaded = Some((*frames, digest.0));

@@ -20,6 +20,7 @@ impl Core {
         self.tick_vm_openings(now);
         self.tick_vm_ends(now);
         self.tick_vm_settling(now);
+        self.tick_vm_failed(now);
         self.tick_blackouts();
         let due: Vec<SessionId> = self
             .sessions

@@ -15,5 +15,5 @@ pub(crate) use history::History;
 pub(crate) use regions::{Memory, RegionEntry, Regions};
 pub(crate) use session::{Machine, Plan, Session, Waiting, WaitingFor, lane_failure};
 pub(crate) use vm_memory::VmMemory;
-pub(crate) use vm_part::{Silence, VmPart};
+pub(crate) use vm_part::{FailedHere, Silence, VmPart};
 pub(crate) use vms::{VmEntry, Vms};

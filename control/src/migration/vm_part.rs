@@ -54,6 +54,21 @@ pub(crate) struct VmPart {
     pub(crate) give_up_at: Option<Nanos>,
     /// What was wrong with the QEMU here, for people: its cure.
     pub(crate) cure: Option<&'static str>,
+    /// Source: QEMU's migration failed, and the sink is waited for, whose QEMU may know better why.
+    pub(crate) failed: Option<FailedHere>,
+    /// Sink: the source's QEMU has ended its stream.
+    pub(crate) stream_ended: bool,
+}
+
+/// A migration that failed at the source, before it is known at which end the cause lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FailedHere {
+    /// The code of the failure here.
+    pub(crate) code: &'static str,
+    /// Its words.
+    pub(crate) message: String,
+    /// When to stop waiting.
+    pub(crate) by: Nanos,
 }
 
 /// How long a peer has said nothing, counted in the core's own ticks: a daemon that was stopped for
@@ -128,6 +143,8 @@ impl VmPart {
             outcome: None,
             give_up_at: None,
             cure: None,
+            failed: None,
+            stream_ended: false,
         }
     }
 

@@ -206,6 +206,12 @@ pub(crate) enum VmError {
         /// QEMU's words.
         reason: String,
     },
+    /// The QEMU at the sink ended before it had loaded the guest.
+    #[error("QEMU at the sink ended while it loaded the guest: {how}")]
+    LoadEnded {
+        /// How, and its last words; of a QEMU that somebody else started little is known.
+        how: String,
+    },
     /// The guest runs at the sink although nobody committed.
     #[error("the guest runs at the sink before the commit")]
     RunsUncommitted,
@@ -254,6 +260,7 @@ impl VmError {
             Self::CancelledElsewhere => "cancelled_elsewhere",
             Self::TimedOut { .. } => "migration_timed_out",
             Self::LoadFailed { .. } => "load_failed",
+            Self::LoadEnded { .. } => "load_ended",
             Self::RunsUncommitted => "runs_uncommitted",
             Self::NotResumed { .. } => "not_resumed",
             Self::SpawnCommand { .. } => "spawn_command",
@@ -282,7 +289,12 @@ impl VmError {
             Self::CancelledElsewhere => "find out who else uses this QEMU's monitor",
             Self::TimedOut { .. } => "raise --timeout, or let --on-timeout throttle or ramp",
             Self::LoadFailed { .. } => {
-                "compare both command lines; then start the sink's QEMU anew for the next try"
+                "its standard error names what it can't take: give both QEMUs the same devices and \
+                 options, and start this one anew for the next try"
+            }
+            Self::LoadEnded { .. } => {
+                "see its standard error and this host's kernel log (a kill for want of memory is \
+                 there), and start it anew for the next try"
             }
             Self::RunsUncommitted => "stop one of the two guests by hand, then dwcp resolve",
             Self::NotResumed { .. } => "look at QEMU's log, then give cont in its monitor",

@@ -3,7 +3,8 @@
 //! Pure: figures of QEMU and of the data plane in, progress and a setting out. QEMU judges by how
 //! fast its local socket drains, which coding distorts: pages that shrink tenfold make the link
 //! look ten times as fast, and the last pages, the busiest ones, shrink least. So the raw
-//! bandwidth is stated with the worst ratio of the last seconds.
+//! bandwidth is stated with the worst ratio of the last seconds, and the first round says nothing
+//! of the pages that the guest changes: until some of those were coded, none is taken to shrink.
 
 use super::task::{LinkFigures, MigrationProgress, Stage, Verdict};
 use serde_json::Value;
@@ -11,6 +12,12 @@ use std::collections::VecDeque;
 
 /// How many ratios are remembered: 3 s at five figures a second, so a few rounds near the end.
 const RATIOS_KEPT: usize = 15;
+
+/// The ratio of pages that do not shrink.
+const NO_SHRINKING_MILLI: u32 = 1000;
+
+/// The figures that come first after the first round may be of pages of both rounds.
+const FIGURES_OF_BOTH_ROUNDS: u32 = 1;
 
 /// Device state in coded bytes: 110 to 280 KB were seen, and it hardly shrinks.
 const DEVICE_STATE_BYTES: u64 = 300_000;
@@ -94,7 +101,12 @@ pub(super) struct Forecast {
     limit_ms: u64,
     /// QEMU can be told the bandwidth.
     can_state: bool,
+    /// Of the first round until it is over, then of the pages that were changed.
     ratios_milli: VecDeque<u32>,
+    /// What came last, to tell new figures from ones that are looked at again.
+    link: LinkFigures,
+    /// How many came since the first round.
+    figures_later: u32,
     round: u64,
     /// The most that was left in this round, that is at its beginning.
     round_bytes: u64,
@@ -108,6 +120,8 @@ impl Forecast {
             limit_ms,
             can_state,
             ratios_milli: VecDeque::with_capacity(RATIOS_KEPT),
+            link: LinkFigures::default(),
+            figures_later: 0,
             round: 0,
             round_bytes: 0,
             hopeless: 0,
@@ -126,22 +140,19 @@ impl Forecast {
 
     /// Takes new figures.
     pub(super) fn step(&mut self, qemu: &QemuFigures, link: &LinkFigures) -> Outlook {
-        if self.ratios_milli.len() == RATIOS_KEPT {
-            self.ratios_milli.pop_front();
-        }
-        // Nothing coded yet: no shrinking is promised.
-        self.ratios_milli.push_back(if link.ratio_milli == 0 { 1000 } else { link.ratio_milli });
         if qemu.rounds != self.round {
+            if self.is_first_round() {
+                self.ratios_milli.clear();
+            }
             self.round = qemu.rounds;
             self.round_bytes = 0;
         }
         self.round_bytes = self.round_bytes.max(qemu.remaining_bytes);
+        self.remember(link);
 
         let rate = link.rate_bytes_per_second;
-        let lowest = self.ratios_milli.iter().copied().min().unwrap_or(1000);
-        let sum: u64 = self.ratios_milli.iter().copied().map(u64::from).sum();
-        let mean = sum / u64::try_from(self.ratios_milli.len()).unwrap_or(u64::MAX).max(1);
-        let careful = scaled(rate, lowest.into(), 1000);
+        let (lowest, mean) = self.ratios();
+        let careful = scaled(rate, lowest, 1000);
         let carried = scaled(rate, mean, 1000);
         let dirty = qemu.dirty_pages_per_second.saturating_mul(qemu.page_bytes);
         let overhead_ms = overhead_ms(link);
@@ -170,6 +181,39 @@ impl Forecast {
         Outlook { progress, switchover }
     }
 
+    /// Its pages are sent for the first time.
+    fn is_first_round(&self) -> bool {
+        self.round < 2
+    }
+
+    /// Takes the ratio of new figures.
+    fn remember(&mut self, link: &LinkFigures) {
+        if !self.is_first_round() && *link != self.link {
+            self.figures_later = self.figures_later.saturating_add(1);
+        }
+        self.link = *link;
+        if !self.is_first_round() && self.figures_later <= FIGURES_OF_BOTH_ROUNDS {
+            return;
+        }
+        if self.ratios_milli.len() == RATIOS_KEPT {
+            self.ratios_milli.pop_front();
+        }
+        // Nothing coded yet: no shrinking is promised.
+        let ratio = if link.ratio_milli == 0 { NO_SHRINKING_MILLI } else { link.ratio_milli };
+        self.ratios_milli.push_back(ratio);
+    }
+
+    /// What the pages that are left may be relied upon to shrink by, and what pages shrank by
+    /// lately.
+    fn ratios(&self) -> (u64, u64) {
+        let all = || self.ratios_milli.iter().copied().map(u64::from);
+        let unknown = u64::from(NO_SHRINKING_MILLI);
+        let lowest = all().min().unwrap_or(unknown);
+        let count = u64::try_from(self.ratios_milli.len()).unwrap_or(u64::MAX);
+        let mean = all().sum::<u64>().checked_div(count).unwrap_or(unknown);
+        (if self.is_first_round() { lowest.min(unknown) } else { lowest }, mean)
+    }
+
     fn switchover(&self, allowed: u64, fits: bool, socket: u64) -> Switchover {
         if self.can_state {
             // QEMU stops when what is left <= bandwidth x limit: with this one that is `allowed`.
@@ -194,7 +238,7 @@ impl Forecast {
         pause_ms: Option<u64>,
     ) -> Verdict {
         // In the first round nothing is known of what the guest writes.
-        if self.round < 2 || carried == 0 {
+        if self.is_first_round() || carried == 0 {
             return Verdict::Unknown;
         }
         if dirty < carried || self.round_bytes <= allowed {
@@ -319,6 +363,50 @@ mod tests {
             let pause_ms = stopped.expect("it ends");
             assert!(pause_ms <= LIMIT_MS, "{pause_ms} ms with can_state={can_state}");
         }
+    }
+
+    #[test]
+    fn the_first_round_promises_nothing_of_the_pages_that_the_guest_changes() {
+        const LIMIT_MS: u64 = 300;
+        let mut forecast = Forecast::new(LIMIT_MS, true);
+        // In the form of recorded ones: pages that are nearly empty, of which a tenth is filled
+        // with random bytes meanwhile. QEMU's second pass comes between two figures of ours.
+        let series = [
+            (90 << 20, 1, 31_000),
+            (50 << 20, 1, 29_000),
+            (10 << 20, 2, 29_000),
+            (9 << 20, 2, 9_000),
+            (7 << 20, 2, 1_010),
+            (4 << 20, 3, 1_005),
+            (2 << 20, 4, 1_004),
+            (1 << 20, 5, 1_006),
+        ];
+        let (mut pauses, mut stopped) = (Vec::new(), None);
+        for (remaining, rounds, ratio_milli) in series {
+            let figures = qemu(remaining, rounds, 1800);
+            let outlook = forecast.step(&figures, &LinkFigures { ratio_milli, ..LINK });
+            pauses.push(outlook.progress.pause_ms.expect("the rate is known"));
+            if stops(&outlook, &figures, LIMIT_MS) {
+                stopped = Some(remaining);
+                break;
+            }
+        }
+        assert_eq!(stopped, Some(2 << 20), "{pauses:?}");
+        assert!(pauses[2] > 2 * LIMIT_MS, "{pauses:?}");
+    }
+
+    #[test]
+    fn changed_pages_that_shrink_are_relied_upon_once_some_were_coded() {
+        let mut forecast = Forecast::new(300, true);
+        forecast.step(&qemu(90 << 20, 1, 0), &LinkFigures { ratio_milli: 1000, ..LINK });
+        let mut pauses = Vec::new();
+        for ratio_milli in [7000, 7001, 8000] {
+            let link = LinkFigures { ratio_milli, ..LINK };
+            let progress = forecast.step(&qemu(8 << 20, 2, 1800), &link).progress;
+            pauses.push(progress.pause_ms.expect("the rate is known"));
+        }
+        // 8 MiB at 12 MB/s take 700 ms, a seventh of that once it is known.
+        assert!(pauses[0] > 700 && pauses[1] < 200 && pauses[1] == pauses[2], "{pauses:?}");
     }
 
     #[test]

@@ -117,7 +117,10 @@ impl Sink {
         let outcome = load.run(side, &socket).await;
         self.socket = Some(socket);
         self.qmp = Some(load.into_qmp());
-        outcome.map_err(|leave| self.explain(leave))
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(leave) => Err(self.explain(leave).await),
+        }
     }
 
     /// Connects to QEMU; starts it first if it is ours to start.
@@ -189,16 +192,26 @@ impl Sink {
         }
     }
 
-    /// QEMU's end during the load is the load's failure; its last words say why.
-    fn explain(&self, leave: Leave) -> Leave {
-        match leave {
+    /// QEMU's end during the load is the load's failure; the last words of a QEMU of ours say why.
+    async fn explain(&mut self, leave: Leave) -> Leave {
+        let fault = match leave {
             Leave::Fault(VmError::Monitor(QmpError::Closed)) => {
-                let words = self.spawned.as_ref().map(Spawned::last_words).unwrap_or_default();
-                let reason = if words.is_empty() { "it ended".to_owned() } else { words };
-                Leave::Fault(VmError::LoadFailed { reason })
+                let how = match &mut self.spawned {
+                    Some(spawned) => spawned.ended().await,
+                    None => spawn::MONITOR_CLOSED.to_owned(),
+                };
+                VmError::LoadEnded { how }
             }
-            other => other,
-        }
+            Leave::Fault(VmError::LoadFailed { mut reason }) => {
+                let words = self.spawned.as_ref().map(Spawned::last_words).unwrap_or_default();
+                if !words.is_empty() {
+                    reason = format!("{reason}: {words}");
+                }
+                VmError::LoadFailed { reason }
+            }
+            other => return other,
+        };
+        Leave::Fault(fault)
     }
 
     /// Committed: runs the guest, whatever it takes.

@@ -34,6 +34,9 @@ const QUIT_WAIT: Duration = Duration::from_secs(5);
 /// How much of QEMU's last words is told.
 const STDERR_BYTES_MAX: u64 = 600;
 
+/// All that is known of a QEMU that went and is nobody's child here.
+pub(super) const MONITOR_CLOSED: &str = "its monitor closed";
+
 /// Checks a command line of `vm.attach --spawn`.
 ///
 /// # Errors
@@ -95,6 +98,16 @@ impl Spawned {
     /// What QEMU said last, for people.
     pub(super) fn last_words(&self) -> String {
         last_words(&self.stderr).unwrap_or_default()
+    }
+
+    /// How a QEMU whose monitor is closed ended, and its last words.
+    pub(super) async fn ended(&mut self) -> String {
+        let status = match timeout(QUIT_WAIT, self.child.wait()).await {
+            Ok(Ok(status)) => status.to_string(),
+            _ => MONITOR_CLOSED.to_owned(),
+        };
+        let words = self.last_words();
+        if words.is_empty() { status } else { format!("{status}: {words}") }
     }
 
     /// Ends QEMU: by its monitor if there is one, by a signal otherwise.

@@ -1,16 +1,17 @@
 //! How many bytes a lane, or a stream before a guest, may have in flight: found from acks alone.
 //!
 //! The window is steered by the queue that it makes: the least round trip of a span of time, beyond
-//! the least of the last ten seconds. A longer queue than is allowed makes it smaller, a shorter one
-//! larger, by the ratio of the round trip that is allowed to the one that was seen. The least of a
-//! span is blind to what delays single records (a loss on the way, a bunch of acks), which is no
-//! queue of ours. A cut that costs throughput is taken back: then the queue belongs to others. When
-//! the least round trip grows old, the window shrinks to half of a bandwidth-delay product for a
-//! moment, so that a standing queue drains and can't pass for distance. At the start the window
-//! doubles with every round trip in which it was full, until there is a queue or no more throughput.
-//! Nor does it get much larger than what the highest rate of late needs for the round trip that is
-//! allowed, since records that wait at the sink for a lost one would come out as a burst.
-//! A sender that was not held back by its window learns nothing about it.
+//! the least of the last ten seconds. A longer queue than is allowed makes it smaller, a shorter
+//! one larger, by the ratio of the round trip that is allowed to the one that was seen. The least
+//! of a span is blind to what delays single records (a loss on the way, a bunch of acks), which is
+//! no queue of ours; but records that wait at the sink for a lost one come out as a burst, so the
+//! window does not get much larger either than what the highest rate of late needs for the round
+//! trip that is allowed. A cut that finds the same queue and costs throughput is taken back: then
+//! the queue belongs to others. When the least round trip grows old, the window shrinks to half of
+//! a bandwidth-delay product for a moment, so that a standing queue drains and can't pass for
+//! distance. At the start the window doubles with every other round trip in which it was full,
+//! until there is a queue or no more throughput. A sender that was not held back by its window
+//! learns nothing about it.
 //!
 //! Runs on the shard that owns the lane, called for every frame sent and every ack. Never
 //! allocates.

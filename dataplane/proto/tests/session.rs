@@ -5,7 +5,7 @@
 
 mod world;
 
-use dwcp_proto::ids::SessionNumber;
+use dwcp_proto::ids::{LaneId, SessionNumber};
 use dwcp_proto::session::phase::{SinkPhase, SourcePhase};
 use dwcp_proto::session::reason::StepError;
 use dwcp_proto::session::record::SourceRecord;
@@ -179,6 +179,27 @@ fn a_parked_guest_is_given_up_when_the_source_asks() {
     assert!(world.source_owns());
     assert_eq!(world.sink.as_ref().unwrap().phase(), SinkPhase::Aborted);
     assert_eq!((world.source_conflict, world.sink_conflict), (None, None));
+}
+
+/// The streams of a link often end before its control channel, and their news may be late.
+#[test]
+fn a_guest_that_stands_loaded_outlives_its_lanes() {
+    let failed = || SinkInput::LaneFailed { lane: LaneId(0), code: "lane_link_lost" };
+    let mut world = parked();
+    world.sink(failed()).unwrap();
+    assert!(world.sink.as_ref().unwrap().is_parked(), "the source may have yielded it");
+    world.heal();
+    assert!(world.source_owns());
+
+    let mut world = World::with_vm();
+    while world.sink.as_ref().is_none_or(|sink| sink.phase() != SinkPhase::Verified) {
+        world.deliver_to_sink(0);
+        world.deliver_to_source(0);
+        world.lane_event();
+        let _ = world.source(SourceInput::Finish);
+    }
+    world.sink(failed()).unwrap();
+    assert_eq!(world.sink.as_ref().unwrap().phase(), SinkPhase::Verified);
 }
 
 #[test]

@@ -84,8 +84,7 @@ fn go_to_doubt(hosts: &Hosts, pair: &mut Pair<'_>) -> String {
         method == "session.state" && params["state"] == "verified"
     });
     // What the sink says still arrives; nothing reaches it any more.
-    let way = if from == At::A { "ab" } else { "ba" };
-    hosts.net.way(way).set("up=0 flush=1").unwrap();
+    hosts.way(from, "up=0 flush=1");
     told(&mut source, "the doubt", |method, params| {
         method == "session.state" && params["state"] == "in_doubt"
     });

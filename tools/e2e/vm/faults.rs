@@ -5,10 +5,10 @@
 //! Afterwards, with the daemons started again and the link healed, exactly one runs it; a guest
 //! whose own QEMU was killed may be lost with it, and then the records say so.
 
-use super::harness::{At, Hosts, MOVE_MAX, Migrate, Told, told};
+use super::harness::{At, Hosts, MOVE_MAX, Migrate, Told};
 use super::is_full;
 use super::pair::Pair;
-use crate::harness::client::Client;
+use super::phase::{PHASES, Phase, go_to};
 use crate::harness::{Rng, observe, wait_for, wait_until};
 use dwcp_tools::lab::Guest;
 use serde_json::{Value, json};
@@ -27,31 +27,12 @@ const CUT_FOR: Duration = Duration::from_secs(5);
 /// How long a settled guest is watched for a second one.
 const WATCHED: Duration = Duration::from_millis(1500);
 
-/// How far the migration has come when the fault hits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
-    /// Asked for; no byte of the guest has left.
-    Opening,
-    /// A part of the first round is under way.
-    RoundOne,
-    /// The first round is through.
-    LaterRound,
-    /// The guest stands still, device state is under way.
-    Stopped,
-    /// The source's QEMU has completed.
-    Completed,
-    /// The source has given the guest up; the sink may not know.
-    Yielded,
-    /// The sink has taken the guest; the source may not know.
-    Committed,
-    /// Both know.
-    Settled,
-}
-
 /// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     LinkCut,
+    /// Nothing comes back from the sink; what the source sends arrives.
+    WayBackCut,
     SourceDaemonKilled,
     SinkDaemonKilled,
     BothDaemonsKilled,
@@ -59,19 +40,9 @@ enum Fault {
     SinkQemuKilled,
 }
 
-const PHASES: [Phase; 8] = [
-    Phase::Opening,
-    Phase::RoundOne,
-    Phase::LaterRound,
-    Phase::Stopped,
-    Phase::Completed,
-    Phase::Yielded,
-    Phase::Committed,
-    Phase::Settled,
-];
-
-const FAULTS: [Fault; 6] = [
+const FAULTS: [Fault; 7] = [
     Fault::LinkCut,
+    Fault::WayBackCut,
     Fault::SourceDaemonKilled,
     Fault::SinkDaemonKilled,
     Fault::BothDaemonsKilled,
@@ -143,7 +114,7 @@ struct Run<'a, 'b> {
 
 impl Run<'_, '_> {
     fn point(mut self, phase: Phase, fault: Fault) -> End {
-        let migrate = self.go_to(phase);
+        let migrate = go_to(self.hosts, self.pair, phase);
         let before = self.pair.look();
         assert!(before <= 1);
         let said = self.hit(phase, fault, migrate);
@@ -162,54 +133,12 @@ impl Run<'_, '_> {
         end
     }
 
-    /// Brings a migration to a phase.
-    fn go_to(&mut self, phase: Phase) -> Migrate {
-        let (from, to) = (self.pair.from, self.pair.to());
-        let mut source = self.hosts.listen(from);
-        let mut sink = self.hosts.listen(to);
-        // The end of a migration is short: a longer way gives each of its steps time to be met.
-        let (link, limit) = match phase {
-            Phase::Opening | Phase::RoundOne => ("rate=60m delay=5ms", "300ms"),
-            Phase::LaterRound => ("rate=60m delay=5ms", "1ms"),
-            _ => ("rate=1g delay=100ms", "2s"),
-        };
-        self.hosts.link(link);
-        let migrate = self.hosts.start_migrate(from, &["--downtime-limit", limit]);
-        let wait_state = |client: &mut Client, state: &str| {
-            told(client, state, |method, params| {
-                method == "session.state" && params["state"] == state
-            });
-        };
-        let wait_progress = |client: &mut Client, holds: &dyn Fn(&Value) -> bool| {
-            told(client, "progress", |method, params| {
-                method == "session.progress" && holds(params)
-            });
-        };
-        match phase {
-            Phase::Opening => wait_state(&mut source, "opening"),
-            Phase::RoundOne => wait_progress(&mut source, &|params| {
-                params["counters"]["vmm_in_bytes"].as_u64() > Some(4 << 20)
-            }),
-            Phase::LaterRound => {
-                wait_progress(&mut source, &|params| params["vm"]["rounds"].as_u64() >= Some(2));
-            }
-            Phase::Stopped => self.pair.wait_stopped(),
-            Phase::Completed => wait_until("the source's QEMU to complete", MOVE_MAX, || {
-                let answer = self.pair.source.qmp().execute("query-migrate", json!({})).unwrap();
-                answer["status"] == "completed"
-            }),
-            Phase::Yielded => wait_state(&mut source, "yielded"),
-            Phase::Committed => wait_state(&mut sink, "committed"),
-            Phase::Settled => wait_state(&mut source, "committed"),
-        }
-        migrate
-    }
-
     /// Lets the fault happen; returns what the client was told.
     fn hit(&mut self, phase: Phase, fault: Fault, migrate: Migrate) -> Told {
         let (from, to) = (self.pair.from, self.pair.to());
         match fault {
             Fault::LinkCut => self.hosts.link("up=0 flush=1"),
+            Fault::WayBackCut => self.hosts.way(to, "up=0 flush=1"),
             Fault::SourceDaemonKilled => self.hosts.daemon_mut(from).kill(),
             Fault::SinkDaemonKilled => self.hosts.daemon_mut(to).kill(),
             Fault::BothDaemonsKilled => {
@@ -219,7 +148,8 @@ impl Run<'_, '_> {
             Fault::SourceQemuKilled => self.pair.kill_source(),
             Fault::SinkQemuKilled => self.pair.kill_sink(),
         }
-        if fault == Fault::LinkCut && matches!(phase, Phase::RoundOne | Phase::LaterRound) {
+        let is_cut = matches!(fault, Fault::LinkCut | Fault::WayBackCut);
+        if is_cut && matches!(phase, Phase::RoundOne | Phase::LaterRound) {
             // While the guest runs, the migration waits for the link. One that QEMU has stopped for
             // its switchover in the meantime runs on at the source.
             observe(CUT_FOR, || assert!(self.pair.look() <= 1));

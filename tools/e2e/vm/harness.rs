@@ -67,6 +67,11 @@ pub(super) struct Hosts {
 impl Hosts {
     /// Brings both up over such a link; None when this machine can't, which is said.
     pub(super) fn up(link: &str) -> Option<Self> {
+        Self::up_with(link, &[])
+    }
+
+    /// Like [`Self::up`], with further flags for both daemons.
+    pub(super) fn up_with(link: &str, flags: &[&str]) -> Option<Self> {
         let lab = Lab::for_test()?;
         if !lab.qemu_keeps_pages() {
             let version = lab.qemu_version().unwrap_or_default();
@@ -79,7 +84,7 @@ impl Hosts {
         let start = |at: At| {
             let own = pki.host(at.host());
             let spec = DaemonSpec::new(&folder.path().join(NODES[at.index()]), Some(own));
-            let spec = spec.with(&["--memory", "1GiB"]);
+            let spec = spec.with(&["--memory", "1GiB"]).with(flags);
             Daemon::start(spec.on(&net, NODES[at.index()]))
         };
         let daemons = [start(At::A), start(At::B)];
@@ -101,6 +106,12 @@ impl Hosts {
         self.net.link("ab").set(words).expect("words of a link");
     }
 
+    /// Changes the way from one host to the other alone.
+    pub(super) fn way(&self, from: At, words: &str) {
+        let name = NODES[from.index()].to_owned() + NODES[from.other().index()];
+        self.net.way(&name).set(words).expect("words of a link");
+    }
+
     /// Settings of a QEMU on a host.
     pub(super) fn config(&self, at: At) -> VmConfig<'_> {
         let node = Some(self.net.node(NODES[at.index()]));
@@ -108,16 +119,16 @@ impl Hosts {
     }
 
     /// Boots a guest on a host and makes it known to the daemon there.
-    pub(super) fn boot(&self, guest: &Guest, at: At) -> Vm {
-        let mut vm = Vm::start(guest, self.config(at)).unwrap();
+    pub(super) fn boot(&self, guest: &Guest, at: At, options: &[&str]) -> Vm {
+        let mut vm = Vm::start(guest, VmConfig { options, ..self.config(at) }).unwrap();
         vm.wait_ready(guest).unwrap();
         self.attach_source(&vm, at);
         vm
     }
 
     /// Starts a QEMU that waits for the guest and makes it known to the daemon there.
-    pub(super) fn wait_at(&self, guest: &Guest, at: At) -> Vm {
-        let config = VmConfig { incoming: true, paused: true, ..self.config(at) };
+    pub(super) fn wait_at(&self, guest: &Guest, at: At, options: &[&str]) -> Vm {
+        let config = VmConfig { incoming: true, paused: true, options, ..self.config(at) };
         let vm = Vm::start(guest, config).unwrap();
         self.attach_sink(&vm, at);
         vm
@@ -201,6 +212,13 @@ impl Hosts {
         let list = self.daemon(at).must("session.list", json!({}));
         let of_guest = |record: &&Value| record["vm"]["name"] == json!(NAME);
         list.as_array().expect("a list").iter().find(of_guest).cloned()
+    }
+
+    /// Waits until a host's newest record of the guest is in this state, and returns it.
+    pub(super) fn wait_record(&self, at: At, state: &str) -> Value {
+        wait_for(&format!("{state} at {}", at.host()), MOVE_MAX, || {
+            self.record(at).filter(|record| record["state"] == state)
+        })
     }
 
     /// The numbers of all sessions that a host knows.

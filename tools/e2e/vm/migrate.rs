@@ -1,8 +1,9 @@
 //! A guest moves to and fro, and every page is right.
 
-use super::harness::{At, Hosts, NAME};
+use super::harness::{At, Hosts};
 use super::pair::Pair;
-use dwcp_tools::lab::{Guest, Vm};
+use super::spawned::Spawned;
+use dwcp_tools::lab::Guest;
 use serde_json::json;
 
 /// Both journals say that it is done, and no end is in doubt.
@@ -83,20 +84,11 @@ fn a_guest_that_its_user_has_paused_moves_and_stays_paused_until_its_user_starts
 fn a_daemon_starts_the_waiting_qemu_itself() {
     let Some(hosts) = Hosts::up("rate=1g delay=5ms") else { return };
     let guest = Guest::new(&hosts.lab, "idle").unwrap().with_ram_mib(96);
-    let mut source = hosts.boot(&guest, At::A);
-    let folder = tempfile::tempdir().unwrap();
-    let config = hosts.config(At::B);
-    let config = dwcp_tools::lab::VmConfig { incoming: true, paused: true, ..config };
-    let words = Vm::words(&guest, config, folder.path(), Some(&folder.path().join("ram")));
-    let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
-    let words = ["vm", "attach", NAME, "--incoming", "--accept-from", At::A.host(), "--spawn"];
-    hosts.must(At::B, &[words.as_slice(), &[&quoted.join(" ")]].concat());
+    let mut source = hosts.boot(&guest, At::A, &[]);
+    let spawned = Spawned::attach(&hosts, &guest, At::B, &[]);
     let told = hosts.migrate(At::A, &[]);
     assert_eq!(source.qmp().status().unwrap(), "postmigrate", "{told}");
-    let mut qmp = dwcp_tools::lab::Qmp::connect(&folder.path().join("lab.qmp")).unwrap();
-    assert_eq!(qmp.status().unwrap(), "running");
-    // It is nobody's child here: it ends by its monitor.
-    qmp.execute("quit", json!({})).unwrap();
+    assert_eq!(spawned.qmp().unwrap().status().unwrap(), "running");
 }
 
 #[test]

@@ -6,15 +6,23 @@
 //! `DWCP_E2E_FULL=1` runs more faults and larger guests.
 
 mod cancel;
+mod carried;
+mod carrier;
+mod collapse;
 mod doubt;
 mod faults;
 mod harness;
 mod link;
+mod load;
+mod memory_group;
 mod migrate;
 mod pair;
+mod phase;
 mod referee;
 mod refuse;
+mod spawned;
 mod survive;
+mod way_back;
 
 /// Whether everything is to be run.
 fn is_full() -> bool {

@@ -13,6 +13,8 @@ pub(super) struct Pair<'a> {
     pub(super) from: At,
     pub(super) source: Vm,
     pub(super) sink: Vm,
+    /// Words of every QEMU that holds it.
+    options: &'a [&'a str],
     referee: Referee,
     watched: [Watched; 2],
 }
@@ -20,18 +22,32 @@ pub(super) struct Pair<'a> {
 impl<'a> Pair<'a> {
     /// Boots a guest at a host, with a QEMU that waits for it at the other.
     pub(super) fn boot(hosts: &Hosts, guest: &'a Guest, from: At) -> Self {
-        let sink = hosts.wait_at(guest, from.other());
-        let source = hosts.boot(guest, from);
-        Self::of(guest, from, source, sink)
+        Self::boot_with(hosts, guest, from, &[], &[])
     }
 
-    fn of(guest: &'a Guest, from: At, mut source: Vm, mut sink: Vm) -> Self {
+    /// Like [`Self::boot`], with further words for QEMU, and those that only the sink's has.
+    pub(super) fn boot_with(
+        hosts: &Hosts,
+        guest: &'a Guest,
+        from: At,
+        options: &'a [&'a str],
+        sinks: &[&str],
+    ) -> Self {
+        let sink = hosts.wait_at(guest, from.other(), &[options, sinks].concat());
+        let source = hosts.boot(guest, from, options);
+        Self::of(guest, from, options, (source, sink))
+    }
+
+    /// A guest that runs at a host, and the QEMU that waits for it at the other, both with these
+    /// further words.
+    pub(super) fn of(guest: &'a Guest, from: At, options: &'a [&'a str], vms: (Vm, Vm)) -> Self {
+        let (mut source, mut sink) = vms;
         let mut referee = Referee::default();
         let watched = [
             referee.watch(from.host(), &mut source),
             referee.watch(from.other().host(), &mut sink),
         ];
-        Self { guest, from, source, sink, referee, watched }
+        Self { guest, from, source, sink, options, referee, watched }
     }
 
     /// Where the guest goes.
@@ -94,20 +110,20 @@ impl<'a> Pair<'a> {
 
     /// The guest has arrived: its QEMU is the source of the next migration, to a new one.
     pub(super) fn turn(self, hosts: &Hosts) -> Self {
-        let Self { guest, from, source, sink, .. } = self;
+        let Self { guest, from, source, sink, options, .. } = self;
         drop(source);
-        let waiting = hosts.wait_at(guest, from);
+        let waiting = hosts.wait_at(guest, from, options);
         hosts.attach_source(&sink, from.other());
-        Self::of(guest, from.other(), sink, waiting)
+        Self::of(guest, from.other(), options, (sink, waiting))
     }
 
     /// The guest stayed; a new QEMU waits for it.
     pub(super) fn renew_sink(self, hosts: &Hosts) -> Self {
-        let Self { guest, from, source, sink, .. } = self;
+        let Self { guest, from, source, sink, options, .. } = self;
         drop(sink);
-        let waiting = hosts.wait_at(guest, from.other());
+        let waiting = hosts.wait_at(guest, from.other(), options);
         hosts.attach_source(&source, from);
-        Self::of(guest, from, source, waiting)
+        Self::of(guest, from, options, (source, waiting))
     }
 
     /// Waits until the source's guest stands still for the switchover.

@@ -19,7 +19,7 @@ fn refused(hosts: &Hosts, words: &[&str]) -> Told {
 fn what_does_not_fit_is_refused_and_the_guest_is_not_touched() {
     let Some(hosts) = Hosts::up("rate=1g delay=2ms") else { return };
     let guest = Guest::new(&hosts.lab, "idle").unwrap().with_ram_mib(96);
-    let mut source = hosts.boot(&guest, At::A);
+    let mut source = hosts.boot(&guest, At::A, &[]);
     refused(&hosts, &[NAME]);
 
     let waiting = VmConfig { incoming: true, paused: true, ..hosts.config(At::B) };
@@ -50,6 +50,35 @@ fn what_does_not_fit_is_refused_and_the_guest_is_not_touched() {
     assert_eq!(stops, 0);
 }
 
+/// The memory that a session takes is reserved before the sink's QEMU is asked for anything.
+#[test]
+fn a_sink_without_the_memory_for_a_session_says_what_it_lacks_before_the_first_byte() {
+    let Some(mut hosts) = Hosts::up("rate=1g delay=2ms") else { return };
+    let guest = Guest::new(&hosts.lab, "idle").unwrap().with_ram_mib(96);
+    let mut pair = Pair::boot(&hosts, &guest, At::A);
+    let sink = hosts.daemon_mut(At::B);
+    sink.kill();
+    let enough = sink.spec.flags.clone();
+    sink.spec.flags = ["--memory", "128MiB"].map(str::to_owned).into();
+    sink.restart();
+    let words = ["this session needs", "bytes are reserved already", "(memory_budget)"];
+    let parts = ["tables", "bases", "undelivered", "zstd window"];
+    let end = refused(&hosts, &[words.as_slice(), &parts].concat());
+    println!("{}", end.stderr);
+    assert_eq!(pair.states(), ("running".to_owned(), "inmigrate".to_owned()));
+    assert_eq!(pair.look(), 1);
+    assert!(pair.source.qmp().stamp_of("STOP").is_none(), "the guest was not touched");
+    let migration = pair.sink.qmp().execute("query-migrate", json!({})).unwrap();
+    assert!(migration["status"].is_null(), "not a byte came: {migration}");
+
+    let sink = hosts.daemon_mut(At::B);
+    sink.kill();
+    sink.spec.flags = enough;
+    sink.restart();
+    hosts.migrate(At::A, &[]);
+    pair.assert_runs_at_sink();
+}
+
 /// Without `-S` QEMU itself would run the guest as soon as it is loaded: finding B.
 #[test]
 fn a_sink_without_its_pause_never_runs_the_guest_before_the_commit() {
@@ -58,7 +87,7 @@ fn a_sink_without_its_pause_never_runs_the_guest_before_the_commit() {
     let config = VmConfig { incoming: true, ..hosts.config(At::B) };
     let mut sink = Vm::start(&guest, config).unwrap();
     hosts.attach_sink(&sink, At::B);
-    let mut source = hosts.boot(&guest, At::A);
+    let mut source = hosts.boot(&guest, At::A, &[]);
     hosts.migrate(At::A, &["--paused"]);
     assert_eq!(sink.qmp().status().unwrap(), "paused");
     assert_eq!(source.qmp().status().unwrap(), "postmigrate");
@@ -90,13 +119,15 @@ fn a_guest_moves_once_at_a_time_and_qemus_own_compression_is_carried_and_said() 
     told(&mut listener, "a later round", |method, params| {
         method == "session.progress" && params["vm"]["rounds"].as_u64() >= Some(3)
     });
-    let second = hosts.daemon(At::A).call(
-        "vm.migrate",
-        json!({
-            "name": NAME, "peer": hosts.daemon(At::B).listen.to_string(),
-        }),
-    );
-    assert_eq!(second.expect_err("one at a time").code(), "vm_busy");
+    let to = hosts.daemon(At::B).listen.to_string();
+    let second = hosts.run(At::A, &["migrate", NAME, "--to", &to]);
+    assert_eq!(second.status.code(), Some(1), "{second:?}");
+    let said = String::from_utf8_lossy(&second.stderr);
+    let session = hosts.record(At::A).expect("a record")["session"].clone();
+    let session = session.as_str().expect("a session");
+    for word in [session, "uses virtual machine", "wait for its session to end", "[vm_busy]"] {
+        assert!(said.contains(word), "no {word} in {said}");
+    }
     hosts.link("rate=1g");
     let end = first.finish();
     assert_eq!(end.code, Some(0), "{end:?}");

@@ -36,7 +36,8 @@ impl Guest {
     pub const HELP: &str = "\
   idle                    nothing but a kernel and a clock (128 MiB)
   dirty:MIB,RATE,MODE     changes RATE pages a second of MIB and checks all of them for ever;
-                          MODE 1 records, 2 text, 3 mixed; default dirty:400,2000,3 (1024 MiB)
+                          MODE 1 records, 2 text, 3 mixed, 4 pages that shrink well until a line
+                          on the second serial line; default dirty:400,2000,3 (1024 MiB)
   redis, web, build       real workloads, with an optional :SEED (512 MiB; needs setup --real)";
 
     /// A guest by its words, with the memory that its workload needs.

@@ -8,7 +8,7 @@ use crate::config::{
     ControlConfig, DaemonFacts, LiveSettings, MemoryBudget, PeerSecurity, PeerTimeouts,
     SettingRefused, SettingView, SettingsPort, SocketConfig,
 };
-use dwcp_dataplane::port::{Command, Event, RoundStats, ShardPort, StreamEnd};
+use dwcp_dataplane::port::{ChannelEnd, Command, Event, RoundStats, ShardPort, StreamEnd};
 use dwcp_ffi::counters::{counters, histogram};
 use dwcp_ffi::poll::waker;
 use dwcp_ffi::region::{HugePages, Region};
@@ -87,6 +87,8 @@ pub(super) struct Script {
     pub(super) hold_digest: Cell<bool>,
     /// Channels of migration streams that were handed over.
     pub(super) channels: Cell<u16>,
+    /// The VMM at the peer ends its migration socket as soon as there is one here.
+    pub(super) peer_ends: Cell<bool>,
     /// The zstd level of the newest session, at a source.
     pub(super) zstd_level: Cell<i32>,
     /// The loop of the control plane is not polled, as if its process were stopped.
@@ -165,7 +167,13 @@ impl FakeShard {
                 self.streams.push(setup.session);
                 self.held.push(Event::Opened { session: setup.session });
             }
-            Command::AddChannel(_) => self.script.channels.set(self.script.channels.get() + 1),
+            Command::AddChannel(setup) => {
+                self.script.channels.set(self.script.channels.get() + 1);
+                if self.script.peer_ends.get() {
+                    let (session, channel) = (setup.session, setup.channel);
+                    self.held.push(Event::ChannelEnded { session, channel, end: ChannelEnd::Peer });
+                }
+            }
             Command::Verify { session } if self.streams.contains(&session) => {
                 let digest = [u8::from(self.script.bad_digest.get()); 16];
                 self.held.push(Event::StreamDigest { session, frames: 9, digest });

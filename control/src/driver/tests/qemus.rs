@@ -39,6 +39,8 @@ pub(super) struct Qemus {
     stopped: Cell<bool>,
     /// Connections besides the first.
     pub(super) more_channels: Cell<u16>,
+    /// How often a QEMU has failed.
+    pub(super) failures: Cell<u16>,
     /// Operators have let two run on purpose.
     pub(super) two_may_run: Cell<bool>,
 }
@@ -252,8 +254,13 @@ impl Drive {
         if !self.qemus.failing.borrow().contains(point) {
             return Ok(None);
         }
-        let error = VmError::MigrationFailed { reason: format!("at {point}") };
+        let reason = format!("at {point}");
+        let error = match point {
+            "load" => VmError::LoadFailed { reason },
+            _ => VmError::MigrationFailed { reason },
+        };
         self.side.tell(VmNews::Failed(error)).await?;
+        self.qemus.failures.set(self.qemus.failures.get() + 1);
         self.order().await.map(Some)
     }
 
@@ -317,6 +324,10 @@ impl Drive {
             return Ok(Some(order));
         }
         self.qemus.stopped.set(true);
+        // Before the sink's own failure is known QEMU hears of one over its return path.
+        if let Some(order) = self.pass("sibling").await? {
+            return Ok(Some(order));
+        }
         if let Next::Ordered(order) = self.until(Qemus::loaded).await? {
             return Ok(Some(order));
         }

@@ -25,7 +25,7 @@ fn guest_runs_here(answer: &Value) {
 
 #[test]
 fn a_qemu_that_fails_at_any_point_leaves_the_guest_at_the_source() {
-    for point in ["precopy", "stopped", "completed", "prepare", "load"] {
+    for point in ["precopy", "stopped", "sibling", "completed", "prepare", "load"] {
         run(|directory| async move {
             let mut pair = VmPair::start(directory).await;
             pair.qemus.fail(point);
@@ -38,6 +38,56 @@ fn a_qemu_that_fails_at_any_point_leaves_the_guest_at_the_source() {
             all_is_well(&mut pair).await;
         });
     }
+}
+
+/// Both QEMUs fail, the source's first; returns what the client is told.
+async fn both_fail(pair: &mut VmPair) -> Value {
+    pair.qemus.hold("load");
+    for point in ["sibling", "load"] {
+        pair.qemus.fail(point);
+    }
+    pair.migrate().await;
+    while pair.qemus.failures.get() == 0 {
+        tokio::task::yield_now().await;
+    }
+    pair.qemus.free("load");
+    pair.at_a.next().await
+}
+
+/// The QEMU at the source only knows that its sibling failed.
+#[test]
+fn a_guest_that_the_sink_cannot_load_is_told_in_the_words_of_the_sink() {
+    run(|directory| async move {
+        let mut pair = VmPair::start(directory).await;
+        let answer = both_fail(&mut pair).await;
+        let data = &answer["error"]["data"];
+        assert_eq!(data["code"], "session_failed", "{answer}");
+        assert_eq!(data["peer_code"], "load_failed", "{answer}");
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(message.contains("QEMU at the sink could not load the guest: at load"), "{answer}");
+        assert!(data["cure"].as_str().unwrap().contains("the sink's QEMU"), "{answer}");
+        guest_runs_here(&answer);
+        let record = pair.at_b.wait_for(&data["session"], "failed").await;
+        assert!(record["reason"].as_str().unwrap().contains("load_failed"), "{record}");
+        all_is_well(&mut pair).await;
+    });
+}
+
+#[test]
+fn a_guest_that_the_sink_cannot_load_since_its_stream_ended_is_told_in_the_words_of_the_source() {
+    run(|directory| async move {
+        let mut pair = VmPair::start(directory).await;
+        pair.b.script.peer_ends.set(true);
+        let answer = both_fail(&mut pair).await;
+        let data = &answer["error"]["data"];
+        assert_eq!(data["vm_code"], "migration_failed", "{answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains("at sibling"), "{answer}");
+        guest_runs_here(&answer);
+        let record = pair.at_b.wait_for(&data["session"], "failed").await;
+        assert!(record["reason"].as_str().unwrap().contains("stream_ended"), "{record}");
+        pair.b.script.peer_ends.set(false);
+        all_is_well(&mut pair).await;
+    });
 }
 
 #[test]

@@ -304,7 +304,7 @@ fn before_the_yield_the_guest_is_kept_in_every_phase() {
                 _ => {
                     let mut sink = sink;
                     sink.kill();
-                    assert_eq!(into.failure().await.code(), "load_failed");
+                    assert_eq!(into.failure().await.code(), "load_ended");
                     drop(pump);
                     out.failure().await;
                     out.order(VmOrder::Keep);

@@ -145,7 +145,11 @@ impl EndReason {
     /// The sentence for the peer.
     #[must_use]
     pub fn peer_message(&self) -> Message {
-        Message::cut(&self.to_string())
+        match self {
+            // Its code goes along.
+            Self::VmFailed { message, .. } => message.clone(),
+            _ => Message::cut(&self.to_string()),
+        }
     }
 }
 

@@ -9,7 +9,9 @@ use crate::limits::SOCKET_PATH_BYTES_MAX;
 use crate::state::{AttachedVm, Change};
 use crate::vm::{VmError, VmFacts, check_command, shell_words};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 
 /// What a QEMU that is to be attached said of itself.
 #[derive(Debug)]
@@ -66,25 +68,15 @@ impl Core {
     /// The private directory of sockets between QEMUs and this daemon. One that an operator made
     /// keeps its rights.
     pub(super) fn vm_directory(&self) -> Result<PathBuf, ApiError> {
-        let path = self.config.socket.as_ref().map(|socket| socket.path.with_extension("vm"));
-        let path = path.ok_or_else(|| {
+        let socket = self.config.socket.as_ref().ok_or_else(|| {
             let message = "this process drives no virtual machines";
             ApiError::new(ApiCode::VmUnusable, message)
         })?;
-        // QEMU does not share this process's current directory.
-        let path = std::path::absolute(&path).unwrap_or(path);
-        let made = match path.is_dir() {
-            true => Ok(()),
-            false => {
-                use std::os::unix::fs::DirBuilderExt;
-                std::fs::DirBuilder::new().mode(0o700).create(&path)
-            }
-        };
-        made.map_err(|error| {
+        directory_beside(&socket.path).map_err(|error| {
+            let path = socket.path.with_extension("vm");
             let message = format!("the directory {} can't be made: {error}", path.display());
             ApiError::new(ApiCode::VmUnusable, message)
-        })?;
-        Ok(path)
+        })
     }
 
     /// A QEMU that is to be attached has answered, or not.
@@ -136,6 +128,16 @@ impl Core {
     }
 }
 
+/// Makes the directory beside the control socket if it is not there; its path from the root, since
+/// QEMU does not share this process's current directory.
+fn directory_beside(socket: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(socket.with_extension("vm"))?;
+    if !path.is_dir() {
+        std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+    }
+    Ok(path)
+}
+
 fn vm_view(vm: &AttachedVm) -> Value {
     json!({
         "name": vm.name, "qmp": vm.qmp, "incoming": vm.incoming, "spawn": vm.spawn,
@@ -148,4 +150,20 @@ pub(super) fn vm_error(error: &VmError) -> ApiError {
     ApiError::new(ApiCode::VmUnusable, error.to_string())
         .with("reason", error.code())
         .with("cure", error.cure())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_directory_of_a_relative_socket_is_named_from_the_root() {
+        let folder = tempfile::tempdir_in(".").unwrap();
+        let socket = Path::new(folder.path().file_name().unwrap()).join("dwcp.sock");
+        assert!(socket.is_relative());
+        let directory = directory_beside(&socket).unwrap();
+        assert!(directory.is_absolute() && directory.is_dir());
+        assert_eq!(directory.file_name(), Some("dwcp.vm".as_ref()));
+        assert_eq!(directory_beside(&socket).unwrap(), directory, "it may be there");
+    }
 }

@@ -4,7 +4,7 @@ use crate::harness::carrier::{Carrier, Carriers, accept};
 use crate::harness::lab::{SINK, SOURCE};
 use crate::harness::pki::Pki;
 use crate::harness::qemu::Qemu;
-use crate::harness::{Rng, SOON, wait_for, wait_until};
+use crate::harness::{Rng, SOON, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use std::io::{Read as _, Write as _};
@@ -245,8 +245,9 @@ fn the_two_sides_need_their_own_flags() {
     }
 }
 
-/// Has an empty guest migrate through two carriers.
-fn migrate_qemu(capabilities: &[&str]) {
+/// Has an empty guest migrate through two carriers, with some of QEMU's capabilities on; before, if
+/// it `fails_first`, to where nobody waits for it.
+fn migrate_qemu(capabilities: &[&str], fails_first: bool) {
     if !Qemu::is_installed() {
         eprintln!("left out: this machine has no QEMU");
         return;
@@ -257,17 +258,20 @@ fn migrate_qemu(capabilities: &[&str]) {
     let uri = |path: std::path::PathBuf| json!({"uri": format!("unix:{}", path.display())});
     near.set_capabilities(capabilities);
     far.set_capabilities(capabilities);
-    // Nobody listens yet: the source goes on with its guest.
-    near.call("migrate", uri(lab.carriers.out_path()));
-    assert_eq!(near.migration_ended(), "failed");
-    assert_eq!(lab.carriers.source.failure(), "vmm_unreachable");
-    assert_eq!(near.call("query-status", json!({}))["status"], "prelaunch");
-    assert_eq!(lab.carriers.sink.failure(), "vmm_unreachable");
+    if fails_first {
+        near.call("migrate", uri(lab.carriers.out_path()));
+        assert_eq!(near.migration_ended(), "failed");
+        assert_eq!(lab.carriers.source.failure(), "vmm_unreachable");
+        assert_eq!(near.call("query-status", json!({}))["status"], "prelaunch");
+        assert_eq!(lab.carriers.sink.failure(), "vmm_unreachable");
+        // QEMU still clears up after the failure when it says that it has failed.
+        wait_until("the end of the failed migration", SOON, || {
+            let held = near.call("query-yank", json!({}));
+            !held.as_array().expect("a list").contains(&json!({"type": "migration"}))
+        });
+    }
     far.call("migrate-incoming", uri(lab.carriers.in_path()));
-    // QEMU still clears up after the failure when it says that it has failed.
-    wait_for("the next migration", SOON, || {
-        near.try_call("migrate", uri(lab.carriers.out_path())).ok()
-    });
+    near.call("migrate", uri(lab.carriers.out_path()));
     assert_eq!(near.migration_ended(), "completed");
     assert_eq!(far.migration_ended(), "completed");
     let ended = lab.carriers.source.ended_well();
@@ -277,11 +281,13 @@ fn migrate_qemu(capabilities: &[&str]) {
 }
 
 #[test]
-fn a_qemu_migrates_through_carriers() {
-    migrate_qemu(&["return-path"]);
+fn a_qemu_migrates_through_carriers_after_one_that_nobody_took() {
+    migrate_qemu(&["return-path"], true);
 }
 
+// None that fails first: QEMU 10.0.2 can hang for good when multifd's connections are closed while
+// it sets them up, whoever closes them.
 #[test]
 fn a_qemu_with_multifd_migrates_through_carriers() {
-    migrate_qemu(&["return-path", "multifd"]);
+    migrate_qemu(&["return-path", "multifd"], false);
 }

@@ -66,6 +66,14 @@ pub(super) fn migration_status(answer: &Value) -> Option<String> {
     answer.get("status").and_then(Value::as_str).map(short)
 }
 
+/// Whether QEMU still clears up after a migration. It says that one has failed before it has let
+/// go of it, and a `migrate` in between is refused and leaves it "in progress" for ever.
+pub(super) async fn is_clearing_up(qmp: &mut Qmp) -> Result<bool, QmpError> {
+    let held = known(qmp.execute("query-yank", Value::Null).await)?;
+    let mut held = held.as_array().into_iter().flatten();
+    Ok(held.any(|instance| instance.get("type").and_then(Value::as_str) == Some("migration")))
+}
+
 async fn version(qmp: &mut Qmp) -> Result<QemuVersion, QmpError> {
     const COMMAND: &str = "query-version";
     let version = qmp.execute(COMMAND, Value::Null).await?;

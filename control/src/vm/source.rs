@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until};
 
 /// How often QEMU is asked how far it is while the guest runs.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
@@ -35,6 +35,9 @@ const RAMP_EVERY: Duration = Duration::from_secs(5);
 
 /// The highest downtime limit of a ramp, as a multiple of the first.
 const RAMP_FACTOR_MAX: u64 = 64;
+
+/// How long QEMU may take to let go of a migration that has ended.
+const CLEARED_WITHIN: Duration = Duration::from_secs(10);
 
 /// The most connections: QEMU's first and 16 of multifd.
 const CHANNELS_MAX: u16 = 17;
@@ -102,6 +105,7 @@ async fn migrate(side: &mut TaskSide, touched: &mut Touched) -> Result<(), Leave
     settings::set_source(&mut qmp, &saved, &options).await?;
     let socket = PrivateSocket::new(socket_path, &qmp)?;
     let listener = socket.listen()?;
+    cleared_up(&mut qmp).await?;
     let uri = format!("unix:{}", socket.path().display());
     let limit_ms = settings::downtime_limit_ms(&saved, &options);
     let forecast = Forecast::new(limit_ms, settings::knows_switchover(&saved));
@@ -111,6 +115,19 @@ async fn migrate(side: &mut TaskSide, touched: &mut Touched) -> Result<(), Leave
     let outcome = watch.run(side, &socket, &listener).await;
     touched.qmp = Some(watch.qmp);
     outcome
+}
+
+/// Waits until QEMU has let go of its last migration.
+async fn cleared_up(qmp: &mut Qmp) -> Result<(), VmError> {
+    let deadline = Instant::now() + CLEARED_WITHIN;
+    while gather::is_clearing_up(qmp).await? {
+        if Instant::now() >= deadline {
+            let status = "at its end, but doesn't let go of it".to_owned();
+            return Err(VmError::AlreadyMigrating { status });
+        }
+        sleep(STOPPED_EVERY).await;
+    }
+    Ok(())
 }
 
 /// Waits for the order to begin.

@@ -48,7 +48,7 @@ impl Qemu {
     }
 
     /// Has a command carried out; QEMU's error if it refuses.
-    pub(crate) fn try_call(&mut self, command: &str, arguments: Value) -> Result<Value, Value> {
+    fn try_call(&mut self, command: &str, arguments: Value) -> Result<Value, Value> {
         let mut line = json!({"execute": command, "arguments": arguments}).to_string();
         line.push('\n');
         self.monitor.get_mut().write_all(line.as_bytes()).expect("QEMU reads");

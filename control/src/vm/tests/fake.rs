@@ -23,6 +23,8 @@ pub(super) struct Faults {
     pub(super) runs_at_once: bool,
     /// It sends no events, as a QEMU whose `events` somebody switched off.
     pub(super) is_silent: bool,
+    /// It lets go of its last migration only when it has been asked so often.
+    pub(super) clears_up_after: usize,
 }
 
 /// What a scripted QEMU is and was asked.
@@ -185,7 +187,12 @@ async fn act(
     faults: Faults,
 ) -> Result<Value, String> {
     let path = || arguments["uri"].as_str().unwrap().trim_start_matches("unix:").to_owned();
+    let asked = |name| state.borrow().commands.iter().filter(|asked| *asked == name).count();
+    let clears_up = asked("query-yank") < faults.clears_up_after;
     match command {
+        "query-yank" if clears_up => return Ok(json!([{ "type": "migration" }])),
+        "query-yank" => return Ok(json!([{ "type": "chardev", "id": "qmp" }])),
+        "migrate" if clears_up => return Err("duplicate yank instance".to_owned()),
         // The connection is made before the answer, as in QEMU.
         "migrate" => {
             let held = UnixStream::connect(path()).await.map_err(|error| error.to_string())?;

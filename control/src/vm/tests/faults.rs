@@ -167,6 +167,16 @@ fn a_refused_command_leaves_the_guest_running_at_the_source() {
 }
 
 #[test]
+fn a_migration_begins_when_qemu_has_let_go_of_its_last_one() {
+    run(async {
+        let fake = Fake::new("running", Faults { clears_up_after: 5, ..Faults::default() });
+        let outcome = lead_source(&fake, source(&fake, None)).await;
+        assert!(outcome.is_good, "{outcome:?}");
+        assert_eq!((fake.count("query-yank"), fake.count("migrate")), (5, 1));
+    });
+}
+
+#[test]
 fn a_failed_migration_is_told_with_the_words_of_qemu() {
     run(async {
         let faults = Faults { fails: true, ..Faults::default() };

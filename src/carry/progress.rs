@@ -34,6 +34,7 @@ impl Progress {
                 let listen = listen.map(|address| address.to_string()).unwrap_or_default();
                 format!("ready: migrations that come to {listen} go to unix:{}", self.target)
             }
+            CarryEvent::Linked { peer } => format!("linked with {peer}"),
             CarryEvent::Opened { session, peer } if self.is_source => {
                 format!("{}: opened, to {peer}", short(session))
             }

@@ -225,6 +225,15 @@ fn only_certified_and_named_hosts_may_send() {
 }
 
 #[test]
+fn the_link_stands_before_a_vmm_comes() {
+    let lab = Lab::start();
+    assert_eq!(lab.carriers.source.event("linked")["peer"], SINK);
+    assert_eq!(lab.carriers.sink.event("linked")["peer"], SOURCE);
+    let listener = lab.carriers.listen();
+    exchange(lab.carriers.channel(&listener), 42, 1000);
+}
+
+#[test]
 fn a_live_socket_is_never_taken_over() {
     let lab = Lab::start();
     let out = lab.carriers.out_path();

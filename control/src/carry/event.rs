@@ -45,6 +45,11 @@ pub enum CarryEvent {
         #[serde(skip_serializing_if = "Option::is_none")]
         listen: Option<SocketAddr>,
     },
+    /// The link to the other carrier works; the source opens it before a VMM comes.
+    Linked {
+        /// The other end's name.
+        peer: String,
+    },
     /// A session began: both VMMs are connected.
     Opened {
         /// The session.

@@ -38,6 +38,7 @@ pub fn carry(
         let mut carry = Carry::new(carry, report, ends.carry.0.clone());
         carry.report.report(&CarryEvent::Ready { listen_unix, listen: core.listen });
         core.carry = Some(Box::new(carry));
+        core.open_carry_link();
         let serving =
             socket.map(|socket| tokio::task::spawn_local(socket.serve(ends.carry.0.clone())));
         let outcome = ends.serve(&mut core).await;

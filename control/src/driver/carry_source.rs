@@ -6,7 +6,7 @@ use super::carry::failure;
 use super::core::Core;
 use super::vm_opening::lane_of;
 use crate::api::{ApiError, Role};
-use crate::carry::{CarryPhase, CarrySession, CarrySide};
+use crate::carry::{CarryEvent, CarryPhase, CarrySession, CarrySide};
 use crate::limits::STREAM_WINDOW_LOG;
 use crate::migration::VmMemory;
 use crate::peer::{LinkPhase, random};
@@ -59,6 +59,17 @@ impl Core {
         }
     }
 
+    /// Opens the link before a VMM comes: its guest would wait for it. One that can't be opened now
+    /// is opened for the VMM.
+    pub(super) fn open_carry_link(&mut self) {
+        let Some(carry) = &self.carry else { return };
+        let CarrySide::Source { to, .. } = &carry.config.side else { return };
+        let to = to.clone();
+        if let Err(error) = self.link_to(&to) {
+            tracing::warn!(code = error.code(), %error, "the link is not opened ahead");
+        }
+    }
+
     fn begin_carry(&mut self, socket: OwnedFd) {
         let now = self.now();
         let answer = u64::try_from(self.config.timeouts.answer.as_nanos()).unwrap_or(u64::MAX);
@@ -90,8 +101,16 @@ impl Core {
         }
     }
 
-    /// The link works: the sink is asked.
-    pub(super) fn carry_link_ready(&mut self, link: LinkId) {
+    /// The link works: it is reported, and the sink is asked for the session that waits for it.
+    pub(super) fn on_carry_link(&mut self, link: LinkId) {
+        let Some(entry) = self.links.get(&link) else { return };
+        let peer = entry.peer_name.clone();
+        self.report_carry(&CarryEvent::Linked { peer });
+        self.carry_link_ready(link);
+    }
+
+    /// The sink is asked.
+    fn carry_link_ready(&mut self, link: LinkId) {
         let waits = self.carried().is_some_and(|session| {
             let waiting = session.phase == CarryPhase::Connecting && session.link == Some(link);
             waiting && session.role == Role::Source

@@ -401,7 +401,7 @@ impl Core {
             self.open_source(link, waiter);
         }
         vm_waiters.into_iter().for_each(|session| self.open_vm_source(link, session));
-        self.carry_link_ready(link);
+        self.on_carry_link(link);
         self.link_resumed(link);
     }
 

@@ -13,13 +13,15 @@ flags="--poll park --streams 4 --memory 2GiB ${FLAGS:-}"
 run() {
     cargo build --quiet --release --locked --bin dwcp
     pki="$dwcp pki init {dir}/pki && $dwcp pki host here {dir}/pki && $dwcp pki host there {dir}/pki"
-    source="exec $dwcp carry --listen-unix {sock} --to {peer}:{port} --pki {dir}/pki/here $flags"
+    # The socket appears when the link stands: what comes before is no part of a migration.
+    source="$dwcp carry --listen-unix {sock}.new --to {peer}:{port} --pki {dir}/pki/here --json $flags"
+    shown=' | while read -r said; do case $said in *linked*) mv {sock}.new {sock} ;; esac; done'
     sink="$pki && exec $dwcp carry --listen 0.0.0.0:{port} --connect-unix {sock}"
     sink="$sink --pki {dir}/pki/there $flags"
     cargo xtask peers --guest "$1" --link "$2" --repeat "$3" --json "${4:-/dev/null}" --limit 400 \
         --modes "${MODES:-tcp,multifd4,multifd4-zstd1,multifd4-zstd3,xbzrle,raw,carry,daemon}" \
-        --relay raw "$source --mode passthrough" "$sink --mode passthrough" \
-        --relay carry "$source" "$sink" \
+        --relay raw "$source --mode passthrough$shown" "$sink --mode passthrough" \
+        --relay carry "$source$shown" "$sink" \
         --mover daemon "$here/qemu.sh prepare" "$here/qemu.sh move"
 }
 

@@ -72,8 +72,9 @@ pub(crate) const VM_RESUMED_TIMEOUT_NS: u64 = 10_000_000_000;
 
 /// How long a source whose QEMU says that its migration failed waits for the sink's words. QEMU
 /// has let the guest run again by then, so only the answer waits. A sink's QEMU is heard within a
-/// round trip and the tick of its questions; on worse paths the source's own words do.
-pub(crate) const VM_SINK_WORDS_NS: u64 = 2_000_000_000;
+/// round trip and the tick of its questions, on a busy host some seconds later; from a sink that
+/// says nothing at all the source's own words do.
+pub(crate) const VM_SINK_WORDS_NS: u64 = 10_000_000_000;
 
 /// How often a task hears the data plane's figures.
 pub(crate) const VM_FIGURES_PERIOD_NS: u64 = 200_000_000;

@@ -109,7 +109,7 @@ impl Core {
         self.carry_link_ready(link);
     }
 
-    /// The sink is asked.
+    /// Asks the sink for the session that waits for this link, if one does.
     fn carry_link_ready(&mut self, link: LinkId) {
         let waits = self.carried().is_some_and(|session| {
             let waiting = session.phase == CarryPhase::Connecting && session.link == Some(link);

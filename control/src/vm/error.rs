@@ -149,6 +149,9 @@ pub(crate) enum VmError {
         /// QEMU's state of the migration.
         status: String,
     },
+    /// A migration of this guest has ended, and QEMU doesn't let go of it.
+    #[error("QEMU hangs in a migration of this guest that has ended")]
+    MigrationLingers,
     /// The QEMU at the sink does not wait for a guest.
     #[error("this QEMU is {run_state}, it doesn't wait for a guest")]
     NotIncoming {
@@ -251,6 +254,7 @@ impl VmError {
             Self::GuestNotRunning { .. } => "guest_not_running",
             Self::GuestChanged { .. } => "guest_changed",
             Self::AlreadyMigrating { .. } => "already_migrating",
+            Self::MigrationLingers => "migration_lingers",
             Self::NotIncoming { .. } => "not_incoming",
             Self::Listen { .. } => "vm_listen",
             Self::Connect { .. } => "vm_connect",
@@ -278,6 +282,9 @@ impl VmError {
             }
             Self::GuestChanged { .. } => "migrate again: it moves as it is then",
             Self::AlreadyMigrating { .. } => "wait for that migration, or cancel it",
+            Self::MigrationLingers => {
+                "it will never migrate again: shut the guest down when it suits, and start it anew"
+            }
             Self::NotIncoming { .. } => "start QEMU anew with -incoming defer -S, or use --spawn",
             Self::Listen { .. } => "see that the daemon's state directory is there and writable",
             Self::Connect { .. } => {

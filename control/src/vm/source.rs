@@ -105,7 +105,7 @@ async fn migrate(side: &mut TaskSide, touched: &mut Touched) -> Result<(), Leave
     settings::set_source(&mut qmp, &saved, &options).await?;
     let socket = PrivateSocket::new(socket_path, &qmp)?;
     let listener = socket.listen()?;
-    cleared_up(&mut qmp).await?;
+    cleared_up(side, &mut qmp).await?;
     let uri = format!("unix:{}", socket.path().display());
     let limit_ms = settings::downtime_limit_ms(&saved, &options);
     let forecast = Forecast::new(limit_ms, settings::knows_switchover(&saved));
@@ -118,16 +118,29 @@ async fn migrate(side: &mut TaskSide, touched: &mut Touched) -> Result<(), Leave
 }
 
 /// Waits until QEMU has let go of its last migration.
-async fn cleared_up(qmp: &mut Qmp) -> Result<(), VmError> {
+async fn cleared_up(side: &mut TaskSide, qmp: &mut Qmp) -> Result<(), Leave> {
     let deadline = Instant::now() + CLEARED_WITHIN;
     while gather::is_clearing_up(qmp).await? {
         if Instant::now() >= deadline {
-            let status = "at its end, but doesn't let go of it".to_owned();
-            return Err(VmError::AlreadyMigrating { status });
+            return Err(VmError::MigrationLingers.into());
         }
-        sleep(STOPPED_EVERY).await;
+        tokio::select! {
+            order = side.order() => heed(&order?)?,
+            () = sleep(STOPPED_EVERY) => {}
+        }
     }
     Ok(())
+}
+
+/// An order while a migration begins or is under way: only one to end it has a meaning.
+fn heed(order: &VmOrder) -> Result<(), Leave> {
+    match Ending::of_source(order) {
+        Some(ending) => Err(Leave::Order(ending)),
+        None => {
+            tracing::warn!(?order, "no order for a migration under way");
+            Ok(())
+        }
+    }
 }
 
 /// Waits for the order to begin.
@@ -226,7 +239,7 @@ impl Watch {
             let until = deadline.unwrap_or_else(Instant::now);
             tokio::select! {
                 biased;
-                order = side.order() => self.heed(&order?)?,
+                order = side.order() => heed(&order?)?,
                 item = self.qmp.next() => {
                     if let Step::Completed = self.heard(side, item?).await? {
                         side.tell(VmNews::Completed).await?;
@@ -242,16 +255,6 @@ impl Watch {
                 }
                 () = sleep_until(until), if deadline.is_some() => self.timed_out().await?,
                 _ = self.tick.tick() => self.poll().await?,
-            }
-        }
-    }
-
-    fn heed(&self, order: &VmOrder) -> Result<(), Leave> {
-        match Ending::of_source(order) {
-            Some(ending) => Err(Leave::Order(ending)),
-            None => {
-                tracing::warn!(?order, "no order for a migration under way");
-                Ok(())
             }
         }
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// Seconds for each fuzzer: a smoke test in CI, a search in a full run.
 const FUZZ_SECONDS_SMOKE: u32 = 5;
-const FUZZ_SECONDS_FULL: u32 = 60;
+const FUZZ_SECONDS_FULL: u32 = 120;
 
 /// Compiling all of it from nothing on two cores.
 const BUILD_SECONDS: u64 = 1800;

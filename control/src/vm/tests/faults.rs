@@ -177,6 +177,28 @@ fn a_migration_begins_when_qemu_has_let_go_of_its_last_one() {
 }
 
 #[test]
+fn a_qemu_that_never_lets_go_is_told_and_an_order_is_heard_meanwhile() {
+    run(async {
+        let faults = Faults { clears_up_after: usize::MAX, ..Faults::default() };
+        let fake = Fake::new("running", faults);
+        let mut task = source(&fake, None);
+        task.facts().await;
+        task.order(begin(&fake, OnTimeout::Abort));
+        task.order(VmOrder::Cancel);
+        let take = |news| match news {
+            VmNews::Ended { guest } => Some(guest),
+            _ => None,
+        };
+        assert_eq!(task.until(take).await, GuestState::Running, "without a failure");
+
+        let fake = Fake::new("running", faults);
+        let outcome = lead_source(&fake, source(&fake, None)).await;
+        assert_eq!(outcome.failures, ["migration_lingers"]);
+        assert_eq!((outcome.guest, fake.count("migrate")), (GuestState::Running, 0));
+    });
+}
+
+#[test]
 fn a_failed_migration_is_told_with_the_words_of_qemu() {
     run(async {
         let faults = Faults { fails: true, ..Faults::default() };

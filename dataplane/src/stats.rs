@@ -90,6 +90,28 @@ counters! {
             "Bytes posted and not yet acknowledged by the peer.";
         RttNanos: "stream_rtt_nanoseconds",
             "Newest round trip, from posting a frame to its acknowledgement.";
+        TcpRttNanos: "stream_tcp_rtt_nanoseconds",
+            "The kernel's smoothed round trip of the connection.";
+        TcpRttMinNanos: "stream_tcp_rtt_min_nanoseconds",
+            "The kernel's least round trip of the connection's recent past.";
+        TcpWindowBytes: "stream_tcp_window_bytes",
+            "The congestion window.";
+        TcpUnsentBytes: "stream_tcp_unsent_bytes",
+            "Bytes in the send buffer that were never sent.";
+        TcpDeliveryRate: "stream_tcp_delivery_bytes_per_second",
+            "The kernel's newest rate of delivery.";
+        TcpAppLimited: "stream_tcp_app_limited",
+            "1 if that rate was bound by the sender, which had no more to send, else 0.";
+        TcpRetransmittedSegments: "stream_tcp_retransmitted_segments_total",
+            "Segments that the kernel sent more than once.";
+        TcpRetransmittedBytes: "stream_tcp_retransmitted_bytes_total",
+            "Bytes that the kernel sent more than once.";
+        TcpBusyNanos: "stream_tcp_busy_nanoseconds_total",
+            "Time with something to send or to be acknowledged.";
+        TcpReceiveWindowNanos: "stream_tcp_receive_window_limited_nanoseconds_total",
+            "The part of the busy time in which the peer's receive window was full.";
+        TcpSendBufferNanos: "stream_tcp_send_buffer_limited_nanoseconds_total",
+            "The part of the busy time in which the send buffer was full.";
     }
 }
 

@@ -39,6 +39,9 @@ fn render_streams(links: &Value) -> String {
         "received",
         "rtt",
         "in flight",
+        "path rtt",
+        "resent",
+        "bound by",
         "zero copy",
     ]);
     for link in links.as_array().into_iter().flatten() {
@@ -51,11 +54,40 @@ fn render_streams(links: &Value) -> String {
                 show::bytes(stream, "received_bytes"),
                 show::millis(stream, "rtt_ms"),
                 show::bytes(stream, "in_flight_bytes"),
+                path_rtt(&stream["tcp"]),
+                show::bytes(&stream["tcp"], "retransmitted_bytes"),
+                bound_by(&stream["tcp"]).to_owned(),
                 show::text(stream, "zero_copy"),
             ]);
         }
     }
     if table.is_empty() { String::new() } else { format!("\n{}", table.render()) }
+}
+
+/// The kernel's round trip; nothing before the first one.
+fn path_rtt(tcp: &Value) -> String {
+    match tcp["rtt_us"].as_f64() {
+        Some(micros) if micros > 0.0 => format!("{:.1} ms", micros / 1e3),
+        _ => "-".to_owned(),
+    }
+}
+
+/// What keeps a stream from being faster: buffers that were full, or what the newest rate says.
+fn bound_by(tcp: &Value) -> &'static str {
+    /// Below this share of its time a full buffer does not matter.
+    const SHARE_MIN: f64 = 0.2;
+    let share = |field: &str| tcp[field].as_f64().unwrap_or(0.0);
+    if tcp["busy_ms"].as_u64().unwrap_or(0) == 0 {
+        "-"
+    } else if share("receive_window_limited") >= SHARE_MIN {
+        "receive window"
+    } else if share("send_buffer_limited") >= SHARE_MIN {
+        "send buffer"
+    } else if tcp["app_limited"] == true {
+        "sender"
+    } else {
+        "path"
+    }
 }
 
 #[cfg(test)]
@@ -67,9 +99,25 @@ mod tests {
     fn links_and_their_streams_render() {
         let links = json!([{"peer": "b", "epoch": 2, "lanes": 1, "streams": [
             {"id": 0, "lane": 0, "sent_bytes": 1048576, "received_bytes": 10, "rtt_ms": 0.5,
-             "in_flight_bytes": 0, "zero_copy": "kernel copies"}]}]);
+             "in_flight_bytes": 0, "zero_copy": "kernel copies",
+             "tcp": {"rtt_us": 40123, "retransmitted_bytes": 3072, "busy_ms": 7}}]}]);
         let text = render_links(&links) + &render_streams(&links);
         assert!(text.contains("1.0 MiB") && text.contains("kernel copies"), "{text}");
+        assert!(text.contains("40.1 ms") && text.contains("3.0 KiB"), "{text}");
         assert_eq!(render_links(&json!([])), "no link is open\n");
+    }
+
+    #[test]
+    fn what_binds_a_stream_is_told_by_the_kernels_figures() {
+        let told = |busy_ms: u64, window: f64, buffer: f64, app_limited: bool| {
+            bound_by(&json!({"busy_ms": busy_ms, "receive_window_limited": window,
+                "send_buffer_limited": buffer, "app_limited": app_limited}))
+        };
+        assert_eq!(told(0, 0.0, 0.0, true), "-");
+        assert_eq!(told(9, 0.5, 0.3, true), "receive window");
+        assert_eq!(told(9, 0.1, 0.3, true), "send buffer");
+        assert_eq!(told(9, 0.0, 0.1, true), "sender");
+        assert_eq!(told(9, 0.0, 0.0, false), "path");
+        assert_eq!((bound_by(&Value::Null), path_rtt(&Value::Null)), ("-", "-".to_owned()));
     }
 }

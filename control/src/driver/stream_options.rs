@@ -3,10 +3,16 @@
 //! On the control thread, called by the links of the core. A stream works without any of them, only
 //! slower, or its death is noticed later; so nothing here ends one.
 
-use dwcp_ffi::sys::tcp::{set_receive_buffer, set_send_buffer, set_tcp_dead_after};
+use dwcp_ffi::sys::tcp::{
+    set_receive_buffer, set_send_buffer, set_tcp_congestion, set_tcp_dead_after,
+};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
+
+/// The congestion controls of streams, the first that the kernel offers: BBR takes a lost packet
+/// for no sign of a full path, which on long paths most of them are not.
+const CONGESTION_CONTROLS: [&str; 2] = ["bbr", "cubic"];
 
 /// An option that does not hold as asked.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +39,9 @@ pub(super) enum OptionFault {
     /// The receive buffer can't be set.
     #[error("the receive buffer can't be set: {0}")]
     Receive(io::Error),
+    /// Neither congestion control can be set.
+    #[error("no congestion control of {CONGESTION_CONTROLS:?} can be set: {0}")]
+    Congestion(io::Error),
     /// The time after which a silent peer is dead can't be set.
     #[error("the time after which a silent peer is dead can't be set: {0}")]
     DeadAfter(io::Error),
@@ -46,6 +55,7 @@ impl OptionFault {
             Self::ReceiveCapped { .. } => "receive_buffer_capped",
             Self::Send(_) => "send_buffer",
             Self::Receive(_) => "receive_buffer",
+            Self::Congestion(_) => "congestion_control",
             Self::DeadAfter(_) => "dead_after",
         }
     }
@@ -59,18 +69,24 @@ impl OptionFault {
             Self::ReceiveCapped { .. } => {
                 Some("raise net.core.rmem_max for fast links of long distance; see dwcp doctor")
             }
+            Self::Congestion(_) => {
+                Some("add bbr to net.ipv4.tcp_allowed_congestion_control (modprobe tcp_bbr)")
+            }
             Self::Send(_) | Self::Receive(_) | Self::DeadAfter(_) => None,
         }
     }
 }
 
-/// Gives a stream's socket its share of the window as buffers, and an end when its peer is silent.
+/// Gives a stream's socket a congestion control, its share of the window as buffers, and an end
+/// when its peer is silent.
 pub(super) fn set_options(
     socket: BorrowedFd<'_>,
     wanted_bytes: usize,
     dead_after: Duration,
 ) -> Vec<OptionFault> {
     let mut faults = Vec::new();
+    let [best, other] = CONGESTION_CONTROLS.map(|name| move || set_tcp_congestion(socket, name));
+    faults.extend(best().or_else(|_| other()).map_err(OptionFault::Congestion).err());
     // The kernel doubles what it is asked for, and tells the doubled number.
     match set_send_buffer(socket, wanted_bytes).map(|held| held / 2) {
         Ok(bytes) if bytes >= wanted_bytes => {}
@@ -92,6 +108,7 @@ pub(super) fn set_options(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dwcp_ffi::sys::tcp::{available_congestion_controls, tcp_congestion};
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
@@ -110,6 +127,16 @@ mod tests {
             codes[..],
             [("send_buffer_capped", Some(_)), ("receive_buffer_capped", Some(_))]
         ));
+    }
+
+    #[test]
+    fn a_connection_gets_the_first_congestion_control_that_the_kernel_offers() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(set_options(socket.as_fd(), 64 << 10, DEAD_AFTER).is_empty());
+        let offered = available_congestion_controls();
+        let best = CONGESTION_CONTROLS.iter().find(|name| offered.iter().any(|it| it == *name));
+        assert_eq!(tcp_congestion(socket.as_fd()).unwrap(), **best.unwrap());
     }
 
     #[test]

@@ -135,6 +135,7 @@ fn link_view(id: LinkId, entry: &LinkEntry) -> Value {
                 "in_flight_bytes": count(StreamCounter::InFlightBytes),
                 "rtt_ms": count(StreamCounter::RttNanos) / 1_000_000,
                 "zero_copy": zero_copy,
+                "tcp": tcp_view(count),
             })
         })
         .collect();
@@ -148,5 +149,23 @@ fn link_view(id: LinkId, entry: &LinkEntry) -> Value {
         "lanes": entry.link.lanes(),
         "streams": streams,
         "since_unix_ms": entry.since_unix_ms,
+    })
+}
+
+/// What the kernel said of a stream's connection last.
+fn tcp_view(count: impl Fn(StreamCounter) -> u64) -> Value {
+    let share = |part| count(part) as f64 / count(StreamCounter::TcpBusyNanos).max(1) as f64;
+    json!({
+        "rtt_us": count(StreamCounter::TcpRttNanos) / 1000,
+        "rtt_min_us": count(StreamCounter::TcpRttMinNanos) / 1000,
+        "window_bytes": count(StreamCounter::TcpWindowBytes),
+        "unsent_bytes": count(StreamCounter::TcpUnsentBytes),
+        "delivery_bytes_per_second": count(StreamCounter::TcpDeliveryRate),
+        "app_limited": count(StreamCounter::TcpAppLimited) != 0,
+        "retransmitted_segments": count(StreamCounter::TcpRetransmittedSegments),
+        "retransmitted_bytes": count(StreamCounter::TcpRetransmittedBytes),
+        "busy_ms": count(StreamCounter::TcpBusyNanos) / 1_000_000,
+        "receive_window_limited": share(StreamCounter::TcpReceiveWindowNanos),
+        "send_buffer_limited": share(StreamCounter::TcpSendBufferNanos),
     })
 }

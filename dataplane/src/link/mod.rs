@@ -90,6 +90,10 @@ pub trait Link {
     /// Shows a stream's newest round trip and what is in flight on it in its counters.
     fn note(&mut self, stream: StreamSlot, rtt: Nanos, in_flight_bytes: u64);
 
+    /// Asks the transport how each stream fares and shows it in its counters: a system call each,
+    /// for a few times a second.
+    fn sample(&mut self);
+
     /// How many leases are free.
     fn free_leases(&self) -> usize;
 

@@ -43,6 +43,9 @@ const PAYLOAD_AT: usize = RECORD_HEADER_BYTES + PAGES_FRAME_HEADER_BYTES;
 /// The longest sleep in the kernel: an upper bound on how late a lost wake-up could be noticed.
 const PARK_MAX: Duration = Duration::from_millis(200);
 
+/// How often the kernel is asked how the streams fare while there is work.
+const SAMPLE_EVERY: Nanos = Nanos(250_000_000);
+
 /// Leases that pages may not take, so that acknowledgements always find one.
 const LEASES_FOR_ANSWERS: usize = 2;
 
@@ -80,6 +83,8 @@ pub struct Shard<L: Link> {
     encode_ns: HistogramWriter,
     /// Which source gets the next turn.
     next_source: usize,
+    /// When the streams were measured last.
+    sampled: Nanos,
     stopping: bool,
 }
 
@@ -119,6 +124,7 @@ impl<L: Link> Shard<L> {
             scratch,
             encode_ns: ends.encode_ns,
             next_source: 0,
+            sampled: Nanos(0),
             stopping: false,
         }
     }
@@ -206,6 +212,10 @@ impl<L: Link> Shard<L> {
             let lane = self.desk.lanes.iter().find(|lane| lane.link == stream.link);
             let in_flight = lane.map_or(0, |lane| lane.flow.stream_in_flight_bytes(stream.id));
             self.link.note(StreamSlot(index as u16), stream.rtt, in_flight);
+        }
+        if self.desk.now.since(self.sampled).0 >= SAMPLE_EVERY.0 {
+            self.sampled = self.desk.now;
+            self.link.sample();
         }
     }
 

@@ -31,6 +31,16 @@ pub struct TcpInfo {
     pub delivery_rate: u64,
     /// The rate at which the kernel paces, in bytes per second; `u64::MAX` when it does not.
     pub pacing_rate: u64,
+    /// The newest rate of delivery was bound by the sender, which had nothing more to send.
+    pub is_app_limited: bool,
+    /// Bytes sent more than once.
+    pub retransmitted_bytes: u64,
+    /// How long there was something to send or to be acknowledged, in nanoseconds.
+    pub busy_ns: u64,
+    /// The part of it in which the peer's receive window was full.
+    pub receive_window_limited_ns: u64,
+    /// The part of it in which the send buffer was full.
+    pub send_buffer_limited_ns: u64,
 }
 
 /// The kernel's structure up to what we use. It only ever grows at its end: a kernel that knows
@@ -38,7 +48,9 @@ pub struct TcpInfo {
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct KernelTcpInfo {
-    states_and_scales: [u8; 8],
+    states_and_scales: [u8; 7],
+    /// Its lowest bit: the rate of delivery was bound by the sender.
+    app_limited_and_fastopen: u8,
     rto: u32,
     ato: u32,
     snd_mss: u32,
@@ -71,9 +83,16 @@ struct KernelTcpInfo {
     data_segs_in: u32,
     data_segs_out: u32,
     delivery_rate: u64,
+    busy_time: u64,
+    rwnd_limited: u64,
+    sndbuf_limited: u64,
+    delivered: u32,
+    delivered_ce: u32,
+    bytes_sent: u64,
+    bytes_retrans: u64,
 }
 
-const _: () = assert!(size_of::<KernelTcpInfo>() == 168);
+const _: () = assert!(size_of::<KernelTcpInfo>() == 216);
 const _: () = assert!(std::mem::offset_of!(KernelTcpInfo, pacing_rate) == 104);
 
 /// Measures a connection.
@@ -107,6 +126,11 @@ pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
         retransmitted_segments: u64::from(info.total_retrans),
         delivery_rate: info.delivery_rate,
         pacing_rate: info.pacing_rate,
+        is_app_limited: info.app_limited_and_fastopen & 1 != 0,
+        retransmitted_bytes: info.bytes_retrans,
+        busy_ns: info.busy_time.saturating_mul(1000),
+        receive_window_limited_ns: info.rwnd_limited.saturating_mul(1000),
+        send_buffer_limited_ns: info.sndbuf_limited.saturating_mul(1000),
     })
 }
 
@@ -116,6 +140,15 @@ pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
 /// The kernel does not have it (`ENOENT`) or does not permit it (`EPERM`).
 pub fn set_tcp_congestion(socket: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     Ok(setsockopt(&socket, sockopt::TcpCongestion, &OsString::from(name))?)
+}
+
+/// The congestion control that holds.
+///
+/// # Errors
+/// The descriptor is no TCP socket.
+pub fn tcp_congestion(socket: BorrowedFd<'_>) -> io::Result<String> {
+    let name = nix::sys::socket::getsockopt(&socket, sockopt::TcpCongestion)?;
+    Ok(name.to_string_lossy().trim_end_matches('\0').to_owned())
 }
 
 /// The kernel's congestion controls that may be chosen, as it lists them.
@@ -215,6 +248,7 @@ mod tests {
         client.read_exact(&mut [0]).unwrap();
         let info = tcp_info(client.as_fd()).unwrap();
         assert!(info.rtt_ns > 0 && info.window_bytes > 0 && info.acked_bytes >= 1000, "{info:?}");
+        assert!(info.is_app_limited && info.retransmitted_bytes == 0, "{info:?}");
         assert_eq!(tcp_info(server.as_fd()).unwrap().received_bytes, 1000);
     }
 

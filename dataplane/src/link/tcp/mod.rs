@@ -196,6 +196,12 @@ impl Link for TcpLink {
         }
     }
 
+    fn sample(&mut self) {
+        for open in self.streams.iter().flatten() {
+            open.sample(&self.ring);
+        }
+    }
+
     fn free_leases(&self) -> usize {
         // A receive buffer for each stream that may still come stays free, whatever is in flight.
         let open = self.streams.iter().flatten().count();

@@ -8,6 +8,7 @@ use crate::port::StreamEnd;
 use crate::stats::{StreamCounter, StreamStats};
 use dwcp_ffi::arena::Lease;
 use dwcp_ffi::spsc::Full;
+use dwcp_ffi::sys::tcp::tcp_info;
 use dwcp_ffi::uring::{SocketIndex, Uring};
 use dwcp_proto::ids::{Incarnation, StreamId};
 use dwcp_proto::time::Nanos;
@@ -116,6 +117,31 @@ impl TcpStream {
     pub(super) fn note(&self, rtt: Nanos, in_flight_bytes: u64) {
         self.stats.set(StreamCounter::RttNanos.index(), rtt.0);
         self.stats.set(StreamCounter::InFlightBytes.index(), in_flight_bytes);
+    }
+
+    /// Shows what the kernel knows about the connection.
+    pub(super) fn sample(&self, ring: &Uring) {
+        if self.life != Life::Open {
+            return;
+        }
+        // A connection that can't be measured has failed; its sends and receives tell why.
+        let Ok(info) = tcp_info(ring.socket_fd(self.socket)) else { return };
+        let shown = [
+            (StreamCounter::TcpRttNanos, info.rtt_ns),
+            (StreamCounter::TcpRttMinNanos, info.rtt_ns_min),
+            (StreamCounter::TcpWindowBytes, info.window_bytes),
+            (StreamCounter::TcpUnsentBytes, info.unsent_bytes),
+            (StreamCounter::TcpDeliveryRate, info.delivery_rate),
+            (StreamCounter::TcpAppLimited, u64::from(info.is_app_limited)),
+            (StreamCounter::TcpRetransmittedSegments, info.retransmitted_segments),
+            (StreamCounter::TcpRetransmittedBytes, info.retransmitted_bytes),
+            (StreamCounter::TcpBusyNanos, info.busy_ns),
+            (StreamCounter::TcpReceiveWindowNanos, info.receive_window_limited_ns),
+            (StreamCounter::TcpSendBufferNanos, info.send_buffer_limited_ns),
+        ];
+        for (counter, value) in shown {
+            self.stats.set(counter.index(), value);
+        }
     }
 
     /// Notes why the stream ends; the first reason stands.

@@ -153,3 +153,23 @@ fn a_stream_that_is_told_copied_so_often_asks_no_more_and_the_others_still_do() 
         assert_eq!(ends.far.count(stream, StreamCounter::RecordErrors), 0);
     }
 }
+
+#[test]
+fn a_sample_shows_how_the_kernel_sees_each_connection() {
+    let Some(mut ends) = Ends::new() else { return };
+    ends.carry(0, RECORD_BYTES_MAX, 1);
+    assert_eq!(ends.near.count(0, StreamCounter::TcpRttNanos), 0, "nobody has asked");
+    ends.near.link.sample();
+    let shown = |counter| ends.near.count(0, counter);
+    assert!(shown(StreamCounter::TcpRttNanos) >= shown(StreamCounter::TcpRttMinNanos));
+    let moved = [
+        StreamCounter::TcpRttMinNanos,
+        StreamCounter::TcpWindowBytes,
+        StreamCounter::TcpDeliveryRate,
+    ];
+    for counter in moved {
+        assert!(shown(counter) > 0, "{counter:?}");
+    }
+    assert_eq!(shown(StreamCounter::TcpUnsentBytes), 0, "all of it arrived");
+    assert_eq!(ends.near.count(1, StreamCounter::TcpDeliveryRate), 0, "the other one was idle");
+}

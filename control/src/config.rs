@@ -130,6 +130,8 @@ pub struct LiveSettings {
     pub resume_window: Duration,
     /// How long a guest stands still before the commit while nothing is heard of its peer.
     pub blackout_max: Duration,
+    /// How long sessions go on after SIGTERM; zero: not at all.
+    pub drain_timeout: Duration,
 }
 
 impl Default for LiveSettings {
@@ -143,6 +145,7 @@ impl Default for LiveSettings {
             peer_dead_after: Duration::from_secs(30),
             resume_window: Duration::from_secs(600),
             blackout_max: Duration::from_secs(2),
+            drain_timeout: Duration::from_secs(60),
         }
     }
 }

@@ -71,6 +71,7 @@ impl SettingsPort for LiveTable {
             peer_dead_after: self.values.time("dead-after"),
             resume_window: self.values.time("resume-window"),
             blackout_max: self.values.time("blackout-max"),
+            drain_timeout: self.values.time("drain-timeout"),
         }
     }
 }

@@ -284,6 +284,15 @@ pub(crate) const SETTINGS: &[Setting] = &[
     .default("2s")
     .live(),
     daemon(
+        "drain-timeout",
+        Group::Sessions,
+        Kind::Time { min: Duration::ZERO, max: Duration::from_secs(86_400) },
+        "How long sessions that are under way may go on after SIGTERM, while no other begins. A \
+         second SIGTERM, or SIGINT, ends them at once.",
+    )
+    .default("1min")
+    .live(),
+    daemon(
         "accept-timeout",
         Group::Links,
         Kind::Time { min: Duration::from_millis(100), max: Duration::from_secs(60) },

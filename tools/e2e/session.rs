@@ -292,3 +292,50 @@ fn a_signal_ends_a_daemon_in_order() {
     assert_eq!(lab.source.ended().code(), Some(0), "{}", lab.source.log());
     assert!(!lab.source.spec.socket().exists(), "the socket's file goes with the daemon");
 }
+
+#[test]
+fn a_daemon_that_drains_finishes_what_is_under_way_and_begins_nothing() {
+    let mut lab = Lab::start(&[]);
+    let transfer = lab.register("vm", Memory::filled(14, REGION, true));
+    let late = lab.register("late", Memory::filled(15, MIB, true));
+    let mut session = lab.must_open(&transfer);
+    lab.proxy.hold_after(Channel::Data, Way::Forth, MIB);
+    let round = lab.source.pending("session.round", session.params());
+    lab.proxy.wait_held(Channel::Data, Way::Forth);
+    for draining in [&lab.source, &lab.sink] {
+        draining.signal(Signal::SIGTERM);
+        wait_until("the daemon drains", SOON, || {
+            draining.must("status", json!({}))["health"] == "draining"
+        });
+    }
+    assert_eq!(lab.open(&late).expect_err("nothing begins").code(), "stopping");
+    lab.proxy.release_all();
+    round.finish().expect("the round goes on");
+    session.finish_committed();
+    for draining in [&mut lab.source, &mut lab.sink] {
+        assert_eq!(draining.ended().code(), Some(0), "{}", draining.log());
+    }
+    transfer.assert_equal();
+}
+
+#[test]
+fn draining_ends_with_its_time_or_with_a_second_signal() {
+    for (timeout, again) in [("300ms", false), ("1min", true)] {
+        let mut lab = Lab::start(&["--drain-timeout", timeout]);
+        let transfer = lab.register("vm", Memory::filled(16, REGION, true));
+        let session = lab.must_open(&transfer);
+        lab.proxy.hold_after(Channel::Data, Way::Forth, MIB);
+        let round = lab.source.pending("session.round", session.params());
+        lab.proxy.wait_held(Channel::Data, Way::Forth);
+        lab.source.signal(Signal::SIGTERM);
+        if again {
+            wait_until("the daemon drains", SOON, || {
+                lab.source.must("status", json!({}))["health"] == "draining"
+            });
+            lab.source.signal(Signal::SIGTERM);
+        }
+        assert_eq!(lab.source.ended().code(), Some(0), "{}", lab.source.log());
+        assert!(round.finish().is_err(), "the round did not end");
+        transfer.assert_source_intact();
+    }
+}

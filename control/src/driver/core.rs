@@ -5,6 +5,7 @@
 //! work are in the modules beside this one, each an `impl` of [`Core`].
 
 use super::carry::Carry;
+use super::draining::Drain;
 use super::links::LinkEntry;
 use super::reconnect::Errands;
 use super::room::StreamsHeld;
@@ -116,6 +117,7 @@ pub(crate) struct Core {
     pub(super) option_log: LogLimit,
     pub(super) started: Instant,
     pub(super) stopping: bool,
+    pub(super) drain: Option<Drain>,
     /// In a carrier's process.
     pub(super) carry: Option<Box<Carry>>,
 }
@@ -173,6 +175,7 @@ impl Core {
             option_log: LogLimit::default(),
             started: Instant::now(),
             stopping: false,
+            drain: None,
             carry: None,
         };
         core.recover_all(parts.stored.sessions);

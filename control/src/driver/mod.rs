@@ -9,6 +9,7 @@ mod carry_run;
 mod carry_sink;
 mod carry_source;
 mod core;
+mod draining;
 mod families;
 mod lanes;
 mod links;

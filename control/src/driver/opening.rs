@@ -160,6 +160,7 @@ impl Core {
 
     /// Whether another session may live.
     pub(super) fn check_room(&self) -> Result<(), ApiError> {
+        self.check_not_draining()?;
         let waiting: usize = self.links.values().map(|entry| entry.waiters.len()).sum();
         let waiting = waiting + self.vm_sources.len() + self.vm_sinks.len();
         if self.sessions.len() + waiting < SESSIONS_LIVE_MAX {

@@ -181,11 +181,19 @@ impl Inputs {
             tokio::select! {
                 _ = ticks.tick() => core.on_tick(),
                 input = self.next() => {
-                    if matches!(input, Input::Stop) {
+                    let stop = match input {
+                        Input::Stop => true,
+                        Input::Drain => !core.drain(),
+                        _ => false,
+                    };
+                    if stop {
                         return Ok(());
                     }
                     self.more = input.feed(core);
                 }
+            }
+            if core.is_drained() {
+                return Ok(());
             }
             if let Some(shard) = core.shards().first_lost() {
                 return Err(ControlError::ShardLost { shard });
@@ -202,7 +210,7 @@ impl Inputs {
             }
         };
         tokio::select! {
-            _ = self.terminate.recv() => Input::Stop,
+            _ = self.terminate.recv() => Input::Drain,
             _ = self.interrupt.recv() => Input::Stop,
             Ok(mut ready) = self.woken.readable() => {
                 ready.clear_ready();
@@ -240,8 +248,10 @@ impl Inputs {
 
 /// One input of the core.
 enum Input {
-    /// A signal asks for an orderly stop.
+    /// SIGINT: everything is ended in order, now.
     Stop,
+    /// SIGTERM: what is under way may finish first.
+    Drain,
     Wake,
     Journal(JournalDone),
     Peer(Box<PeerInput>),
@@ -256,8 +266,8 @@ impl Input {
     /// Feeds the core; true if shards have more events than one turn takes.
     fn feed(self, core: &mut Core) -> bool {
         match self {
-            // A second signal while stopping changes nothing.
-            Self::Stop => {}
+            // The loop has acted on it; while stopping a signal changes nothing.
+            Self::Stop | Self::Drain => {}
             Self::Wake => return core.on_wake(),
             Self::Journal(done) => core.on_journal(done),
             Self::Carry(input) => {

@@ -70,7 +70,12 @@ impl Core {
                 "uptime_s": self.started.elapsed().as_secs(),
                 "host": self.identity.host_name(),
             },
-            "health": if doubt { "in doubt" } else { "good" },
+            "health": match (doubt, &self.drain) {
+                (true, _) => "in doubt",
+                (false, Some(_)) => "draining",
+                (false, None) => "good",
+            },
+            "drains_until_unix_ms": self.drain.map(|drain| drain.until_unix_ms),
             "sessions": sessions,
             "links": self.net_show(),
             "dialling": self.dialling(),

@@ -4,6 +4,7 @@ use super::harness::{At, Hosts, told};
 use super::pair::Pair;
 use crate::harness::wait_until;
 use dwcp_tools::lab::{Guest, Vm};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 /// What the user set: unlike QEMU's defaults and unlike what dwcp sets.
@@ -53,5 +54,22 @@ fn a_cancelled_migration_leaves_the_guest_and_its_settings_and_the_next_one_work
 
     hosts.link("rate=1g");
     hosts.migrate(At::A, &["--downtime-limit", "300ms"]);
+    pair.assert_runs_at_sink();
+}
+
+#[test]
+fn a_daemon_that_is_told_to_end_finishes_its_migration_first() {
+    let Some(mut hosts) = Hosts::up("rate=100m delay=5ms") else { return };
+    let guest = Guest::new(&hosts.lab, "dirty:24,400,3").unwrap().with_ram_mib(96);
+    let mut pair = Pair::boot(&hosts, &guest, At::A);
+    let mut listener = hosts.listen(At::A);
+    let migrate = hosts.start_migrate(At::A, &["--downtime-limit", "300ms"]);
+    told(&mut listener, "progress of the first round", |method, params| {
+        method == "session.progress" && params["vm"]["stage"] == "precopy"
+    });
+    hosts.daemon(At::A).signal(Signal::SIGTERM);
+    let end = migrate.finish();
+    assert_eq!(end.code, Some(0), "{end:?}");
+    assert_eq!(hosts.daemon_mut(At::A).ended().code(), Some(0));
     pair.assert_runs_at_sink();
 }

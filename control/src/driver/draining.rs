@@ -1,0 +1,68 @@
+//! The core's orderly end after SIGTERM: nothing new begins, and what is under way may finish.
+//!
+//! Part of [`Core`], on the control thread. A session in doubt is not waited for: it waits for its
+//! peer, and goes on doing so when the daemon is started again. A carrier has no draining: its
+//! manager sees the end of a migration before it tells the carrier to end.
+
+use super::core::{Core, unix_ms};
+use crate::api::{ApiCode, ApiError};
+use crate::state::SessionState;
+use dwcp_proto::time::Nanos;
+
+/// How long a draining daemon goes on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drain {
+    /// By the core's clock.
+    until: Nanos,
+    /// For people.
+    pub(super) until_unix_ms: u64,
+}
+
+impl Core {
+    /// Lets sessions finish and begins no other. False if there is nothing to wait for, or if it
+    /// was asked before: then the daemon ends now.
+    pub(crate) fn drain(&mut self) -> bool {
+        let left = self.unfinished();
+        let wait = self.live.get().drain_timeout;
+        if self.drain.is_some() || left == 0 || wait.is_zero() {
+            return false;
+        }
+        let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let until = self.now() + Nanos(millis.saturating_mul(1_000_000));
+        let until_unix_ms = unix_ms().saturating_add(millis);
+        self.drain = Some(Drain { until, until_unix_ms });
+        let wait_s = wait.as_secs_f64();
+        tracing::info!(sessions = left, wait_s, "draining: they may finish, no other begins");
+        true
+    }
+
+    /// Whether a draining daemon has nothing to wait for any more.
+    pub(crate) fn is_drained(&self) -> bool {
+        let Some(drain) = &self.drain else { return false };
+        let left = self.unfinished();
+        let late = drain.until <= self.now();
+        if late && left > 0 {
+            tracing::warn!(sessions = left, "given up: --drain-timeout is over");
+        }
+        late || left == 0
+    }
+
+    /// Refuses a session that would begin while the daemon drains.
+    pub(super) fn check_not_draining(&self) -> Result<(), ApiError> {
+        if self.drain.is_none() {
+            return Ok(());
+        }
+        let message = "this daemon finishes what is under way and then ends";
+        let cure = "try again when it was started anew";
+        Err(ApiError::new(ApiCode::Stopping, message).with("cure", cure))
+    }
+
+    /// How many sessions are under way, or about to be.
+    fn unfinished(&self) -> usize {
+        let live = self.sessions.values();
+        let live = live.filter(|s| !s.is_over() && s.state() != SessionState::InDoubt).count();
+        let waiting: usize = self.links.values().map(|entry| entry.waiters.len()).sum();
+        let vms = self.vm_sources.len() + self.vm_sinks.len() + self.vm_settling.len();
+        live + waiting + vms
+    }
+}

@@ -407,3 +407,18 @@ impl ServerCertVerifier for Anybody {
             .supported_schemes()
     }
 }
+
+#[test]
+fn a_flood_of_connections_that_say_nothing_is_bounded_and_others_are_served() {
+    let lab = Lab::start(&["--accept-timeout", "1min"]);
+    let before = lab.sink.descriptors();
+    let knock = || TcpStream::connect(lab.sink.listen).expect("the port is open");
+    let mut silent: Vec<TcpStream> = (0..1000).map(|_| knock()).collect();
+    wait_counted(&lab.sink, "dwcp_peer_refused_total", &["pending_too_many"]);
+    wait_until("all but 64 are closed", SOON, || lab.sink.descriptors() <= before + 64);
+    lab.good_session("beside");
+    // It goes on: whoever comes pushes out those that say nothing.
+    silent.extend((0..1000).map(|_| knock()));
+    lab.good_session("again");
+    drop(silent);
+}

@@ -7,6 +7,7 @@
 use super::connection::ConnectionId;
 use super::error::PeerError;
 use super::handshake::{Established, Identity};
+use super::pending::{Pending, Place};
 use crate::config::PeerTimeouts;
 use crate::error::ControlError;
 use crate::limits::PEERS_PENDING_MAX;
@@ -21,10 +22,9 @@ use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 /// What peers tell the core.
@@ -103,7 +103,7 @@ impl Listener {
 
     /// Accepts until the core no longer listens.
     pub(crate) async fn serve(self, gate: Gate) {
-        let places = Arc::new(Semaphore::new(PEERS_PENDING_MAX));
+        let pending = Pending::new(PEERS_PENDING_MAX);
         let log = Rc::new(RefCell::new(LogLimit::default()));
         let start = Instant::now();
         let mut acceptor = Acceptor::new("peer port");
@@ -112,13 +112,14 @@ impl Listener {
                 accepted = acceptor.next(|| self.listener.accept()) => accepted,
                 () = gate.inputs.closed() => return,
             };
-            let place = Arc::clone(&places).try_acquire_owned();
+            let place = Place::take(&pending, address.ip());
             let (gate, log) = (gate.clone(), Rc::clone(&log));
             tokio::task::spawn_local(async move {
-                let outcome = match place {
-                    Ok(place) => gate.check(stream, address, place).await,
-                    Err(_) => Err(PeerError::PendingTooMany),
+                let outcome = tokio::select! {
+                    outcome = gate.check(stream, address) => outcome,
+                    () = place.is_taken() => Err(PeerError::PendingTooMany),
                 };
+                drop(place);
                 let Err(error) = outcome else { return };
                 gate.refused.add(error.code());
                 let now = Nanos(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
@@ -133,12 +134,7 @@ impl Listener {
 
 impl Gate {
     /// Finds out what a connection is and hands it to the core.
-    async fn check(
-        &self,
-        stream: TcpStream,
-        address: SocketAddr,
-        _place: OwnedSemaphorePermit,
-    ) -> Result<(), PeerError> {
+    async fn check(&self, stream: TcpStream, address: SocketAddr) -> Result<(), PeerError> {
         stream.set_nodelay(true).map_err(PeerError::Io)?;
         let mut first = [0];
         let peeked = timeout(self.timeouts.preface, stream.peek(&mut first)).await;

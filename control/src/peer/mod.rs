@@ -11,6 +11,7 @@ mod exporter;
 mod handshake;
 mod link;
 mod listener;
+mod pending;
 mod pki;
 mod tls;
 

@@ -243,6 +243,12 @@ impl Daemon {
         kib.trim().parse::<u64>().expect("a number") << 10
     }
 
+    /// How many descriptors it has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        let folder = format!("/proc/{}/fd", self.child.id());
+        std::fs::read_dir(folder).expect("our child is there").count()
+    }
+
     /// What it has written.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.spec.log()).unwrap_or_default()

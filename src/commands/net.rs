@@ -77,8 +77,10 @@ fn bound_by(tcp: &Value) -> &'static str {
     /// Below this share of its time a full buffer does not matter.
     const SHARE_MIN: f64 = 0.2;
     let share = |field: &str| tcp[field].as_f64().unwrap_or(0.0);
-    if tcp["busy_ms"].as_u64().unwrap_or(0) == 0 {
+    if tcp.is_null() {
         "-"
+    } else if tcp["busy_ms"].as_u64().unwrap_or(0) == 0 {
+        "idle"
     } else if share("receive_window_limited") >= SHARE_MIN {
         "receive window"
     } else if share("send_buffer_limited") >= SHARE_MIN {
@@ -113,7 +115,7 @@ mod tests {
             bound_by(&json!({"busy_ms": busy_ms, "receive_window_limited": window,
                 "send_buffer_limited": buffer, "app_limited": app_limited}))
         };
-        assert_eq!(told(0, 0.0, 0.0, true), "-");
+        assert_eq!(told(0, 0.0, 0.0, true), "idle");
         assert_eq!(told(9, 0.5, 0.3, true), "receive window");
         assert_eq!(told(9, 0.1, 0.3, true), "send buffer");
         assert_eq!(told(9, 0.0, 0.1, true), "sender");

@@ -83,8 +83,9 @@ pub struct Shard<L: Link> {
     encode_ns: HistogramWriter,
     /// Which source gets the next turn.
     next_source: usize,
-    /// When the streams were measured last.
+    /// When the streams were measured last, and whether there was work since.
     sampled: Nanos,
+    unsampled: bool,
     stopping: bool,
 }
 
@@ -125,6 +126,7 @@ impl<L: Link> Shard<L> {
             encode_ns: ends.encode_ns,
             next_source: 0,
             sampled: Nanos(0),
+            unsampled: false,
             stopping: false,
         }
     }
@@ -204,6 +206,12 @@ impl<L: Link> Shard<L> {
             stats.add(ShardCounter::BusyPolls.index(), 1);
         }
         stats.set(ShardCounter::LeasesFree.index(), self.link.free_leases() as u64);
+        self.unsampled |= worked;
+        if self.unsampled && self.desk.now.since(self.sampled).0 >= SAMPLE_EVERY.0 {
+            self.sampled = self.desk.now;
+            self.unsampled = false;
+            self.link.sample();
+        }
         if !worked {
             return;
         }
@@ -212,10 +220,6 @@ impl<L: Link> Shard<L> {
             let lane = self.desk.lanes.iter().find(|lane| lane.link == stream.link);
             let in_flight = lane.map_or(0, |lane| lane.flow.stream_in_flight_bytes(stream.id));
             self.link.note(StreamSlot(index as u16), stream.rtt, in_flight);
-        }
-        if self.desk.now.since(self.sampled).0 >= SAMPLE_EVERY.0 {
-            self.sampled = self.desk.now;
-            self.link.sample();
         }
     }
 

@@ -137,6 +137,7 @@ impl Link for TcpLink {
         let mut stream =
             TcpStream::new(socket, setup.stream, setup.incarnation, setup.keys, setup.stats, lease);
         stream.pump(&mut self.ring, self.zero_copy);
+        stream.sample(&self.ring);
         let before = self.streams[slot.index()].replace(stream);
         assert!(before.is_none(), "a slot is free before it is used again");
         Ok(slot)

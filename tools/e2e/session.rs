@@ -72,9 +72,7 @@ fn a_lost_stream_costs_no_page_and_no_session() {
     let lab = Lab::start(&[]);
     let transfer = lab.register("vm", Memory::filled(4, REGION, true));
     let mut session = lab.must_open(&transfer);
-    lab.proxy.hold_after(Channel::Data, Way::Forth, MIB);
-    let round = lab.source.pending("session.round", session.params());
-    lab.proxy.wait_held(Channel::Data, Way::Forth);
+    let round = lab.hold_round(&session);
     lab.proxy.cut_one_stream();
     lab.proxy.release_all();
     round.finish().expect("the other stream carries on");
@@ -94,9 +92,7 @@ fn an_aborted_session_leaves_the_source_alone_and_frees_both_regions() {
     let lab = Lab::start(&[]);
     let transfer = lab.register("vm", Memory::filled(5, REGION, true));
     let mut session = lab.must_open(&transfer);
-    lab.proxy.hold_after(Channel::Data, Way::Forth, MIB);
-    let round = lab.source.pending("session.round", session.params());
-    lab.proxy.wait_held(Channel::Data, Way::Forth);
+    let round = lab.hold_round(&session);
     let busy = lab.source.call("region.release", json!({"name": "vm"})).expect_err("it is used");
     assert_eq!(busy.code(), "region_busy");
     let answer = lab.source.must("session.abort", session.params());
@@ -182,9 +178,7 @@ fn metrics_scraped_in_mid_run_are_well_formed_and_tell_of_the_session() {
     let lab = Lab::start(&[]);
     let transfer = lab.register("vm", Memory::filled(10, REGION, true));
     let mut session = lab.must_open(&transfer);
-    lab.proxy.hold_after(Channel::Data, Way::Forth, MIB);
-    let round = lab.source.pending("session.round", session.params());
-    lab.proxy.wait_held(Channel::Data, Way::Forth);
+    let round = lab.hold_round(&session);
     for daemon in [&lab.source, &lab.sink] {
         let metrics = daemon.metrics();
         check_shape(&metrics);
@@ -276,9 +270,7 @@ fn a_signal_ends_a_daemon_in_order() {
     let mut lab = Lab::start(&[]);
     let transfer = lab.register("vm", Memory::filled(13, REGION, true));
     let mut session = lab.must_open(&transfer);
-    lab.proxy.hold_after(Channel::Data, Way::Forth, MIB);
-    let round = lab.source.pending("session.round", session.params());
-    lab.proxy.wait_held(Channel::Data, Way::Forth);
+    let round = lab.hold_round(&session);
     lab.sink.signal(Signal::SIGINT);
     assert_eq!(lab.sink.ended().code(), Some(0), "{}", lab.sink.log());
     assert!(!lab.sink.spec.socket().exists(), "the socket's file goes with the daemon");
@@ -299,9 +291,7 @@ fn a_daemon_that_drains_finishes_what_is_under_way_and_begins_nothing() {
     let transfer = lab.register("vm", Memory::filled(14, REGION, true));
     let late = lab.register("late", Memory::filled(15, MIB, true));
     let mut session = lab.must_open(&transfer);
-    lab.proxy.hold_after(Channel::Data, Way::Forth, MIB);
-    let round = lab.source.pending("session.round", session.params());
-    lab.proxy.wait_held(Channel::Data, Way::Forth);
+    let round = lab.hold_round(&session);
     for draining in [&lab.source, &lab.sink] {
         draining.signal(Signal::SIGTERM);
         wait_until("the daemon drains", SOON, || {
@@ -324,9 +314,7 @@ fn draining_ends_with_its_time_or_with_a_second_signal() {
         let mut lab = Lab::start(&["--drain-timeout", timeout]);
         let transfer = lab.register("vm", Memory::filled(16, REGION, true));
         let session = lab.must_open(&transfer);
-        lab.proxy.hold_after(Channel::Data, Way::Forth, MIB);
-        let round = lab.source.pending("session.round", session.params());
-        lab.proxy.wait_held(Channel::Data, Way::Forth);
+        let round = lab.hold_round(&session);
         lab.source.signal(Signal::SIGTERM);
         if again {
             wait_until("the daemon drains", SOON, || {

@@ -104,9 +104,7 @@ fn a_sink_that_stays_silent_is_given_up_and_the_source_keeps_its_region() {
     let lab = Lab::start(&["--keepalive", "200ms", "--dead-after", "1s"]);
     let transfer = lab.register("vm", Memory::random(3, 16 * MIB));
     let session = lab.must_open(&transfer);
-    lab.proxy.hold_after(Channel::Data, Way::Forth, MIB);
-    let round = lab.source.pending("session.round", session.params());
-    lab.proxy.wait_held(Channel::Data, Way::Forth);
+    let round = lab.hold_round(&session);
     lab.sink.stop();
     let error = round.finish().expect_err("the sink is taken for dead");
     assert_eq!(error.code(), "session_failed", "{error:?}");

@@ -1,10 +1,10 @@
 //! A source and a sink daemon, usually with the proxy between them, and transfers over them.
 
-use super::client::{Answer, Client};
+use super::client::{Answer, Client, Pending};
 use super::daemon::{Daemon, DaemonSpec};
-use super::memory::Memory;
+use super::memory::{MIB, Memory};
 use super::pki::Pki;
-use super::proxy::Proxy;
+use super::proxy::{Channel, Proxy, Way};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -86,6 +86,14 @@ impl Lab {
         let answer = client.call("session.open", self.open_params(transfer))?;
         let id = answer["session"].as_str().expect("a session").to_owned();
         Ok(Session { client, id })
+    }
+
+    /// A round that stands still: its first MiB is under way, and the rest waits in the proxy.
+    pub(crate) fn hold_round(&self, session: &Session) -> Pending {
+        self.proxy.hold_after(Channel::Data, Way::Forth, MIB);
+        let round = self.source.pending("session.round", session.params());
+        self.proxy.wait_held(Channel::Data, Way::Forth);
+        round
     }
 
     /// Opens a session that must open.

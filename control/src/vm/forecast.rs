@@ -6,7 +6,8 @@
 //! bandwidth is stated with the worst ratio of the last seconds, and the first round says nothing
 //! of the pages that the guest changes: until some of those were coded, none is taken to shrink.
 
-use super::task::{LinkFigures, MigrationProgress, Stage, Verdict};
+use super::convergence::{Convergence, Speeds};
+use super::task::{LinkFigures, MigrationProgress, Stage};
 use serde_json::Value;
 use std::collections::VecDeque;
 
@@ -28,9 +29,6 @@ const COMMIT_MS: u64 = 10;
 /// The data path, the return path and the commit take a round trip each, of which the first half
 /// overlaps with the last pages.
 const ROUND_TRIPS: u64 = 2;
-
-/// How many figures in a row must say so before a migration is called hopeless: 2 s.
-const HOPELESS_FIGURES: u32 = 10;
 
 /// QEMU takes 0 as "estimate it yourself", and versions divide by 1000 as whole numbers.
 const BANDWIDTH_MIN: u64 = 1000;
@@ -107,10 +105,7 @@ pub(super) struct Forecast {
     link: LinkFigures,
     /// How many came since the first round.
     figures_later: u32,
-    round: u64,
-    /// The most that was left in this round, that is at its beginning.
-    round_bytes: u64,
-    hopeless: u32,
+    convergence: Convergence,
 }
 
 impl Forecast {
@@ -122,9 +117,7 @@ impl Forecast {
             ratios_milli: VecDeque::with_capacity(RATIOS_KEPT),
             link: LinkFigures::default(),
             figures_later: 0,
-            round: 0,
-            round_bytes: 0,
-            hopeless: 0,
+            convergence: Convergence::default(),
         }
     }
 
@@ -140,14 +133,11 @@ impl Forecast {
 
     /// Takes new figures.
     pub(super) fn step(&mut self, qemu: &QemuFigures, link: &LinkFigures) -> Outlook {
-        if qemu.rounds != self.round {
-            if self.is_first_round() {
-                self.ratios_milli.clear();
-            }
-            self.round = qemu.rounds;
-            self.round_bytes = 0;
+        let was_first = self.convergence.is_first_round();
+        self.convergence.observe(qemu.rounds, qemu.remaining_bytes);
+        if was_first && !self.convergence.is_first_round() {
+            self.ratios_milli.clear();
         }
-        self.round_bytes = self.round_bytes.max(qemu.remaining_bytes);
         self.remember(link);
 
         let rate = link.rate_bytes_per_second;
@@ -163,6 +153,12 @@ impl Forecast {
         let fits = qemu.remaining_bytes <= allowed;
         let switchover = self.switchover(allowed, fits, qemu.socket_bytes_per_second);
         let pause = |bytes, speed| millis(bytes, speed).map(|ms| ms.saturating_add(overhead_ms));
+        let needed = pause(self.convergence.round_bytes(), careful);
+        let speeds = Speeds {
+            dirty_bytes_per_second: dirty,
+            carried_bytes_per_second: carried,
+            allowed_bytes: allowed,
+        };
         let progress = MigrationProgress {
             stage: Stage::Precopy,
             total_bytes: qemu.total_bytes,
@@ -176,23 +172,18 @@ impl Forecast {
             pause_ms: pause(qemu.remaining_bytes, careful),
             throttle_percent: qemu.throttle_percent,
             downtime_limit_ms: self.limit_ms,
-            verdict: self.verdict(dirty, carried, allowed, pause(self.round_bytes, careful)),
+            verdict: self.convergence.verdict(speeds, needed),
         };
         Outlook { progress, switchover }
     }
 
-    /// Its pages are sent for the first time.
-    fn is_first_round(&self) -> bool {
-        self.round < 2
-    }
-
     /// Takes the ratio of new figures.
     fn remember(&mut self, link: &LinkFigures) {
-        if !self.is_first_round() && *link != self.link {
+        if !self.convergence.is_first_round() && *link != self.link {
             self.figures_later = self.figures_later.saturating_add(1);
         }
         self.link = *link;
-        if !self.is_first_round() && self.figures_later <= FIGURES_OF_BOTH_ROUNDS {
+        if !self.convergence.is_first_round() && self.figures_later <= FIGURES_OF_BOTH_ROUNDS {
             return;
         }
         if self.ratios_milli.len() == RATIOS_KEPT {
@@ -211,7 +202,7 @@ impl Forecast {
         let lowest = all().min().unwrap_or(unknown);
         let count = u64::try_from(self.ratios_milli.len()).unwrap_or(u64::MAX);
         let mean = all().sum::<u64>().checked_div(count).unwrap_or(unknown);
-        (if self.is_first_round() { lowest.min(unknown) } else { lowest }, mean)
+        (if self.convergence.is_first_round() { lowest.min(unknown) } else { lowest }, mean)
     }
 
     fn switchover(&self, allowed: u64, fits: bool, socket: u64) -> Switchover {
@@ -228,32 +219,6 @@ impl Forecast {
             millis(allowed, socket).unwrap_or(self.limit_ms).clamp(HELD_LIMIT_MS, self.limit_ms)
         };
         Switchover::Limit { ms }
-    }
-
-    fn verdict(
-        &mut self,
-        dirty: u64,
-        carried: u64,
-        allowed: u64,
-        pause_ms: Option<u64>,
-    ) -> Verdict {
-        // In the first round nothing is known of what the guest writes.
-        if self.is_first_round() || carried == 0 {
-            return Verdict::Unknown;
-        }
-        if dirty < carried || self.round_bytes <= allowed {
-            self.hopeless = 0;
-            return Verdict::Converging;
-        }
-        self.hopeless = self.hopeless.saturating_add(1);
-        if self.hopeless < HOPELESS_FIGURES {
-            return Verdict::Unknown;
-        }
-        Verdict::WillNotConverge {
-            dirty_bytes_per_second: dirty,
-            carried_bytes_per_second: carried,
-            downtime_needed_ms: pause_ms.unwrap_or(u64::MAX),
-        }
     }
 }
 
@@ -300,6 +265,7 @@ fn scaled(value: u64, times: u64, parts: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::task::Verdict;
 
     const RATE: u64 = 12_000_000;
     const LINK: LinkFigures = LinkFigures {
@@ -435,11 +401,8 @@ mod tests {
         let mut forecast = Forecast::new(300, true);
         let slow = LinkFigures { ratio_milli: 1000, ..LINK };
         let busy = qemu(80 << 20, 3, 5000);
-        let mut last = Verdict::Unknown;
-        for step in 0..HOPELESS_FIGURES {
-            assert_eq!(last, Verdict::Unknown, "step {step}");
-            last = forecast.step(&busy, &slow).progress.verdict;
-        }
+        let verdicts = std::iter::repeat_with(|| forecast.step(&busy, &slow).progress.verdict);
+        let last = verdicts.take(60).find(|it| *it != Verdict::Unknown).expect("it is said");
         let Verdict::WillNotConverge { downtime_needed_ms, .. } = last else { panic!("{last:?}") };
         // With the limit that is named it ends.
         forecast.set_limit_ms(downtime_needed_ms);

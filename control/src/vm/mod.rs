@@ -9,6 +9,7 @@
 //! while a task lives, since QEMU serves one client at a time. The tasks never touch the journal
 //! nor the link.
 
+mod convergence;
 mod ending;
 mod error;
 mod facts;

@@ -140,6 +140,8 @@ pub(crate) enum Verdict {
         dirty_bytes_per_second: u64,
         /// What the link takes, as raw bytes per second.
         carried_bytes_per_second: u64,
+        /// What QEMU's round began with.
+        round_bytes: u64,
         /// The downtime limit with which it would end now.
         downtime_needed_ms: u64,
     },
@@ -151,19 +153,27 @@ impl Verdict {
         let Self::WillNotConverge {
             dirty_bytes_per_second,
             carried_bytes_per_second,
+            round_bytes,
             downtime_needed_ms,
         } = self
         else {
             return None;
         };
         Some(format!(
-            "the guest writes {} MB/s and the link carries {} MB/s of it; \
-             --downtime-limit {downtime_needed_ms}ms would end it now, \
+            "the guest writes {} MB/s, the link carries {} MB/s of it, and this round began with \
+             {} MB; --downtime-limit {downtime_needed_ms}ms would end it now, \
              --on-timeout throttle slows the guest down",
-            dirty_bytes_per_second / 1_000_000,
-            carried_bytes_per_second / 1_000_000,
+            megabytes(*dirty_bytes_per_second),
+            megabytes(*carried_bytes_per_second),
+            megabytes(*round_bytes),
         ))
     }
+}
+
+/// For people, in tenths.
+fn megabytes(bytes: u64) -> String {
+    let tenths = bytes / 100_000;
+    format!("{}.{}", tenths / 10, tenths % 10)
 }
 
 /// How far a migration is.

@@ -27,6 +27,17 @@ const TRIPS: Duration = Duration::from_millis(80);
 const GOOD_MILLI: u64 = 10_000;
 const BAD_MILLI: u64 = 2500;
 
+/// Of the progress, what a failed test shows.
+const FIELDS: [&str; 7] = [
+    "stage",
+    "rounds",
+    "remaining_bytes",
+    "dirty_bytes_per_second",
+    "ratio_milli",
+    "pause_ms",
+    "because",
+];
+
 /// A QEMU that waits at a host, with the devices of the guest that comes.
 fn wait_at(hosts: &Hosts, guest: &Guest, at: At) -> Vm {
     // A second serial line at which nobody talks.
@@ -66,17 +77,14 @@ fn follow(
             && method == "session.progress"
             && params["vm"]["rounds"].is_u64()
         {
+            let field = |name: &str| params["vm"][name].to_string();
+            println!("{}", FIELDS.map(field).join(" "));
             heed(&migrate, &params["vm"]);
             said.push(params["vm"].clone());
         }
         pair.look();
         migrate.is_over()
     });
-    for vm in &said {
-        let field = |name: &str| vm[name].to_string();
-        let names = ["stage", "rounds", "remaining_bytes", "ratio_milli", "pause_ms", "because"];
-        println!("{}", names.map(field).join(" "));
-    }
     (migrate.finish(), said)
 }
 
@@ -112,7 +120,7 @@ fn a_ratio_that_collapses_neither_stretches_the_blackout_nor_stops_a_guest_in_va
     let waiting = wait_at(&hosts, guest, At::A);
     hosts.attach_source(&sink, At::B);
     let mut pair = Pair::of(guest, At::B, &[], (sink, waiting));
-    hosts.link("rate=20m");
+    hosts.link(if is_full() { "rate=40m" } else { "rate=20m" });
     let mut because = None;
     let (end, _) = follow(&hosts, &mut pair, LIMIT, |migrate, vm| {
         if because.is_none() && vm["because"].is_string() {

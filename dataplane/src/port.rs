@@ -385,6 +385,20 @@ pub enum StreamEnd {
     NoRoom,
 }
 
+impl StreamEnd {
+    /// The word under which it is counted.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::ClosedByPeer => "closed_by_peer",
+            Self::Socket { .. } => "socket",
+            Self::Protocol { code } => code,
+            Self::Dropped => "dropped",
+            Self::NoRoom => "no_room",
+        }
+    }
+}
+
 /// Why a session can't go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionEnd {

@@ -102,6 +102,8 @@ counters! {
             "The kernel's newest rate of delivery.";
         TcpAppLimited: "stream_tcp_app_limited",
             "1 if that rate was bound by the sender, which had no more to send, else 0.";
+        TcpInStartup: "stream_tcp_in_startup",
+            "1 while BBR looks for the path's rate, else 0.";
         TcpRetransmittedSegments: "stream_tcp_retransmitted_segments_total",
             "Segments that the kernel sent more than once.";
         TcpRetransmittedBytes: "stream_tcp_retransmitted_bytes_total",

@@ -74,4 +74,7 @@ pub(crate) mod decisions {
 
     #[doc = include_str!("decisions/0012-parked-sessions.md")]
     pub(crate) mod parked_sessions {}
+
+    #[doc = include_str!("decisions/0013-ahead-of-bbr.md")]
+    pub(crate) mod ahead_of_bbr {}
 }

@@ -324,7 +324,7 @@ impl Core {
     }
 
     pub(super) fn on_stream_down(&mut self, link: LinkId, stream: StreamId, cause: StreamEnd) {
-        self.counters.streams_ended.add(stream_end_code(&cause));
+        self.counters.streams_ended.add(cause.code());
         if self.links.contains_key(&link) {
             tracing::info!(%link, %stream, %cause, "a stream ended");
         }
@@ -365,6 +365,7 @@ impl Core {
                     let peers = self.peers.clone();
                     dial_stream(link, preface, address, self.config.timeouts, peers);
                 }
+                LinkOutput::Taken => self.open_waiters(link),
                 LinkOutput::Join => {}
                 LinkOutput::Ready => self.on_link_ready(link),
             }
@@ -396,13 +397,19 @@ impl Core {
         let Some(entry) = self.links.get_mut(&link) else { return };
         let (lanes, peer) = (entry.link.lanes(), entry.peer_name.clone());
         tracing::info!(%link, %peer, lanes, "link ready");
+        self.open_waiters(link);
+        self.on_carry_link(link);
+        self.link_resumed(link);
+    }
+
+    /// Offers the sessions that wait for the link.
+    fn open_waiters(&mut self, link: LinkId) {
+        let Some(entry) = self.links.get_mut(&link) else { return };
         let vm_waiters = std::mem::take(&mut entry.vm_waiters);
         for waiter in std::mem::take(&mut entry.waiters) {
             self.open_source(link, waiter);
         }
         vm_waiters.into_iter().for_each(|session| self.open_vm_source(link, session));
-        self.on_carry_link(link);
-        self.link_resumed(link);
     }
 
     /// Says something on a link's channel. A peer that does not read loses the link.
@@ -482,16 +489,5 @@ impl Core {
             self.counters.api_errors.add(error.code.name());
         }
         reply.send(outcome);
-    }
-}
-
-/// The word under which an ended stream is counted.
-fn stream_end_code(cause: &StreamEnd) -> &'static str {
-    match cause {
-        StreamEnd::ClosedByPeer => "closed_by_peer",
-        StreamEnd::Socket { .. } => "socket",
-        StreamEnd::Protocol { code } => code,
-        StreamEnd::Dropped => "dropped",
-        StreamEnd::NoRoom => "no_room",
     }
 }

@@ -12,7 +12,7 @@ use crate::api::{
 };
 use crate::config::SettingRefused;
 use crate::migration::{Machine, Memory, RegionEntry, Waiting, WaitingFor};
-use crate::peer::{LinkPhase, random};
+use crate::peer::random;
 use crate::state::SessionState;
 use dwcp_dataplane::port::DirtyPages;
 use dwcp_ffi::dirty::DirtyBitmap;
@@ -149,7 +149,7 @@ impl Core {
         };
         let waiter = LinkWaiter { session, open, memory, memory_bytes, reply };
         let Some(entry) = self.links.get_mut(&link) else { return };
-        if entry.link.phase() == LinkPhase::Ready {
+        if entry.link.takes_offers() {
             self.open_source(link, waiter);
         } else {
             entry.waiters.push(waiter);

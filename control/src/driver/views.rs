@@ -167,6 +167,7 @@ fn tcp_view(count: impl Fn(StreamCounter) -> u64) -> Value {
         "unsent_bytes": count(StreamCounter::TcpUnsentBytes),
         "delivery_bytes_per_second": count(StreamCounter::TcpDeliveryRate),
         "app_limited": count(StreamCounter::TcpAppLimited) != 0,
+        "in_startup": count(StreamCounter::TcpInStartup) != 0,
         "retransmitted_segments": count(StreamCounter::TcpRetransmittedSegments),
         "retransmitted_bytes": count(StreamCounter::TcpRetransmittedBytes),
         "busy_ms": count(StreamCounter::TcpBusyNanos) / 1_000_000,

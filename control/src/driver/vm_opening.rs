@@ -10,7 +10,7 @@ use super::vms::vm_error;
 use crate::api::{ApiCode, ApiError, CodingName, OnTimeoutName, Reply, Role, Topic, VmMigrate};
 use crate::limits::{STREAM_PAGES_EXTRA, STREAM_WINDOW_LOG, VM_FACTS_TIMEOUT_NS};
 use crate::migration::{Machine, Session, VmMemory, VmPart, Waiting, WaitingFor};
-use crate::peer::{LinkPhase, random};
+use crate::peer::random;
 use crate::state::{SessionRecord, VmRecord};
 use crate::vm::{
     GuestState, MigrateOptions, OnTimeout, VmFacts, VmNews, VmOrder, VmTarget, VmTask,
@@ -141,7 +141,7 @@ impl Core {
         }
         let link = self.link_to(&peer).map_err(|e| e.to_api())?;
         let Some(entry) = self.links.get_mut(&link) else { return Ok(()) };
-        if entry.link.phase() == LinkPhase::Ready {
+        if entry.link.takes_offers() {
             self.open_vm_source(link, id);
         } else {
             entry.vm_waiters.push(id);

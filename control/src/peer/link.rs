@@ -53,6 +53,8 @@ pub(crate) enum LinkOutput {
     Send(PeerMessage),
     /// Make the shards' parts.
     AddLanes { lanes: u16 },
+    /// Dialling end: the peer has taken the link. Sessions are offered while streams come up.
+    Taken,
     /// Close all streams and keep the shards' parts.
     CutStreams,
     /// Connect a stream.
@@ -189,6 +191,13 @@ impl Link {
         self.phase
     }
 
+    /// Dialling end: true when the peer takes offers of sessions: every lane works, or will for the
+    /// first time.
+    pub(crate) fn takes_offers(&self) -> bool {
+        let is_new = self.phase == LinkPhase::Joining && !self.was_ready;
+        self.phase == LinkPhase::Ready || is_new
+    }
+
     /// Part of every key's context.
     pub(crate) fn epoch(&self) -> LinkEpoch {
         self.epoch
@@ -285,6 +294,7 @@ impl Link {
                 self.phase = LinkPhase::Joining;
                 let mut outputs = vec![LinkOutput::AddLanes { lanes }];
                 outputs.extend(self.redial(Nanos(0)));
+                outputs.push(LinkOutput::Taken);
                 Ok(outputs)
             }
             PeerMessage::LinkResumed { token, resume } if resuming && !self.agreed => {
@@ -440,7 +450,8 @@ mod tests {
         link.step(Nanos(0), LinkInput::ChannelUp).unwrap();
         let accept = PeerMessage::LinkAccept { token: TOKEN, lanes: 2, resume: Some(FIRST) };
         let outputs = link.step(Nanos(0), LinkInput::Message(accept)).unwrap();
-        assert_eq!(outputs.len(), 1 + 4);
+        assert_eq!((outputs.len(), outputs.last()), (1 + 4 + 1, Some(&LinkOutput::Taken)));
+        assert!(link.takes_offers(), "before its streams are up");
         for id in 0..4 {
             let (stream, incarnation) = (StreamId(id), Incarnation(1));
             let input = LinkInput::Dialled { stream, incarnation, joined: true };
@@ -504,6 +515,7 @@ mod tests {
             assert_eq!(step(&mut link, input), [LinkOutput::Join]);
         }
         assert_eq!(step(&mut link, LinkInput::StreamUp(StreamId(0))), []);
+        assert!(!link.takes_offers(), "what was there before comes first");
         assert_eq!(step(&mut link, LinkInput::StreamUp(StreamId(1))), [LinkOutput::Ready]);
         // The next time it shows the next token.
         step(&mut link, LinkInput::Lost);

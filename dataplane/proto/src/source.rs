@@ -370,6 +370,11 @@ impl SourceFlow {
         self.window.backlog_bytes(self.in_flight_bytes)
     }
 
+    /// Takes whether the lane's streams are still looking for the path's rate.
+    pub fn set_in_startup(&mut self, in_startup: bool) {
+        self.window.set_in_startup(in_startup);
+    }
+
     /// The lane's window.
     #[must_use]
     pub const fn window(&self) -> &Window {

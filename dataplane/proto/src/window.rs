@@ -13,6 +13,11 @@
 //! until there is a queue or no more throughput. A sender that was not held back by its window
 //! learns nothing about it.
 //!
+//! While the transport itself still looks for the path's rate, the window stays ahead of it: a
+//! congestion control that is given no more than it sends takes its sender for slow, keeps looking,
+//! and meanwhile sends in bursts that overrun the path. The queue that this makes at the beginning
+//! is gone when the transport has found the rate.
+//!
 //! Runs on the shard that owns the lane, called for every frame sent and every ack. Never
 //! allocates.
 
@@ -36,6 +41,10 @@ const RECORD_TIME: Nanos = Nanos::from_millis(5);
 const RECORD_BYTES_LEAST: u64 = 64 << 10;
 /// Full round trips in a row without a quarter more rate, after which start-up ends.
 const START_PLATEAU_ROUNDS: u8 = 2;
+
+/// Bandwidth-delay products that a transport needs in order to find the path's rate: BBR sends 2.89
+/// times what it saw in the last round trip, and must not run dry.
+const STARTUP_BDPS: u64 = 8;
 
 /// The bounds of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +143,8 @@ pub struct Window {
     config: WindowConfig,
     window_bytes: u64,
     start: Option<Start>,
+    /// The transport still looks for the path's rate.
+    in_startup: bool,
     probe: Option<Probe>,
     span: Span,
     /// The span's least round trip is not this window's: it has just grown, or was drained.
@@ -163,6 +174,7 @@ impl Window {
             config,
             window_bytes: start_bytes,
             start: Some(Start::default()),
+            in_startup: false,
             probe: None,
             span: Span::default(),
             stale: false,
@@ -175,6 +187,20 @@ impl Window {
             rtt_min_at: Nanos(0),
             rtt_recent: Nanos(0),
         }
+    }
+
+    /// Takes whether the transport still looks for the path's rate.
+    pub fn set_in_startup(&mut self, in_startup: bool) {
+        if self.in_startup && !in_startup {
+            // Growing, it took acks of more than one round trip for those of one, and what is
+            // acknowledged next was sent by a larger window.
+            self.start = None;
+            self.rates = [0; RATE_SPANS];
+            self.stale = true;
+            let drained = self.bdp_bytes().saturating_mul(2);
+            self.window_bytes = self.window_bytes.min(drained.max(self.config.floor_bytes));
+        }
+        self.in_startup = in_startup;
     }
 
     /// How many bytes may be in flight.
@@ -258,6 +284,9 @@ impl Window {
 
     fn learn_rtt(&mut self, now: Nanos, rtt: Nanos, alone: bool) {
         let shortest = self.rtt_min.is_none_or(|least| rtt <= least);
+        if self.rtt_min.is_some_and(|least| rtt.0 <= least.0 / 16 * 17) {
+            self.rtt_min_at = now;
+        }
         let aged = now.since(self.rtt_min_at) > RTT_AGE_MAX;
         if shortest || (aged && alone) {
             self.rtt_min = Some(rtt);
@@ -298,6 +327,12 @@ impl Window {
         let stale = std::mem::replace(&mut self.stale, false);
         if !held_back || stale {
             self.cut = None;
+            return;
+        }
+        if self.in_startup {
+            self.cut = None;
+            let ahead = self.bdp_bytes().saturating_mul(STARTUP_BDPS);
+            self.window_bytes = self.window_bytes.max(ahead).clamp(floor_bytes, max_bytes);
             return;
         }
         let fitting_bytes = scaled(self.window_bytes, allowed, rtt);

@@ -25,6 +25,8 @@ struct Path {
     lossy: usize,
     /// The sink is held up by others for so many milliseconds four times a second.
     held_up_ms: u64,
+    /// For so long the transport looks for the path's rate.
+    startup_ms: u64,
 }
 
 /// What came of it, after the path is known.
@@ -36,6 +38,8 @@ struct Outcome {
     sends: u64,
     /// When nine tenths of the rate were first reached, on an average of half a second.
     filled_at: Option<Nanos>,
+    /// The largest window before the figures count.
+    window_bytes_max: u64,
 }
 
 /// Runs a sender that always has work until `seconds`; figures count from `warm` on.
@@ -70,6 +74,10 @@ fn run(path: Path, window: &mut Window, warm: u64, seconds: u64) -> Outcome {
                 outcome.filled_at = Some(now);
             }
             (half, half_bytes) = (now, 0);
+        }
+        window.set_in_startup(now < Nanos::from_millis(path.startup_ms));
+        if now.0 < warm * Nanos::SECOND.0 {
+            outcome.window_bytes_max = outcome.window_bytes_max.max(window.window_bytes());
         }
         while in_flight < window.window_bytes() {
             let bytes = window.record_bytes(256 << 10);
@@ -117,22 +125,43 @@ fn paths_of_every_kind_are_filled_with_a_bounded_backlog() {
                 if lossy > 0 && rtt_ms > 100 {
                     continue;
                 }
-                let path = Path { rate, rtt_ms, streams, lossy, held_up_ms };
-                let backlog = Nanos::from_millis(50);
-                let mut window = Window::new(WindowConfig::with_backlog(64 << 20, backlog));
-                let outcome = run(path, &mut window, 5, 15);
-                let used = outcome.delivered_bytes * 100 / (rate * 10);
-                let mean = outcome.in_flight_sum / outcome.sends;
-                let allowed = mean * 100 / (rate * (rtt_ms + 50) / 1000);
-                let words = format!("{path:?}: {used} % used, {allowed} % of what is allowed");
-                println!("{words}, full after {:?}", outcome.filled_at);
-                assert!(used >= if lossy > 0 { 80 } else { 90 }, "{words}");
-                // Connections that share the path keep parts of records waiting, and a record that
-                // was lost keeps all behind it.
-                assert!(allowed <= 160, "{words}");
-                let filled = outcome.filled_at.expect("it was full at some time");
-                assert!(filled <= Nanos(5 * Nanos::SECOND.0), "{words}");
+                let path = Path { rate, rtt_ms, streams, lossy, held_up_ms, startup_ms: 0 };
+                fills(path);
             }
         }
     }
+}
+
+#[test]
+fn a_transport_that_looks_for_the_rate_gets_more_than_it_sends_and_its_queue_goes_afterwards() {
+    for rate in [12_500_000, 125_000_000] {
+        for rtt_ms in [20, 40, 100] {
+            for (streams, held_up_ms) in [(1, 0), (4, 0), (4, 40)] {
+                let startup_ms = 20 * rtt_ms;
+                let path = Path { rate, rtt_ms, streams, lossy: 0, held_up_ms, startup_ms };
+                let outcome = fills(path);
+                let needed = rate * rtt_ms / 1000 * 33 / 10;
+                assert!(outcome.window_bytes_max >= needed, "{path:?}: {outcome:?}, {needed}");
+            }
+        }
+    }
+}
+
+/// Asserts that a window before a guest uses a path, with a bounded backlog.
+fn fills(path: Path) -> Outcome {
+    let Path { rate, rtt_ms, lossy, .. } = path;
+    let backlog = Nanos::from_millis(50);
+    let mut window = Window::new(WindowConfig::with_backlog(64 << 20, backlog));
+    let outcome = run(path, &mut window, 5, 15);
+    let used = outcome.delivered_bytes * 100 / (rate * 10);
+    let mean = outcome.in_flight_sum / outcome.sends;
+    let allowed = mean * 100 / (rate * (rtt_ms + 50) / 1000);
+    let words = format!("{path:?}: {used} % used, {allowed} % of what is allowed");
+    println!("{words}, full after {:?}", outcome.filled_at);
+    assert!(used >= if lossy > 0 { 80 } else { 90 }, "{words}");
+    // Connections that share the path keep parts of records waiting, and a record that was lost
+    // keeps all behind it.
+    assert!(allowed <= 160, "{words}");
+    assert!(outcome.filled_at.is_some_and(|at| at <= Nanos(5 * Nanos::SECOND.0)), "{words}");
+    outcome
 }

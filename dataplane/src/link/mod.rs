@@ -94,6 +94,10 @@ pub trait Link {
     /// for a few times a second.
     fn sample(&mut self);
 
+    /// True if the transport was still looking for the path's rate when it was asked last. To find
+    /// it, it has to be given more than it sends.
+    fn is_in_startup(&self, stream: StreamSlot) -> bool;
+
     /// How many leases are free.
     fn free_leases(&self) -> usize;
 

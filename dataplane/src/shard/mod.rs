@@ -211,6 +211,7 @@ impl<L: Link> Shard<L> {
             self.sampled = self.desk.now;
             self.unsampled = false;
             self.link.sample();
+            self.note_startup();
         }
         if !worked {
             return;
@@ -220,6 +221,18 @@ impl<L: Link> Shard<L> {
             let lane = self.desk.lanes.iter().find(|lane| lane.link == stream.link);
             let in_flight = lane.map_or(0, |lane| lane.flow.stream_in_flight_bytes(stream.id));
             self.link.note(StreamSlot(index as u16), stream.rtt, in_flight);
+        }
+    }
+
+    /// Tells the windows of each lane whether its streams are still looking for the path's rate.
+    fn note_startup(&mut self) {
+        let Desk { lanes, stream_sources, .. } = &mut self.desk;
+        for lane in lanes {
+            let in_startup = lane.slots().any(|slot| self.link.is_in_startup(slot));
+            lane.flow.set_in_startup(in_startup);
+            for source in stream_sources.iter_mut().filter(|it| it.session.link == lane.link) {
+                source.set_in_startup(in_startup);
+            }
         }
     }
 

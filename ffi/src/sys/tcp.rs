@@ -134,6 +134,46 @@ pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
     })
 }
 
+/// What BBR tells of itself.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct KernelBbrInfo {
+    bandwidth: [u32; 2],
+    min_rtt_us: u32,
+    /// In 256ths, as the next.
+    pacing_gain: u32,
+    cwnd_gain: u32,
+}
+
+/// BBR paces at 2.8 times its estimate or more while it looks for the path's rate, and never above
+/// 1.25 times afterwards.
+const STARTUP_PACING_GAIN_MIN: u32 = 2 * 256;
+
+/// True while BBR still looks for the path's rate (its STARTUP phase); false with another
+/// congestion control.
+///
+/// # Errors
+/// The descriptor is no TCP socket.
+pub fn is_in_startup(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut info = KernelBbrInfo::default();
+    let mut bytes = size_of::<KernelBbrInfo>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `bytes` bytes to `info`, which holds integers only and is
+    // ours alone over the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_CC_INFO,
+            (&raw mut info).cast(),
+            &raw mut bytes,
+        )
+    };
+    Errno::result(result)?;
+    // What other congestion controls tell is shorter. Before the first ack the gain is 0.
+    let is_bbr = bytes as usize == size_of::<KernelBbrInfo>();
+    Ok(is_bbr && (info.pacing_gain == 0 || info.pacing_gain > STARTUP_PACING_GAIN_MIN))
+}
+
 /// Chooses the congestion control, such as `bbr` or `cubic`.
 ///
 /// # Errors
@@ -253,6 +293,18 @@ mod tests {
     }
 
     #[test]
+    fn bbr_starts_up_and_others_never_do() {
+        let (client, _server) = connection();
+        let socket = client.as_fd();
+        set_tcp_congestion(socket, "reno").unwrap();
+        assert!(!is_in_startup(socket).unwrap());
+        if available_congestion_controls().iter().any(|name| name == "bbr") {
+            set_tcp_congestion(socket, "bbr").unwrap();
+            assert!(is_in_startup(socket).unwrap());
+        }
+    }
+
+    #[test]
     fn options_hold_or_are_refused() {
         let (client, _server) = connection();
         let socket = client.as_fd();
@@ -268,6 +320,7 @@ mod tests {
         assert!(set_send_buffer(socket, 64 << 10).unwrap() >= 64 << 10);
         assert!(set_receive_buffer(socket, 64 << 10).unwrap() >= 64 << 10);
         let pair = std::os::unix::net::UnixStream::pair().unwrap().0;
+        assert!(is_in_startup(pair.as_fd()).is_err());
         assert!(tcp_info(pair.as_fd()).is_err() && set_tcp_nodelay(pair.as_fd()).is_err());
     }
 }

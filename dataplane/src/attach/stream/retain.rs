@@ -296,6 +296,11 @@ impl Retained {
         self.meter.rate_bytes_per_second()
     }
 
+    /// Takes whether the link's streams are still looking for the path's rate.
+    pub(super) fn set_in_startup(&mut self, in_startup: bool) {
+        self.window.set_in_startup(in_startup);
+    }
+
     /// The window of undelivered bytes: its round trip, its backlog.
     pub(super) const fn window(&self) -> &Window {
         &self.window

@@ -285,6 +285,11 @@ impl StreamSource {
         Ok(())
     }
 
+    /// Takes whether the link's streams are still looking for the path's rate.
+    pub(crate) fn set_in_startup(&mut self, in_startup: bool) {
+        self.retained.set_in_startup(in_startup);
+    }
+
     fn note_window(&mut self) {
         let undelivered = self.retained.undelivered_bytes();
         let window = self.retained.window();

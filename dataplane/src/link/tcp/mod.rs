@@ -198,9 +198,13 @@ impl Link for TcpLink {
     }
 
     fn sample(&mut self) {
-        for open in self.streams.iter().flatten() {
+        for open in self.streams.iter_mut().flatten() {
             open.sample(&self.ring);
         }
+    }
+
+    fn is_in_startup(&self, stream: StreamSlot) -> bool {
+        self.streams[stream.index()].as_ref().is_some_and(TcpStream::is_in_startup)
     }
 
     fn free_leases(&self) -> usize {

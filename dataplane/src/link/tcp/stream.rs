@@ -8,7 +8,7 @@ use crate::port::StreamEnd;
 use crate::stats::{StreamCounter, StreamStats};
 use dwcp_ffi::arena::Lease;
 use dwcp_ffi::spsc::Full;
-use dwcp_ffi::sys::tcp::tcp_info;
+use dwcp_ffi::sys::tcp::{is_in_startup, tcp_info};
 use dwcp_ffi::uring::{SocketIndex, Uring};
 use dwcp_proto::ids::{Incarnation, StreamId};
 use dwcp_proto::time::Nanos;
@@ -63,6 +63,7 @@ pub(super) struct TcpStream {
     /// Bytes received and not yet opened lie in this part of the buffer.
     unread: Range<usize>,
     copied_in_a_row: u32,
+    in_startup: bool,
     life: Life,
 }
 
@@ -85,6 +86,7 @@ impl TcpStream {
             buffer: Some(buffer),
             unread: 0..0,
             copied_in_a_row: 0,
+            in_startup: false,
             life: Life::Open,
         }
     }
@@ -120,12 +122,14 @@ impl TcpStream {
     }
 
     /// Shows what the kernel knows about the connection.
-    pub(super) fn sample(&self, ring: &Uring) {
+    pub(super) fn sample(&mut self, ring: &Uring) {
+        self.in_startup = false;
         if self.life != Life::Open {
             return;
         }
         // A connection that can't be measured has failed; its sends and receives tell why.
         let Ok(info) = tcp_info(ring.socket_fd(self.socket)) else { return };
+        self.in_startup = is_in_startup(ring.socket_fd(self.socket)).unwrap_or(false);
         let shown = [
             (StreamCounter::TcpRttNanos, info.rtt_ns),
             (StreamCounter::TcpRttMinNanos, info.rtt_ns_min),
@@ -133,6 +137,7 @@ impl TcpStream {
             (StreamCounter::TcpUnsentBytes, info.unsent_bytes),
             (StreamCounter::TcpDeliveryRate, info.delivery_rate),
             (StreamCounter::TcpAppLimited, u64::from(info.is_app_limited)),
+            (StreamCounter::TcpInStartup, u64::from(self.in_startup)),
             (StreamCounter::TcpRetransmittedSegments, info.retransmitted_segments),
             (StreamCounter::TcpRetransmittedBytes, info.retransmitted_bytes),
             (StreamCounter::TcpBusyNanos, info.busy_ns),
@@ -142,6 +147,11 @@ impl TcpStream {
         for (counter, value) in shown {
             self.stats.set(counter.index(), value);
         }
+    }
+
+    /// The kernel was still looking for the path's rate when it was asked last.
+    pub(super) fn is_in_startup(&self) -> bool {
+        self.in_startup
     }
 
     /// Notes why the stream ends; the first reason stands.

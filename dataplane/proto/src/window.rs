@@ -45,6 +45,11 @@ const START_PLATEAU_ROUNDS: u8 = 2;
 /// Bandwidth-delay products that a transport needs in order to find the path's rate: BBR sends 2.89
 /// times what it saw in the last round trip, and must not run dry.
 const STARTUP_BDPS: u64 = 8;
+/// Round trips without a quarter more rate in which it finds it: BBR takes three, each with up to
+/// 2.89 products in flight. If it does not, the sender is slower than the path, and a large window
+/// only makes its bursts larger. The transport is asked a few times a second.
+const STARTUP_ROUND_TRIPS: u64 = 12;
+const STARTUP_MIN: Nanos = Nanos::from_millis(500);
 
 /// The bounds of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +105,15 @@ struct Start {
     plateau_rounds: u8,
 }
 
+/// A transport that looks for the path's rate: what it has reached, and when.
+#[derive(Clone, Copy, Debug, Default)]
+struct Startup {
+    rate: u64,
+    grown_at: Nanos,
+    /// It has not grown for long: the window does not wait for it.
+    given_up: bool,
+}
+
 /// A short time with a small window, to see the round trip without a queue.
 #[derive(Clone, Copy, Debug)]
 struct Probe {
@@ -143,8 +157,7 @@ pub struct Window {
     config: WindowConfig,
     window_bytes: u64,
     start: Option<Start>,
-    /// The transport still looks for the path's rate.
-    in_startup: bool,
+    startup: Option<Startup>,
     probe: Option<Probe>,
     span: Span,
     /// The span's least round trip is not this window's: it has just grown, or was drained.
@@ -174,7 +187,7 @@ impl Window {
             config,
             window_bytes: start_bytes,
             start: Some(Start::default()),
-            in_startup: false,
+            startup: None,
             probe: None,
             span: Span::default(),
             stale: false,
@@ -191,16 +204,36 @@ impl Window {
 
     /// Takes whether the transport still looks for the path's rate.
     pub fn set_in_startup(&mut self, in_startup: bool) {
-        if self.in_startup && !in_startup {
-            // Growing, it took acks of more than one round trip for those of one, and what is
-            // acknowledged next was sent by a larger window.
-            self.start = None;
-            self.rates = [0; RATE_SPANS];
-            self.stale = true;
-            let drained = self.bdp_bytes().saturating_mul(2);
-            self.window_bytes = self.window_bytes.min(drained.max(self.config.floor_bytes));
+        if in_startup {
+            self.startup = self.startup.or(Some(Startup::default()));
+        } else if self.startup.take().is_some_and(|it| !it.given_up) {
+            self.end_startup();
         }
-        self.in_startup = in_startup;
+    }
+
+    /// Takes a rate that two spans in a row have reached, since a bunch reaches its own alone. True
+    /// if the transport should have found the path's rate by now.
+    fn gives_startup_up(&mut self, now: Nanos, rtt_min: Nanos, rate: u64) -> bool {
+        let Some(startup) = &mut self.startup else { return false };
+        let patience = STARTUP_MIN.max(Nanos(rtt_min.0.saturating_mul(STARTUP_ROUND_TRIPS)));
+        if rate / 5 * 4 > startup.rate || startup.grown_at == Nanos(0) {
+            *startup = Startup { rate, grown_at: now, given_up: false };
+        }
+        let late = now.since(startup.grown_at) > patience;
+        late && !std::mem::replace(&mut startup.given_up, late)
+    }
+
+    /// Goes from a window ahead of the transport to one that is steered by its queue.
+    fn end_startup(&mut self) {
+        // Growing, it took acks of more than one round trip for those of one, and what is
+        // acknowledged next was sent by a larger window.
+        self.start = None;
+        let seen = self.rates.into_iter().max().filter(|rate| *rate > 0);
+        self.rate = seen.map_or(self.rate, |seen| seen.min(self.rate));
+        self.rates = [0; RATE_SPANS];
+        self.stale = true;
+        let drained = self.bdp_bytes().saturating_mul(2);
+        self.window_bytes = self.window_bytes.min(drained.max(self.config.floor_bytes));
     }
 
     /// How many bytes may be in flight.
@@ -315,8 +348,8 @@ impl Window {
         let allowed = least + backlog.max(Nanos(least.0.saturating_mul(backlog_round_trips)));
         let held_back = full_bytes >= bytes / 2;
         // Two spans together: a bunch at the border counts for one of them alone.
-        let both = if self.rate_before == 0 { rate } else { rate.midpoint(self.rate_before) };
-        self.rate_before = rate;
+        let before = std::mem::replace(&mut self.rate_before, rate);
+        let both = if before == 0 { rate } else { rate.midpoint(before) };
         self.rates.rotate_right(1);
         self.rates[0] = both;
         if self.start.is_some() || rate > self.rate {
@@ -325,11 +358,15 @@ impl Window {
             self.rate = self.rate.midpoint(rate);
         }
         let stale = std::mem::replace(&mut self.stale, false);
+        if self.gives_startup_up(now, least, rate.min(before)) {
+            self.end_startup();
+            return;
+        }
         if !held_back || stale {
             self.cut = None;
             return;
         }
-        if self.in_startup {
+        if self.startup.is_some_and(|it| !it.given_up) {
             self.cut = None;
             let ahead = self.bdp_bytes().saturating_mul(STARTUP_BDPS);
             self.window_bytes = self.window_bytes.max(ahead).clamp(floor_bytes, max_bytes);

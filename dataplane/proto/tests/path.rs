@@ -147,6 +147,18 @@ fn a_transport_that_looks_for_the_rate_gets_more_than_it_sends_and_its_queue_goe
     }
 }
 
+#[test]
+fn a_transport_that_never_finds_the_rate_leaves_no_queue() {
+    for rate in [12_500_000, 125_000_000] {
+        for rtt_ms in [20, 100] {
+            for (streams, lossy, held_up_ms) in [(1, 0, 0), (4, 0, 40), (4, 40, 0)] {
+                let startup_ms = u64::MAX / 1_000_000;
+                fills(Path { rate, rtt_ms, streams, lossy, held_up_ms, startup_ms });
+            }
+        }
+    }
+}
+
 /// Asserts that a window before a guest uses a path, with a bounded backlog.
 fn fills(path: Path) -> Outcome {
     let Path { rate, rtt_ms, lossy, .. } = path;

@@ -163,6 +163,7 @@ impl Core {
     pub(super) fn on_lane_closed(&mut self, key: SessionKey, lane: LaneId) {
         let Some((id, _)) = self.lane_session(key) else { return };
         self.free_lane(id, lane);
+        self.finish_vm(id);
         self.retire_if_over(id);
     }
 
@@ -173,6 +174,7 @@ impl Core {
             self.sessions.values().filter(held).map(Session::id).collect();
         for id in sessions {
             self.free_lane(id, lane);
+            self.finish_vm(id);
             self.retire_if_over(id);
         }
     }

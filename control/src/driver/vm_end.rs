@@ -203,11 +203,10 @@ impl Core {
         let resumed = session.record.vm.as_ref().is_some_and(resumed);
         let Some(part) = &mut session.vm else { return };
         let late = part.give_up_at.is_some_and(|by| by <= now);
-        let waits = match &part.outcome {
-            None => return,
-            Some(Ok(())) => part.task.is_some() || !resumed,
-            Some(Err(_)) => part.task.is_some(),
-        };
+        let Some(outcome) = &part.outcome else { return };
+        // Once it is told, the machine is free for the next.
+        let in_use = part.task.is_some() || session.lanes_held != 0;
+        let waits = in_use || (outcome.is_ok() && !resumed);
         if waits && !late {
             return;
         }

@@ -40,6 +40,36 @@ fn a_qemu_that_fails_at_any_point_leaves_the_guest_at_the_source() {
     }
 }
 
+#[test]
+fn a_machine_is_free_when_its_client_is_told_of_the_failure() {
+    run(|directory| async move {
+        let mut pair = VmPair::start(directory).await;
+        pair.a.script.hold_closed.set(true);
+        pair.qemus.fail("load");
+        pair.migrate().await;
+        let mut other = pair.other().await;
+        other.wait_state_of_only_session("failed").await;
+        pair.qemus.wait_for("/qemu/a", "running").await;
+        let told = tokio::select! {
+            biased;
+            answer = pair.at_a.next() => Some(answer),
+            () = turns(1000) => None,
+        };
+        assert_eq!(told, None, "the shard still holds it");
+        pair.a.script.hold_closed.set(false);
+        guest_runs_here(&pair.at_a.next().await);
+        let list = pair.at_a.ask("vm.list", json!({})).await;
+        assert_eq!(list["result"][0]["state"], "free", "{list}");
+    });
+}
+
+/// Lets everybody else go on for a while.
+async fn turns(count: u32) {
+    for _ in 0..count {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Both QEMUs fail, the source's first; returns what the client is told.
 async fn both_fail(pair: &mut VmPair) -> Value {
     pair.qemus.hold("load");

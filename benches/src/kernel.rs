@@ -262,7 +262,8 @@ impl Work {
             let numbers: [u64; EXTENT_PAGES] =
                 std::array::from_fn(|index| batch_number(index as u64));
             let input = BatchInput { numbers: &numbers, pages, hashes, bases, coding };
-            let window = self.kernel.has_window().then(|| LongWindowEncoder::new(WINDOW_LOG, 1));
+            let window =
+                self.kernel.has_window().then(|| LongWindowEncoder::new(WINDOW_LOG, 1..=1));
             let mut window = window.and_then(Result::ok);
             let (hasher, out) = (&self.hasher, &mut self.payload);
             return self.encoder.encode_batch(hasher, &input, window.as_mut(), out).bytes;

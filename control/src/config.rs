@@ -3,6 +3,7 @@
 //! The binary's one table of settings builds this value and stays its owner; the control thread
 //! reads settings back through [`SettingsPort`]. Nothing here does I/O.
 
+use dwcp_dataplane::port::Level;
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -119,8 +120,9 @@ pub struct LiveSettings {
     pub window_bytes_max: u64,
     /// Page versions that a new session keeps as bases, all lanes together.
     pub base_pages_max: u64,
-    /// The zstd level of sessions that name none.
-    pub zstd_level: i32,
+    /// The zstd level of sessions that name none. Pages of regions are coded at the lowest level
+    /// when it is to be chosen.
+    pub zstd_level: Level,
     /// How often an idle control channel is tested.
     pub peer_ping_every: Duration,
     /// Silence after which a peer counts as gone. A peer that is only stopped for a while must
@@ -140,7 +142,7 @@ impl Default for LiveSettings {
             streams: 4,
             window_bytes_max: 64 << 20,
             base_pages_max: 16 << 10,
-            zstd_level: 1,
+            zstd_level: Level::Auto,
             peer_ping_every: Duration::from_secs(1),
             peer_dead_after: Duration::from_secs(30),
             resume_window: Duration::from_secs(600),

@@ -7,6 +7,7 @@
 pub use crate::attach::stream::store::{STORE_PAGE_BYTES, STORE_SLOT_BYTES};
 pub use crate::attach::stream::{StreamSizes, stream_sink_bytes, stream_source_bytes};
 use crate::stats::{SessionStats, ShardStatsReader, StreamStats};
+use dwcp_codec::policy::ZSTD_LEVEL_MIN;
 pub use dwcp_codec::{Coding, HashKey};
 use dwcp_ffi::counters::{HistogramReader, HistogramWriter};
 use dwcp_ffi::dirty::DirtyBitmap;
@@ -161,13 +162,33 @@ pub struct SinkSetup {
     pub stats: SessionStats,
 }
 
+/// The zstd level of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// As strong as the link leaves the core time for.
+    Auto,
+    /// This one.
+    Fixed(i32),
+}
+
+impl Level {
+    /// The level, or the lowest where none is chosen by measurement.
+    #[must_use]
+    pub const fn or_lowest(self) -> i32 {
+        match self {
+            Self::Auto => ZSTD_LEVEL_MIN,
+            Self::Fixed(level) => level,
+        }
+    }
+}
+
 /// How the bytes of a migration stream are carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamCoding {
     /// The stream is read, its pages are coded.
     Pages {
-        /// How pages are coded.
-        coding: Coding,
+        /// How hard pages are compressed.
+        level: Level,
         /// The binary logarithm of the long zstd window, 0 for none; the same at both ends.
         window_log: u8,
     },

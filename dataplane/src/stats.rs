@@ -181,6 +181,8 @@ counters! {
             "Payload sent and not yet taken by the VMM at the sink.";
         DeliveryRate: "session_delivery_bytes_per_second",
             "The rate at which the VMM at the sink takes payload while there is some; an average.";
+        ZstdLevel: "session_zstd_level",
+            "The zstd level at which a migration stream is coded now.";
         RttMinNanos: "session_rtt_min_nanoseconds",
             "The least time from sending a frame of a migration stream to its delivery.";
         FramesResent: "session_resent_frames_total",

@@ -82,8 +82,12 @@ impl Progress {
         let verb = if self.is_source { "in" } else { "out" };
         let ratio = float(counts.vmm_bytes) / float(counts.coded_bytes.max(1));
         let ratio = if counts.vmm_bytes == 0 { 1.0 } else { ratio };
+        let level = match counts.zstd_level {
+            0 => String::new(),
+            level => format!(" at zstd-{level}"),
+        };
         format!(
-            "{} {verb}, {} coded (ratio {ratio:.2}), {} replies, {} connections, {:.1} s",
+            "{} {verb}, {} coded (ratio {ratio:.2}{level}), {} replies, {} connections, {:.1} s",
             mebibytes(counts.vmm_bytes),
             mebibytes(counts.coded_bytes),
             kibibytes(counts.reply_bytes),

@@ -260,6 +260,9 @@ fn progress_text(params: &Value) -> String {
     let rate = show::bytes(params, "rate_bytes_per_s");
     let ratio = vm["ratio_milli"].as_f64().map_or(1.0, |milli| milli / 1000.0);
     let mut text = format!("{rate}/s, ratio {ratio:.1}");
+    if let Some(level @ 1..) = vm["zstd_level"].as_u64() {
+        text.push_str(&format!(" at zstd-{level}"));
+    }
     if vm["remaining_bytes"].is_u64() {
         text.push_str(&format!(", {} left", show::bytes(vm, "remaining_bytes")));
     }
@@ -357,11 +360,13 @@ mod tests {
     #[test]
     fn a_migration_that_does_not_end_says_why() {
         let params = json!({"rate_bytes_per_s": 1024, "vm": {"name": "web1", "ratio_milli": 2500,
-            "because": "it writes too fast", "remaining_bytes": 2048, "end_in_ms": null}});
+            "zstd_level": 3, "because": "it writes too fast", "remaining_bytes": 2048,
+            "end_in_ms": null}});
         let text = progress_text(&params);
         assert_eq!(
             text,
-            "1.0 KiB/s, ratio 2.5, 2.0 KiB left; will not converge because it writes too fast"
+            "1.0 KiB/s, ratio 2.5 at zstd-3, 2.0 KiB left; will not converge because it writes \
+             too fast"
         );
     }
 }

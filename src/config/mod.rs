@@ -125,6 +125,15 @@ impl Values {
         }
     }
 
+    /// The number, or nothing for "auto".
+    pub(crate) fn count_or_auto(&self, name: &str) -> Option<u64> {
+        match &self.entry(name).value {
+            Value::Count(count) => Some(*count),
+            Value::Auto => None,
+            other => wrong_kind(name, other),
+        }
+    }
+
     /// The bytes, or nothing for "auto".
     fn bytes(&self, name: &str) -> Option<u64> {
         match &self.entry(name).value {

@@ -10,6 +10,7 @@ use crate::settings::table::Setting;
 use crate::settings::value::{Kind, Share, Value as Typed};
 use crate::settings::{self, Origin};
 use dwcp_control::{LiveSettings, SettingRefused, SettingView, SettingsPort};
+use dwcp_dataplane::port::Level;
 use serde_json::{Value, json};
 
 /// The settings of a running daemon.
@@ -65,8 +66,10 @@ impl SettingsPort for LiveTable {
             streams: self.streams,
             window_bytes_max: self.window_bytes,
             base_pages_max: self.budget.base_pages_max(self.values.share("base-budget")),
-            // The table's range ends at 19.
-            zstd_level: i32::try_from(self.values.count("zstd-level")).unwrap_or(1),
+            zstd_level: match self.values.count_or_auto("zstd-level").map(i32::try_from) {
+                Some(Ok(level)) => Level::Fixed(level),
+                _ => Level::Auto,
+            },
             peer_ping_every: self.values.time("keepalive"),
             peer_dead_after: self.values.time("dead-after"),
             resume_window: self.values.time("resume-window"),
@@ -167,7 +170,7 @@ mod tests {
         table.set("base-budget", &json!("4MiB")).expect("base-budget is live");
         table.set("keepalive", &json!(2_000_000)).expect("a number counts microseconds");
         let live = table.live();
-        assert_eq!(live.zstd_level, 7);
+        assert_eq!(live.zstd_level, Level::Fixed(7));
         assert_eq!(live.base_pages_max, 4 * MIB / 4096);
         assert_eq!(live.peer_ping_every, Duration::from_secs(2));
     }

@@ -9,12 +9,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 const SIZE: Kind = Kind::Bytes { min: MIB, max: 256 * GIB, auto: false };
-const DIRTY_RATE: Kind = Kind::Count { min: 0, max: 10_000_000 };
-const STREAMS: Kind = Kind::Count { min: 1, max: 64 };
+const DIRTY_RATE: Kind = Kind::Count { min: 0, max: 10_000_000, auto: false };
+const STREAMS: Kind = Kind::Count { min: 1, max: 64, auto: false };
 const CORES: Kind = Kind::Cores { max: 2 * SHARDS_MAX };
-const SEED: Kind = Kind::Count { min: 0, max: u64::MAX };
+const SEED: Kind = Kind::Count { min: 0, max: u64::MAX, auto: false };
 const CODING: Kind = Kind::Choice(&["full", "passthrough"]);
-const LEVEL: Kind = Kind::Count { min: 1, max: 19 };
+const LEVEL: Kind = Kind::Count { min: 1, max: 19, auto: false };
 const POLL: Kind = Kind::Choice(&["busy", "adaptive", "park"]);
 const TARGET: Kind = Kind::Time { min: Duration::from_millis(1), max: Duration::from_secs(60) };
 

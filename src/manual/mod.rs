@@ -77,4 +77,7 @@ pub(crate) mod decisions {
 
     #[doc = include_str!("decisions/0013-ahead-of-bbr.md")]
     pub(crate) mod ahead_of_bbr {}
+
+    #[doc = include_str!("decisions/0014-level-by-link-and-core.md")]
+    pub(crate) mod level_by_link_and_core {}
 }

@@ -224,7 +224,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     daemon(
         "streams",
         Group::Links,
-        Kind::Count { min: 1, max: 64 },
+        Kind::Count { min: 1, max: 64, auto: false },
         "TCP connections of a link that this daemon opens.",
     )
     .default("4"),
@@ -239,7 +239,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     daemon(
         "links-max",
         Group::Links,
-        Kind::Count { min: 1, max: 64 },
+        Kind::Count { min: 1, max: 64, auto: false },
         "The most links at a time, to and from peers together.",
     )
     .default("4"),
@@ -302,17 +302,19 @@ pub(crate) const SETTINGS: &[Setting] = &[
     daemon(
         "sessions-max",
         Group::Sessions,
-        Kind::Count { min: 1, max: 256 },
+        Kind::Count { min: 1, max: 256, auto: false },
         "The most sessions at a time, as source and as sink together.",
     )
     .default("16"),
     daemon(
         "zstd-level",
         Group::Sessions,
-        Kind::Count { min: 1, max: ZSTD_LEVEL_MAX as u64 },
-        "Compression level of new sessions that name none themselves.",
+        Kind::Count { min: 1, max: ZSTD_LEVEL_MAX as u64, auto: true },
+        "Compression level of new sessions that name none themselves. With auto the streams of \
+         virtual machines are compressed as hard as the link leaves a core time for, and regions \
+         at level 1.",
     )
-    .default("1")
+    .default("auto")
     .live(),
     daemon(
         "log",

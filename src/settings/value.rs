@@ -20,8 +20,8 @@ pub(crate) enum Kind {
     Bytes { min: u64, max: u64, auto: bool },
     /// A size with a unit, or a share of something such as `25%`.
     Share { max: u64 },
-    /// A plain number.
-    Count { min: u64, max: u64 },
+    /// A plain number. With `auto` the word "auto" is allowed too.
+    Count { min: u64, max: u64, auto: bool },
     /// A time with a unit, such as `500ms`.
     Time { min: Duration, max: Duration },
     /// One of these words.
@@ -102,6 +102,7 @@ impl Kind {
             Self::Bytes { auto: true, .. } => "a size such as 64MiB, or auto",
             Self::Bytes { .. } => "a size such as 512MiB or 2GiB",
             Self::Share { .. } => "a share such as 25% or a size such as 256MiB",
+            Self::Count { auto: true, .. } => "a whole number, or auto",
             Self::Count { .. } => "a whole number",
             Self::Time { .. } => "a time such as 500ms or 10s",
             Self::Choice(_) => "one of the words in --help",
@@ -143,11 +144,10 @@ impl Kind {
     pub(crate) fn range(&self) -> String {
         match self {
             Self::Bytes { min, max, auto } => {
-                let or_auto = if *auto { ", or auto" } else { "" };
-                format!("{} to {}{or_auto}", show_bytes(*min), show_bytes(*max))
+                format!("{} to {}{}", show_bytes(*min), show_bytes(*max), or_auto(*auto))
             }
             Self::Share { max } => format!("1% to 100%, or up to {}", show_bytes(*max)),
-            Self::Count { min, max } => format!("{min} to {max}"),
+            Self::Count { min, max, auto } => format!("{min} to {max}{}", or_auto(*auto)),
             Self::Time { min, max } => format!("{} to {}", show_time(*min), show_time(*max)),
             Self::Choice(words) => words.join(", "),
             Self::Cores { max } => format!("1 to {max} cores, each once"),
@@ -164,14 +164,16 @@ impl Kind {
             return Err(ValueError::Empty { example: self.example() });
         }
         match self {
-            Self::Bytes { auto: true, .. } if text == "auto" => Ok(Value::Auto),
+            Self::Bytes { auto: true, .. } | Self::Count { auto: true, .. } if text == "auto" => {
+                Ok(Value::Auto)
+            }
             Self::Bytes { min, max, .. } => {
                 let bytes = parse_bytes(text).ok_or_else(|| self.malformed(text, "size"))?;
                 self.check(text, (*min..=*max).contains(&bytes))?;
                 Ok(Value::Bytes(bytes))
             }
             Self::Share { max } => self.parse_share(text, *max),
-            Self::Count { min, max } => {
+            Self::Count { min, max, .. } => {
                 let count = text.parse().map_err(|_| self.malformed(text, "whole number"))?;
                 self.check(text, (*min..=*max).contains(&count))?;
                 Ok(Value::Count(count))
@@ -247,6 +249,10 @@ impl Kind {
         }
         Err(ValueError::OutOfRange { text: text.to_owned(), range: self.range() })
     }
+}
+
+const fn or_auto(auto: bool) -> &'static str {
+    if auto { ", or auto" } else { "" }
 }
 
 impl fmt::Display for Share {

@@ -15,6 +15,8 @@ pub struct CarryCounts {
     pub vmm_bytes: u64,
     /// What the link carried for them, before encryption.
     pub coded_bytes: u64,
+    /// The level of zstd at which it is coded now (source; 0 while nothing was).
+    pub zstd_level: u64,
     /// Bytes that the VMM at the sink answered.
     pub reply_bytes: u64,
     /// Since the session began.

@@ -283,6 +283,7 @@ pub(super) fn counts_of(session: &CarrySession, now: Nanos) -> CarryCounts {
         channels: session.channels(),
         vmm_bytes: count(vmm),
         coded_bytes: count(SessionCounter::CodedBytes),
+        zstd_level: count(SessionCounter::ZstdLevel),
         reply_bytes: count(SessionCounter::ReplyBytes),
         seconds: super::reports::seconds(now.since(session.opened_at).0),
     }

@@ -8,7 +8,7 @@ use crate::api::Role;
 use crate::carry::{CarryEvent, CarryPhase, CarrySession};
 use crate::limits::CARRY_LINGER_NS;
 use dwcp_dataplane::port::{
-    ChannelEnd, ChannelId, ChannelSetup, Coding, Command, Event, HashKey, SessionEnd, StreamCoding,
+    ChannelEnd, ChannelId, ChannelSetup, Command, Event, HashKey, Level, SessionEnd, StreamCoding,
     StreamNote, StreamSinkSetup, StreamSourceSetup,
 };
 use dwcp_ffi::counters::{counters, histogram};
@@ -61,11 +61,11 @@ impl Core {
 
     /// Orders the shard's part open.
     pub(super) fn open_carry_lane(&mut self) {
-        let zstd_level = self.live.get().zstd_level;
+        let level = self.live.get().zstd_level;
         let link = self.carried().and_then(|session| session.link);
         let hash_key = link.and_then(|link| self.links.get(&link)).map(|e| e.hash_key.clone());
         let (Some(hash_key), Some(session)) = (hash_key, self.carried()) else { return };
-        let Some(command) = open_command(session, hash_key, zstd_level) else { return };
+        let Some(command) = open_command(session, hash_key, level) else { return };
         session.phase = CarryPhase::Opening;
         session.lane_ordered = true;
         let lane = session.lane;
@@ -206,19 +206,18 @@ impl Core {
 }
 
 /// The order to open the shard's part.
-fn open_command(session: &mut CarrySession, hash_key: HashKey, zstd_level: i32) -> Option<Command> {
+fn open_command(session: &mut CarrySession, hash_key: HashKey, level: Level) -> Option<Command> {
     let (key, terms, lane) = (session.key?, session.terms?, session.lane);
     let (stats, reader) = counters();
     session.stats = Some(reader);
     Some(match session.role {
         Role::Source => {
-            let coding = Coding::Full { zstd_level };
             let window_log = terms.window_log;
             Command::OpenStreamSource(Box::new(StreamSourceSetup {
                 session: key,
                 lane,
                 coding: match session.coding {
-                    PeerCoding::Full => StreamCoding::Pages { coding, window_log },
+                    PeerCoding::Full => StreamCoding::Pages { level, window_log },
                     PeerCoding::Passthrough => StreamCoding::Passthrough,
                 },
                 pages_max: terms.pages_max,

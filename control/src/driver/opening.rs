@@ -34,7 +34,7 @@ impl Core {
         let (coding, peer_coding) = match open.coding {
             CodingName::Passthrough => (Coding::Passthrough, PeerCoding::Passthrough),
             CodingName::Full => {
-                let zstd_level = open.zstd_level.unwrap_or(live.zstd_level);
+                let zstd_level = open.zstd_level.unwrap_or(live.zstd_level.or_lowest());
                 (Coding::Full { zstd_level }, PeerCoding::Full)
             }
         };

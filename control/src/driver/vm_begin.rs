@@ -124,8 +124,8 @@ fn stream_setup(session: &mut Session, hash_key: dwcp_dataplane::port::HashKey) 
             let (frame_rtt_ns, rtt) = histogram();
             session.frame_rtt_ns.push(rtt);
             let coding = match coding {
-                StreamCoding::Pages { coding, .. } => {
-                    StreamCoding::Pages { coding, window_log: terms.window_log }
+                StreamCoding::Pages { level, .. } => {
+                    StreamCoding::Pages { level, window_log: terms.window_log }
                 }
                 StreamCoding::Passthrough => StreamCoding::Passthrough,
             };

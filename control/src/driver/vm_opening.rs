@@ -15,7 +15,7 @@ use crate::state::{SessionRecord, VmRecord};
 use crate::vm::{
     GuestState, MigrateOptions, OnTimeout, VmFacts, VmNews, VmOrder, VmTarget, VmTask,
 };
-use dwcp_dataplane::port::{Coding, StreamCoding};
+use dwcp_dataplane::port::StreamCoding;
 use dwcp_proto::ids::{LaneId, LinkId, SessionId, SessionKey, SessionNumber};
 use dwcp_proto::session::source::{SourceSession, SourceSpec, SourceWhat};
 use dwcp_proto::session::timing::SessionTiming;
@@ -215,10 +215,7 @@ impl Core {
         let (machine, actions) = SourceSession::open(spec, SessionTiming::default(), now);
         let mut part = VmPart::new(source.task, LaneId(lane_of(number, lanes)));
         part.coding = match full {
-            true => StreamCoding::Pages {
-                coding: Coding::Full { zstd_level: live.zstd_level },
-                window_log: 0,
-            },
+            true => StreamCoding::Pages { level: live.zstd_level, window_log: 0 },
             false => StreamCoding::Passthrough,
         };
         part.options = options(&source.migrate);

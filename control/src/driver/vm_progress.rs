@@ -111,5 +111,6 @@ pub(super) fn progress_value(session: &Session) -> Value {
     value["name"] = json!(vm.map(|vm| &vm.name));
     value["opaque"] = json!(vm.and_then(|vm| vm.opaque.as_ref()));
     value["ratio_milli"] = json!(part.figures.ratio_milli);
+    value["zstd_level"] = json!(session.count(SessionCounter::ZstdLevel.index()));
     value
 }

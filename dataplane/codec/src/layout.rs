@@ -35,7 +35,8 @@
 //! zstd      only if some page is of class zstd
 //!           coded_bytes  u24   length of the zstd frame or of the stream's next bytes
 //!           frame              all zstd pages, joined; in a batch with a long window the flushed
-//!                              continuation of the stream, whose one frame never ends
+//!                              continuation of the stream: of its frame, or the end of
+//!                              that and the beginning of another, with an empty window
 //! raw       the raw pages, joined; the payload ends here
 //! ```
 //!

@@ -7,15 +7,17 @@
 //!
 //! The decoder takes untrusted bytes: it never gives more than the batch's pages, never takes more
 //! memory than its window, and is spent after the first error, since a stream with a gap can't be
-//! continued. The level is fixed for the life of the stream: zstd takes a new one only at the
-//! start of a frame, where the window is lost.
+//! continued. Another level begins with another frame of zstd, and with an empty window: zstd takes
+//! one nowhere else. So the stream is a row of frames, of which the last is never whole.
 
 use crate::error::DecodeError;
 use crate::policy::{WINDOW_LDM_LEVEL_MAX, ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN};
 use std::fmt;
 use std::ops::RangeInclusive;
-use zstd_safe::zstd_sys::ZSTD_EndDirective::ZSTD_e_flush;
-use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer};
+use zstd_safe::zstd_sys::ZSTD_EndDirective::{ZSTD_e_end, ZSTD_e_flush};
+use zstd_safe::{
+    CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, SafeResult,
+};
 
 /// The smallest window, as a power of two: zstd's own bound.
 pub const WINDOW_LOG_MIN: u32 = 10;
@@ -23,11 +25,12 @@ pub const WINDOW_LOG_MIN: u32 = 10;
 pub const WINDOW_LOG_MAX: u32 = 24;
 
 /// The most bytes that a section of a long window is longer than its pages: three for the head of
-/// each block, and the head of the frame. A block is as long as the window or 128 KiB, whichever is
-/// less, so there are at most 256 in a batch, and one more if it begins in the middle of a block.
+/// each block, the end of a frame, and the head of the next. A block is as long as the window or
+/// 128 KiB, whichever is less, so there are at most 256 in a batch, and one more if it begins in
+/// the middle of a block.
 pub const WINDOW_EXTRA_BYTES_MAX: usize = 1024;
 const _: () = assert!(
-    (crate::page::EXTENT_BYTES / (1 << WINDOW_LOG_MIN) + 1) * 3 + 18 <= WINDOW_EXTRA_BYTES_MAX
+    (crate::page::EXTENT_BYTES / (1 << WINDOW_LOG_MIN) + 1) * 3 + 2 * 18 <= WINDOW_EXTRA_BYTES_MAX
 );
 
 /// Why there is no long window.
@@ -63,36 +66,50 @@ const WINDOW_LOGS: RangeInclusive<u32> = WINDOW_LOG_MIN..=WINDOW_LOG_MAX;
 /// The source's end of a long window.
 pub struct LongWindowEncoder {
     context: CCtx<'static>,
+    levels: RangeInclusive<i32>,
+    /// Of the frame that is open.
+    level: i32,
+    /// Of what is coded next.
+    level_next: i32,
 }
 
 impl LongWindowEncoder {
-    /// Takes the memory of a window of 2^`window_log` bytes, coded at `level` (kept between
-    /// [`ZSTD_LEVEL_MIN`] and [`ZSTD_LEVEL_MAX`]).
+    /// Takes the memory of a window of 2^`window_log` bytes for any of `levels` (kept between
+    /// [`ZSTD_LEVEL_MIN`] and [`ZSTD_LEVEL_MAX`]); the lowest is the first.
     ///
     /// # Errors
     /// [`WindowError`]: no such window, or no memory for it.
-    pub fn new(window_log: u32, level: i32) -> Result<Self, WindowError> {
+    pub fn new(window_log: u32, levels: RangeInclusive<i32>) -> Result<Self, WindowError> {
         if !WINDOW_LOGS.contains(&window_log) {
             return Err(WindowError::WindowLog { window_log });
         }
         let no_memory = |_| WindowError::NoMemory { window_log };
-        let level = level.clamp(ZSTD_LEVEL_MIN, ZSTD_LEVEL_MAX);
+        let bounded = |level: &i32| (*level).clamp(ZSTD_LEVEL_MIN, ZSTD_LEVEL_MAX);
+        let (least, most) = (bounded(levels.start()), bounded(levels.end()));
         let mut context = CCtx::try_create().ok_or(WindowError::NoMemory { window_log })?;
         for parameter in [
-            CParameter::CompressionLevel(level),
             CParameter::WindowLog(window_log),
-            CParameter::EnableLongDistanceMatching(level <= WINDOW_LDM_LEVEL_MAX),
             CParameter::ChecksumFlag(false),
             CParameter::ContentSizeFlag(false),
         ] {
             context.set_parameter(parameter).map_err(no_memory)?;
         }
-        // A flush before any input gives no bytes, but starts the frame and takes its memory.
-        let mut none = [0; 32];
-        let mut output = OutBuffer::around(&mut none[..]);
-        context.flush_stream(&mut output).map_err(no_memory)?;
-        assert!(output.pos() == 0, "a flush of nothing gives nothing");
-        Ok(Self { context })
+        // The highest level first: what it needs is enough for the others.
+        for level in [most, least].into_iter().skip(usize::from(most == least)) {
+            context.reset(ResetDirective::SessionOnly).map_err(no_memory)?;
+            set_level(&mut context, level).map_err(no_memory)?;
+            // A flush before any input gives no bytes, but starts the frame and takes its memory.
+            let mut none = [0; 32];
+            let mut output = OutBuffer::around(&mut none[..]);
+            context.flush_stream(&mut output).map_err(no_memory)?;
+            assert!(output.pos() == 0, "a flush of nothing gives nothing");
+        }
+        Ok(Self { context, levels: least..=most, level: least, level_next: least })
+    }
+
+    /// Codes what comes next at another level, or the nearest that there is memory for.
+    pub fn set_level(&mut self, level: i32) {
+        self.level_next = level.clamp(*self.levels.start(), *self.levels.end());
     }
 
     /// All memory that zstd holds for it.
@@ -106,12 +123,27 @@ impl LongWindowEncoder {
     pub(crate) fn compress(&mut self, plain: &[u8], room: &mut [u8]) -> usize {
         assert!(room.len() >= plain.len() + WINDOW_EXTRA_BYTES_MAX);
         let mut output = OutBuffer::around(room);
+        if self.level != self.level_next {
+            let mut nothing = InBuffer::around(&[]);
+            let left = self.context.compress_stream2(&mut output, &mut nothing, ZSTD_e_end);
+            assert!(left == Ok(0), "zstd ends its frame at once");
+            let taken = set_level(&mut self.context, self.level_next);
+            assert!(taken.is_ok(), "between two frames zstd takes any level");
+            self.level = self.level_next;
+        }
         let mut input = InBuffer::around(plain);
         let left = self.context.compress_stream2(&mut output, &mut input, ZSTD_e_flush);
         // All memory is taken and the room is beyond what zstd can need.
         assert!(left == Ok(0) && input.pos() == plain.len(), "zstd keeps nothing back");
         output.pos()
     }
+}
+
+/// Sets the level of the next frame.
+fn set_level(context: &mut CCtx<'static>, level: i32) -> SafeResult {
+    context.set_parameter(CParameter::CompressionLevel(level))?;
+    let long = level <= WINDOW_LDM_LEVEL_MAX;
+    context.set_parameter(CParameter::EnableLongDistanceMatching(long))
 }
 
 impl fmt::Debug for LongWindowEncoder {
@@ -180,10 +212,10 @@ impl LongWindowDecoder {
         let mut input = InBuffer::around(coded);
         let mut at = (0, 0);
         while at != all {
-            // The stream never ends, so the end of a frame (0) is a fault.
-            let goes_on = self.context.decompress_stream(&mut output, &mut input);
+            // Each call moves on, be it over the end of a frame only.
+            let gone = self.context.decompress_stream(&mut output, &mut input);
             let now = (input.pos(), output.pos());
-            if !goes_on.is_ok_and(|hint| hint > 0) || now == at {
+            if gone.is_err() || now == at {
                 return Err(DecodeError::Decompress { section });
             }
             at = now;

@@ -6,6 +6,7 @@ mod common;
 
 use common::{Extent, KINDS, Kind, Noise, hasher};
 use dwcp_codec::layout::batch_bytes_max;
+use dwcp_codec::policy::ZSTD_LEVEL_MAX;
 use dwcp_codec::window::{WINDOW_LOG_MAX, WINDOW_LOG_MIN};
 use dwcp_codec::{
     BaseIn, Bases, BatchInput, Class, Coding, DecodeError, Decoder, EXTENT_PAGES, Encoder,
@@ -62,11 +63,17 @@ impl Ends {
             let decoder = LongWindowDecoder::new(window_log).unwrap();
             // Level 1 searches otherwise than 3.
             let level = if window_log % 2 == 0 { 1 } else { 3 };
-            (LongWindowEncoder::new(window_log, level).unwrap(), decoder)
+            (LongWindowEncoder::new(window_log, level..=ZSTD_LEVEL_MAX).unwrap(), decoder)
         });
         let encoder = Encoder::new(EncoderConfig { zstd_level_max: 3 });
         let (sent, got) = (History::default(), History::default());
         Self { encoder, decoder: Decoder::new(), windows, sent, got, version: 0 }
+    }
+
+    fn set_level(&mut self, level: i32) {
+        if let Some((encoder, _)) = &mut self.windows {
+            encoder.set_level(level);
+        }
     }
 
     fn encode(&mut self, batch: &[(u64, Page)], noise: &mut Noise, coding: Coding) -> Vec<u8> {
@@ -154,6 +161,9 @@ proptest! {
         let mut noise = Noise(seed);
         let mut ends = Ends::new(window);
         for _ in 0..12 {
+            if noise.below(3) == 0 {
+                ends.set_level(noise.below(12) as i32);
+            }
             let batch = next_batch(&mut noise, spread, &ends);
             let coding = if noise.below(8) == 0 { Coding::Passthrough } else { FULL };
             ends.round_trip(&batch, &mut noise, coding);
@@ -280,19 +290,18 @@ fn a_gap_in_the_stream_is_noticed() {
 }
 
 #[test]
-fn a_stream_that_ends_its_frame_is_refused() {
+fn another_level_begins_with_an_empty_window() {
     let mut noise = Noise(4);
-    let mut ends = Ends::new(None);
-    // Without a window the zstd section is a whole frame.
-    let payload = ends.encode(&[(1, noise.text_page())], &mut noise, FULL);
-    assert_eq!(ends.decode(&payload).unwrap().len(), 1);
-    let mut window = LongWindowDecoder::new(20).unwrap();
-    let got = History::default();
-    let refused = ends
-        .decoder
-        .decode_batch(&hasher(), &payload, REGION_PAGES, &mut &got, Some(&mut window))
-        .unwrap_err();
-    assert_eq!(refused, DecodeError::Decompress { section: "zstd section" });
+    let mut ends = Ends::new(Some(20));
+    let batch: Vec<_> = (0..64).map(|page| (page, noise.text_page())).collect();
+    let moved = |by: u64| -> Vec<_> { batch.iter().map(|(page, it)| (page + by, *it)).collect() };
+    let first = ends.round_trip(&batch, &mut noise, FULL);
+    let inside = ends.round_trip(&moved(1000), &mut noise, FULL);
+    ends.set_level(3);
+    let outside = ends.round_trip(&moved(2000), &mut noise, FULL);
+    let again = ends.round_trip(&moved(3000), &mut noise, FULL);
+    assert!(inside * 10 < first && outside * 2 > first, "{first}, {inside}, {outside}");
+    assert!(again * 10 < first, "{first}, {again}");
 }
 
 #[test]
@@ -306,6 +315,7 @@ fn memory_is_taken_at_once_and_bounded_by_the_window() {
         };
         let before = memory(&ends);
         for round in 0..4 {
+            ends.set_level([9, 1, 5, 3][round as usize]);
             let batch: Vec<_> =
                 (0..64).map(|page| (page + round * 64, noise.text_page())).collect();
             ends.round_trip(&batch, &mut noise, FULL);
@@ -320,7 +330,7 @@ fn memory_is_taken_at_once_and_bounded_by_the_window() {
 fn windows_of_no_possible_size_are_refused() {
     for window_log in [0, WINDOW_LOG_MIN - 1, WINDOW_LOG_MAX + 1, u32::MAX] {
         let refused = WindowError::WindowLog { window_log };
-        assert_eq!(LongWindowEncoder::new(window_log, 1).unwrap_err(), refused);
+        assert_eq!(LongWindowEncoder::new(window_log, 1..=1).unwrap_err(), refused);
         assert_eq!(LongWindowDecoder::new(window_log).unwrap_err(), refused);
     }
 }

@@ -12,6 +12,7 @@ use crate::stats::ShardCounter;
 use dwcp_ffi::sys::monotonic_now;
 use dwcp_proto::ids::{LinkId, Position, Sequence, SessionKey, SessionNumber};
 use dwcp_proto::source::{Cargo, InFlight};
+use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::frame::{Frame, StreamKind, StreamPart, write_stream_header};
 use dwcp_proto::wire::limits::{
     RECORD_HEADER_BYTES, STREAM_FRAME_HEADER_BYTES, STREAM_PAYLOAD_BYTES_MAX,
@@ -31,13 +32,18 @@ impl<L: Link> Shard<L> {
         let mut worked = false;
         for turn in 0..count {
             let index = (self.next_source + turn) % count;
-            let (mut frames, mut bytes) = (0, 0);
-            while frames < FRAMES_PER_TURN && bytes < BYTES_PER_TURN {
-                let Some(sent) = self.feed_stream(index) else { break };
-                worked = true;
-                frames += 1;
-                bytes += sent;
+            let (mut frames, mut bytes, mut held) = (0, 0, false);
+            while frames < FRAMES_PER_TURN && bytes < BYTES_PER_TURN && !held {
+                if let Some(sent) = self.feed_stream(index) {
+                    worked = true;
+                    frames += 1;
+                    bytes += sent;
+                } else {
+                    held = true;
+                }
             }
+            let Desk { stream_sources, pipes, now, .. } = &mut self.desk;
+            stream_sources[index].note_turn(pipes, held, *now);
         }
         if count > 0 {
             self.next_source = self.next_source.wrapping_add(1);
@@ -68,6 +74,7 @@ impl<L: Link> Shard<L> {
         if part.kind == StreamKind::Pages {
             let nanos = monotonic_now() - started;
             self.encode_ns.record(nanos);
+            source.note_coding(Nanos(nanos));
             stats.add(ShardCounter::EncodeNanos.index(), nanos);
         }
         let head = StreamPart {

@@ -3,15 +3,15 @@
 use super::harness::{self, Carry, Options, bytes};
 use super::qemu::{Guest, load};
 use crate::pair::Cuts;
-use dwcp_dataplane::port::{Coding, Event, StreamCoding, StreamNote};
+use dwcp_dataplane::port::{Event, Level, StreamCoding, StreamNote};
 use dwcp_dataplane::stats::SessionCounter;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 fn options(window_log: u8, streams: u16) -> Options {
-    let coding = Coding::Full { zstd_level: 1 };
-    Options { streams, undelivered: 2 << 20, coding: StreamCoding::Pages { coding, window_log } }
+    let coding = StreamCoding::Pages { level: Level::Auto, window_log };
+    Options { streams, undelivered: 2 << 20, coding }
 }
 
 fn guest(seed: u64) -> Guest {

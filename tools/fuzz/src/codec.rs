@@ -151,16 +151,17 @@ pub fn stream_round_trip(data: &[u8]) {
 }
 
 /// Encodes the stream of batches that `data` describes in pieces of at most 40 bytes, each a mask
-/// and edits as in [`round_trip`]; returns what was coded with each payload.
+/// and edits as in [`round_trip`], at levels that the masks tell; returns what was coded with each
+/// payload.
 pub fn encode_stream(data: &[u8]) -> Vec<(u64, &[u8], Vec<u8>)> {
-    let level = i32::from(data.first().copied().unwrap_or(1) % 3 + 1);
-    let mut window = LongWindowEncoder::new(WINDOW_LOG, level).expect("the window is possible");
+    let mut window = LongWindowEncoder::new(WINDOW_LOG, 1..=3).expect("the window is possible");
     let pieces = data.chunks(40).take(16).filter_map(|piece| piece.split_first_chunk::<8>());
     let masks = pieces.map(|(mask, edits)| (u64::from_le_bytes(*mask), edits));
     masks
         .filter(|(mask, _)| *mask != 0)
         .map(|(mask, edits)| {
             let mut payload = vec![0; ENCODED_BYTES_MAX];
+            window.set_level((mask % 7) as i32);
             let bytes = CODERS.with_borrow_mut(|(encoder, _)| {
                 let window = Some(&mut window);
                 with_pages(mask, edits, |pages, hashes, bases, coding| {

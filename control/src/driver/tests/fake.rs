@@ -8,7 +8,7 @@ use crate::config::{
     ControlConfig, DaemonFacts, LiveSettings, MemoryBudget, PeerSecurity, PeerTimeouts,
     SettingRefused, SettingView, SettingsPort, SocketConfig,
 };
-use dwcp_dataplane::port::{ChannelEnd, Command, Event, RoundStats, ShardPort, StreamEnd};
+use dwcp_dataplane::port::{ChannelEnd, Command, Event, Level, RoundStats, ShardPort, StreamEnd};
 use dwcp_ffi::counters::{counters, histogram};
 use dwcp_ffi::poll::waker;
 use dwcp_ffi::region::{HugePages, Region};
@@ -67,7 +67,7 @@ impl SettingsPort for Settings {
 
     fn live(&self) -> LiveSettings {
         let resume_window = Duration::from_secs(self.resume_window_s);
-        let zstd_level = self.zstd_level;
+        let zstd_level = Level::Fixed(self.zstd_level);
         LiveSettings { streams: 2, zstd_level, resume_window, ..LiveSettings::default() }
     }
 }

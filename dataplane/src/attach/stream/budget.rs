@@ -104,7 +104,9 @@ mod tests {
             };
             let said = window_bytes(sizes, WINDOW_ENCODER_BYTES);
             for level in [ZSTD_LEVEL_MIN, 3, ZSTD_LEVEL_MAX] {
-                let taken = LongWindowEncoder::new(log, level).unwrap().memory_bytes() as u64;
+                let taken = LongWindowEncoder::new(log, ZSTD_LEVEL_MIN..=level)
+                    .unwrap()
+                    .memory_bytes() as u64;
                 assert!(taken <= said, "2^{log} at level {level}: {taken} of {said}");
             }
             let said = window_bytes(sizes, WINDOW_DECODER_BYTES);

@@ -11,6 +11,7 @@
 //! source's parser is, which opaque bytes may refer to.
 
 use super::block::write_block;
+use super::level::LevelChooser;
 use super::pipe::{Moved, PipeId, Pipes};
 use super::pool::guest_memory;
 use super::store::{Content, PageStore};
@@ -88,7 +89,7 @@ pub(super) struct Cutter {
     parser: Parser,
     store: PageStore,
     window: Option<LongWindowEncoder>,
-    coding: Coding,
+    pub(super) level: LevelChooser,
     input: Lease,
     unread: Range<usize>,
     found: Option<Found>,
@@ -106,13 +107,13 @@ impl Cutter {
     pub(super) fn new(
         store: PageStore,
         window: Option<LongWindowEncoder>,
-        coding: Coding,
+        level: LevelChooser,
     ) -> Result<Self, ArenaError> {
         Ok(Self {
             parser: Parser::new(),
             store,
             window,
-            coding,
+            level,
             input: guest_memory(INPUT_BYTES)?,
             unread: 0..0,
             found: None,
@@ -325,7 +326,11 @@ impl Cutter {
         for ((base, held), page) in bases.iter_mut().zip(&held).zip(&*base_pages) {
             *base = held.map(|held| BaseIn { version: held.version, hash: held.hash, page });
         }
-        let (coding, bases) = (self.coding, &bases[..count]);
+        let zstd_level = self.level.level();
+        if let Some(window) = &mut self.window {
+            window.set_level(zstd_level);
+        }
+        let (coding, bases) = (Coding::Full { zstd_level }, &bases[..count]);
         let input = BatchInput { numbers, pages, hashes, bases, coding };
         let coded = encoder.encode_batch(tools.hasher, &input, self.window.as_mut(), out);
         let version = tools.position.0;

@@ -12,6 +12,7 @@ mod budget;
 mod cut;
 mod digest;
 mod error;
+mod level;
 mod meter;
 mod pipe;
 mod pool;

@@ -6,6 +6,7 @@
 use super::NoMemory;
 use super::cut::{Cutter, Filled, Tools};
 use super::digest::{ChannelDigest, digest_of};
+use super::level::LevelChooser;
 use super::pipe::{Moved, PipeId, Pipes};
 use super::reply::{OutOfPlace, Replies};
 use super::retain::{NeverSent, Part, Retained};
@@ -13,8 +14,7 @@ use super::store::PageStore;
 use crate::attach::region::Scratch;
 use crate::port::{ChannelEnd, ChannelId, Event, StreamCoding, StreamSourceSetup};
 use crate::stats::{SessionCounter, SessionStats};
-use dwcp_codec::policy::ZSTD_LEVEL_MIN;
-use dwcp_codec::{Coding, LongWindowEncoder, PageHasher};
+use dwcp_codec::{LongWindowEncoder, PageHasher};
 use dwcp_ffi::counters::HistogramWriter;
 use dwcp_proto::ids::{Position, SessionKey};
 use dwcp_proto::time::Nanos;
@@ -86,17 +86,14 @@ impl StreamSource {
     pub(crate) fn new(setup: StreamSourceSetup) -> Result<Self, NoMemory> {
         let cutter = match setup.coding {
             StreamCoding::Passthrough => None,
-            StreamCoding::Pages { coding, window_log } => {
+            StreamCoding::Pages { level, window_log } => {
                 let store = PageStore::new(setup.pages_max, setup.base_pages)?;
-                let level = match coding {
-                    Coding::Full { zstd_level } => zstd_level,
-                    Coding::Passthrough => ZSTD_LEVEL_MIN,
-                };
+                let level = LevelChooser::new(level);
                 let window = match window_log {
                     0 => None,
-                    log => Some(LongWindowEncoder::new(log.into(), level)?),
+                    log => Some(LongWindowEncoder::new(log.into(), level.levels())?),
                 };
-                Some(Cutter::new(store, window, coding)?)
+                Some(Cutter::new(store, window, level)?)
             }
         };
         Ok(Self {
@@ -138,14 +135,31 @@ impl StreamSource {
     /// True when a step would fill a frame if it had one.
     pub(crate) fn wants_frame(&self, pipes: &Pipes) -> bool {
         let open = self.open_channels();
-        !self.failed
-            && (self.retained.wants_resend()
-                || self.channels.iter().any(|channel| {
-                    let waits =
-                        channel.id == FIRST && self.cutter.as_ref().is_some_and(Cutter::has_input);
-                    let has_input = waits || pipes.is_readable(channel.pipe);
-                    has_input && !channel.ended && self.retained.room(channel.id, open) > 0
-                }))
+        let may_send =
+            |it: &Channel| self.has_input(it, pipes) && self.retained.room(it.id, open) > 0;
+        !self.failed && (self.retained.wants_resend() || self.channels.iter().any(may_send))
+    }
+
+    fn has_input(&self, channel: &Channel, pipes: &Pipes) -> bool {
+        let cut = channel.id == FIRST && self.cutter.as_ref().is_some_and(Cutter::has_input);
+        !channel.ended && (cut || pipes.is_readable(channel.pipe))
+    }
+
+    /// A turn is over: `held` says that it ended since the link takes no more now.
+    pub(crate) fn note_turn(&mut self, pipes: &Pipes, held: bool, now: Nanos) {
+        let waits = held && self.channels.iter().any(|channel| self.has_input(channel, pipes));
+        if let Some(cutter) = &mut self.cutter {
+            cutter.level.note_turn(now, waits);
+            let level = u64::from(cutter.level.level().unsigned_abs());
+            self.stats.set(SessionCounter::ZstdLevel.index(), level);
+        }
+    }
+
+    /// A part with pages took so long to make.
+    pub(crate) fn note_coding(&mut self, took: Nanos) {
+        if let Some(cutter) = &mut self.cutter {
+            cutter.level.note_coding(took);
+        }
     }
 
     /// Fills `out` with the next frame's payload: what a dead stream lost first, then what is new.

@@ -3,7 +3,7 @@
 //! The binary's one table of settings builds this value and stays its owner; the control thread
 //! reads settings back through [`SettingsPort`]. Nothing here does I/O.
 
-use dwcp_dataplane::port::Level;
+use dwcp_dataplane::port::{Level, Spread};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -116,6 +116,8 @@ pub struct MemoryBudget {
 pub struct LiveSettings {
     /// Data streams of a new link.
     pub streams: u16,
+    /// Which of them carry pages.
+    pub spread: Spread,
     /// Bytes in flight on a new link, all lanes together.
     pub window_bytes_max: u64,
     /// Page versions that a new session keeps as bases, all lanes together.
@@ -140,6 +142,7 @@ impl Default for LiveSettings {
     fn default() -> Self {
         Self {
             streams: 4,
+            spread: Spread::AsNeeded,
             window_bytes_max: 64 << 20,
             base_pages_max: 16 << 10,
             zstd_level: Level::Auto,

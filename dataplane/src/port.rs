@@ -89,6 +89,18 @@ pub struct LaneSetup {
     pub lane: LaneId,
     /// The most bytes in flight on this lane.
     pub window_bytes_max: u64,
+    /// Which of its streams carry pages.
+    pub spread: Spread,
+}
+
+/// Which streams of a lane carry pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spread {
+    /// All of them.
+    All,
+    /// One, if it fills the path alone, and more when its buffers don't hold what the path does.
+    /// The others are spare.
+    AsNeeded,
 }
 
 /// A connected socket that becomes a stream.

@@ -99,7 +99,7 @@ impl DaemonConfig {
                 "off" => LockMemory::Off,
                 _ => LockMemory::Try,
             },
-            streams: small(values.count("streams")),
+            streams: small(values.count_or_auto("streams").unwrap_or(STREAMS_AUTO)),
             window_bytes: required(values.bytes("window")),
             links_max: small(values.count("links-max")),
             zero_copy: values.word("zero-copy") == "auto",
@@ -165,6 +165,9 @@ fn report(values: &Values, name: &str, kind: ProblemKind, problems: &mut Vec<Pro
 fn required<T>(value: Option<T>) -> T {
     value.unwrap_or_else(|| panic!("the table has no default for a required setting"))
 }
+
+/// The streams of a link when none are asked for.
+const STREAMS_AUTO: u64 = 4;
 
 /// A count whose range in the table ends below 65536.
 fn small(count: u64) -> u16 {

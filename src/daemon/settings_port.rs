@@ -10,7 +10,7 @@ use crate::settings::table::Setting;
 use crate::settings::value::{Kind, Share, Value as Typed};
 use crate::settings::{self, Origin};
 use dwcp_control::{LiveSettings, SettingRefused, SettingView, SettingsPort};
-use dwcp_dataplane::port::Level;
+use dwcp_dataplane::port::{Level, Spread};
 use serde_json::{Value, json};
 
 /// The settings of a running daemon.
@@ -64,6 +64,10 @@ impl SettingsPort for LiveTable {
     fn live(&self) -> LiveSettings {
         LiveSettings {
             streams: self.streams,
+            spread: match self.values.count_or_auto("streams") {
+                Some(_) => Spread::All,
+                None => Spread::AsNeeded,
+            },
             window_bytes_max: self.window_bytes,
             base_pages_max: self.budget.base_pages_max(self.values.share("base-budget")),
             zstd_level: match self.values.count_or_auto("zstd-level").map(i32::try_from) {

@@ -80,4 +80,7 @@ pub(crate) mod decisions {
 
     #[doc = include_str!("decisions/0014-level-by-link-and-core.md")]
     pub(crate) mod level_by_link_and_core {}
+
+    #[doc = include_str!("decisions/0015-one-stream-while-it-is-enough.md")]
+    pub(crate) mod one_stream_while_it_is_enough {}
 }

@@ -224,10 +224,11 @@ pub(crate) const SETTINGS: &[Setting] = &[
     daemon(
         "streams",
         Group::Links,
-        Kind::Count { min: 1, max: 64, auto: false },
-        "TCP connections of a link that this daemon opens.",
+        Kind::Count { min: 1, max: 64, auto: true },
+        "TCP connections of a link that this daemon opens. With auto they are 4, of which one \
+         alone carries pages while it fills the path by itself (BBR).",
     )
-    .default("4"),
+    .default("auto"),
     daemon(
         "window",
         Group::Links,

@@ -13,7 +13,7 @@ use crate::peer::{
     ChannelHandle, ConnectionId, Established, Link, LinkInput, LinkOutput, LinkPhase, PeerError,
     PeerInput, dial_peer, dial_stream, random,
 };
-use dwcp_dataplane::port::{Command, HashKey, LaneSetup, StreamEnd, StreamSetup};
+use dwcp_dataplane::port::{Command, HashKey, LaneSetup, Spread, StreamEnd, StreamSetup};
 use dwcp_dataplane::stats::StreamStatsReader;
 use dwcp_ffi::counters::{HistogramReader, counters, histogram};
 use dwcp_proto::ids::{Incarnation, LaneId, LinkEpoch, LinkId, SessionId, SessionNumber, StreamId};
@@ -296,7 +296,10 @@ impl Core {
             channel.exporter.stream_keys(entry.link.epoch(), stream, incarnation, dialled)?;
         let socket = socket.into_std().map_err(PeerError::Io)?;
         // Autotuning stops at about 3 MB in flight; a stream may need its share of the window.
-        let streams = u64::try_from(entry.link.streams().count().max(1)).unwrap_or(1);
+        let streams = match self.live.get().spread {
+            Spread::All => u64::try_from(entry.link.streams().count().max(1)).unwrap_or(1),
+            Spread::AsNeeded => 1,
+        };
         let share = usize::try_from((window / streams).clamp(256 << 10, 64 << 20)).unwrap_or(0);
         let faults = set_options(socket.as_fd(), share, self.live.get().peer_dead_after);
         let (stats, reader) = counters();
@@ -385,9 +388,10 @@ impl Core {
         if let Some(entry) = self.links.get_mut(&link) {
             entry.streams_held = StreamsHeld::none_of(lanes);
         }
+        let spread = self.live.get().spread;
         let window_bytes_max = self.live.get().window_bytes_max / u64::from(lanes.max(1));
         for lane in (0..lanes).map(LaneId) {
-            let setup = LaneSetup { link, lane, window_bytes_max };
+            let setup = LaneSetup { link, lane, window_bytes_max, spread };
             self.shards.send(lane, Command::AddLane(Box::new(setup)));
         }
         Ok(())

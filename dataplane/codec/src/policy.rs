@@ -51,17 +51,6 @@ pub(crate) const fn zstd_coded_bytes_max(bytes: usize) -> usize {
 /// bytes one, and most runs are less regular than text.
 pub(crate) const RUNS_ZSTD_BYTES_MIN: usize = 192;
 
-/// The level of a long window by default. Non-zero memory of a guest with a data base, in the order
-/// of its addresses, came to 1/3.08 with frames of their own at level 3, and with a window of 4 MiB
-/// to 1/3.27 at 106 MB/s of a core: 100 Mbit/s take 41 MB/s at this ratio, so that one core has
-/// time for the rest. Level 1 gained nothing by the window alone (2.92 and 2.93), and 4 % with long
-/// distance matching.
-pub const WINDOW_LEVEL_DEFAULT: i32 = 3;
-
-/// The window by default, as a power of two: 2 MiB gave 1/3.24, 4 MiB 1/3.27, and both 8 and 16 MiB
-/// 1/3.28 for a third less speed: tables of this level don't remember so far back.
-pub const WINDOW_LOG_DEFAULT: u32 = 22;
-
 /// Up to this level a long window is searched by zstd's long distance matching too: at level 1 it
 /// made the result of 2 to 16 MiB of window 2 to 5 % smaller, for a fifth of the speed. At level 3
 /// it made it 0.3 to 1.6 % smaller, for 7 to 20 % of the speed.

@@ -49,6 +49,18 @@ pub enum LinkEvent<'a> {
     },
 }
 
+/// How a stream fared when its transport was asked last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathState {
+    /// The transport was still looking for the path's rate. To find it, it has to be given more
+    /// than it sends.
+    pub in_startup: bool,
+    /// The transport finds the path's rate whatever is lost: one stream fills the path.
+    pub fills_alone: bool,
+    /// Since the time before, a buffer at either end was mostly what held it back.
+    pub is_buffer_bound: bool,
+}
+
 /// A transport as a shard sees it.
 pub trait Link {
     /// Takes over a connected stream.
@@ -94,9 +106,8 @@ pub trait Link {
     /// for a few times a second.
     fn sample(&mut self);
 
-    /// True if the transport was still looking for the path's rate when it was asked last. To find
-    /// it, it has to be given more than it sends.
-    fn is_in_startup(&self, stream: StreamSlot) -> bool;
+    /// How a stream fared when [`Link::sample`] asked last.
+    fn path_state(&self, stream: StreamSlot) -> PathState;
 
     /// How many leases are free.
     fn free_leases(&self) -> usize;

@@ -4,8 +4,8 @@
 //! ends know.
 
 use super::outbox::Outbox;
-use crate::link::StreamSlot;
-use crate::port::LaneSetup;
+use crate::link::{PathState, StreamSlot};
+use crate::port::{LaneSetup, Spread};
 use dwcp_ffi::counters::HistogramWriter;
 use dwcp_proto::ids::{Incarnation, LinkId, SessionNumber, StreamId};
 use dwcp_proto::sink::{SinkFlow, SinkFlowConfig};
@@ -61,7 +61,10 @@ pub(super) struct Lane {
     pub(super) sink: SinkFlow,
     /// The control thread gave the link up: the lane goes with its last stream.
     pub(super) dropped: bool,
+    /// The eldest first.
     streams: Vec<(StreamSlot, StreamId)>,
+    /// So many of them carry pages, the eldest.
+    active: usize,
 }
 
 impl Lane {
@@ -77,6 +80,10 @@ impl Lane {
             sink: SinkFlow::new(SinkFlowConfig { streams_max, sessions_max, nacks_max: NACKS_MAX }),
             dropped: false,
             streams: Vec::with_capacity(streams_max),
+            active: match setup.spread {
+                Spread::All => usize::MAX,
+                Spread::AsNeeded => 1,
+            },
         }
     }
 
@@ -116,10 +123,31 @@ impl Lane {
         self.streams.first().map(|&(slot, _)| slot)
     }
 
+    /// The streams that carry pages.
+    pub(super) fn active(&self) -> impl Iterator<Item = StreamSlot> {
+        self.slots().take(self.active)
+    }
+
+    /// Takes how the streams that carry pages fare: one that can't fill the path gets help. Returns
+    /// whether one of them still looks for the path's rate.
+    pub(super) fn adapt(&mut self, each: impl Fn(StreamSlot) -> PathState) -> bool {
+        if !self.active().all(|slot| each(slot).fills_alone) {
+            self.active = usize::MAX;
+        } else if self.active < self.streams.len()
+            && self.active().any(|slot| each(slot).is_buffer_bound)
+        {
+            self.active += 1;
+        }
+        let in_startup = self.active().any(|slot| each(slot).in_startup);
+        self.flow.set_in_startup(in_startup);
+        in_startup
+    }
+
     /// The stream for the next frame, if the window is open.
     pub(super) fn pick_stream(&self, ready: impl Fn(StreamSlot) -> bool) -> Option<StreamSlot> {
-        let id = self.flow.pick_stream(|id| self.slot(id).is_some_and(&ready))?;
-        self.slot(id)
+        let is_ready =
+            |id| self.slot(id).is_some_and(|it| self.active().any(|slot| slot == it) && ready(it));
+        self.slot(self.flow.pick_stream(is_ready)?)
     }
 
     /// A frame was posted on a stream.
@@ -138,5 +166,69 @@ impl Lane {
 
     fn slot(&self, id: StreamId) -> Option<StreamSlot> {
         self.streams.iter().find(|&&(_, open)| open == id).map(|&(slot, _)| slot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dwcp_proto::ids::LaneId;
+
+    const BBR: PathState =
+        PathState { in_startup: false, fills_alone: true, is_buffer_bound: false };
+
+    /// A lane with streams 0 to 3 in slots 4 to 7.
+    fn lane(spread: Spread) -> Lane {
+        let setup =
+            LaneSetup { link: LinkId(0), lane: LaneId(0), window_bytes_max: 1 << 20, spread };
+        let mut lane = Lane::new(&setup, 4, 1);
+        for stream in 0..4 {
+            let slot = StreamSlot(stream + 4);
+            assert!(lane.add_stream(slot, StreamId(stream), Incarnation(1)));
+        }
+        lane
+    }
+
+    fn active(lane: &Lane) -> Vec<usize> {
+        lane.active().map(|slot| slot.index()).collect()
+    }
+
+    #[test]
+    fn one_stream_carries_pages_until_its_buffers_hold_it_back() {
+        let mut lane = lane(Spread::AsNeeded);
+        assert_eq!(active(&lane), [4]);
+        assert!(!lane.adapt(|_| BBR));
+        assert_eq!(active(&lane), [4]);
+        let bound = |slot: StreamSlot| PathState { is_buffer_bound: slot.index() == 4, ..BBR };
+        lane.adapt(bound);
+        assert_eq!(active(&lane), [4, 5]);
+        let spare_is_bound =
+            |slot: StreamSlot| PathState { is_buffer_bound: slot.index() > 5, ..BBR };
+        lane.adapt(spare_is_bound);
+        assert_eq!(active(&lane), [4, 5], "a spare one that waits says nothing");
+    }
+
+    #[test]
+    fn a_spare_stream_takes_the_place_of_one_that_ended() {
+        let mut lane = lane(Spread::AsNeeded);
+        lane.remove_stream(StreamId(0), |_| ());
+        assert_eq!(active(&lane), [5]);
+        assert_eq!(lane.pick_stream(|_| true).map(|slot| slot.0), Some(5));
+        assert_eq!(lane.pick_stream(|slot| slot.index() != 5), None, "it waits for the one");
+    }
+
+    #[test]
+    fn all_carry_pages_where_one_does_not_fill_the_path_or_all_were_asked_for() {
+        let mut lane_of_cubic = lane(Spread::AsNeeded);
+        lane_of_cubic.adapt(|_| PathState::default());
+        assert_eq!(active(&lane_of_cubic), [4, 5, 6, 7]);
+        assert_eq!(active(&lane(Spread::All)), [4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn a_spare_stream_that_never_started_up_does_not_keep_the_window_ahead() {
+        let mut lane = lane(Spread::AsNeeded);
+        assert!(!lane.adapt(|slot| PathState { in_startup: slot.index() > 4, ..BBR }));
+        assert!(lane.adapt(|slot| PathState { in_startup: slot.index() == 4, ..BBR }));
     }
 }

@@ -211,7 +211,7 @@ impl<L: Link> Shard<L> {
             self.sampled = self.desk.now;
             self.unsampled = false;
             self.link.sample();
-            self.note_startup();
+            self.adapt_lanes();
         }
         if !worked {
             return;
@@ -224,12 +224,12 @@ impl<L: Link> Shard<L> {
         }
     }
 
-    /// Tells the windows of each lane whether its streams are still looking for the path's rate.
-    fn note_startup(&mut self) {
+    /// Tells each lane how its streams fare, and the windows before guests whether the path's rate
+    /// is known.
+    fn adapt_lanes(&mut self) {
         let Desk { lanes, stream_sources, .. } = &mut self.desk;
         for lane in lanes {
-            let in_startup = lane.slots().any(|slot| self.link.is_in_startup(slot));
-            lane.flow.set_in_startup(in_startup);
+            let in_startup = lane.adapt(|slot| self.link.path_state(slot));
             for source in stream_sources.iter_mut().filter(|it| it.session.link == lane.link) {
                 source.set_in_startup(in_startup);
             }

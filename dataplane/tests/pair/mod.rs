@@ -2,7 +2,7 @@
 
 use dwcp_dataplane::port::{
     Coding, Command, DirtyPages, Event, HashKey, LaneSetup, RoundStats, ShardPort, SinkSetup,
-    SourceSetup, StreamEnd, StreamSetup,
+    SourceSetup, Spread, StreamEnd, StreamSetup,
 };
 use dwcp_dataplane::shard::{PollMode, ShardConfig, spawn};
 use dwcp_dataplane::stats::{SESSION_COUNTER_COUNT, SessionStatsReader};
@@ -125,6 +125,7 @@ impl Pair {
                 link: session.link,
                 lane: LaneId(0),
                 window_bytes_max: 16 << 20,
+                spread: Spread::All,
             })));
         }
         for stream in 0..streams {

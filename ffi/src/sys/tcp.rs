@@ -149,12 +149,12 @@ struct KernelBbrInfo {
 /// 1.25 times afterwards.
 const STARTUP_PACING_GAIN_MIN: u32 = 2 * 256;
 
-/// True while BBR still looks for the path's rate (its STARTUP phase); false with another
+/// True while BBR still looks for the path's rate (its STARTUP phase); `None` with another
 /// congestion control.
 ///
 /// # Errors
 /// The descriptor is no TCP socket.
-pub fn is_in_startup(socket: BorrowedFd<'_>) -> io::Result<bool> {
+pub fn bbr_startup(socket: BorrowedFd<'_>) -> io::Result<Option<bool>> {
     let mut info = KernelBbrInfo::default();
     let mut bytes = size_of::<KernelBbrInfo>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `bytes` bytes to `info`, which holds integers only and is
@@ -171,7 +171,8 @@ pub fn is_in_startup(socket: BorrowedFd<'_>) -> io::Result<bool> {
     Errno::result(result)?;
     // What other congestion controls tell is shorter. Before the first ack the gain is 0.
     let is_bbr = bytes as usize == size_of::<KernelBbrInfo>();
-    Ok(is_bbr && (info.pacing_gain == 0 || info.pacing_gain > STARTUP_PACING_GAIN_MIN))
+    let in_startup = info.pacing_gain == 0 || info.pacing_gain > STARTUP_PACING_GAIN_MIN;
+    Ok(is_bbr.then_some(in_startup))
 }
 
 /// Chooses the congestion control, such as `bbr` or `cubic`.
@@ -297,10 +298,10 @@ mod tests {
         let (client, _server) = connection();
         let socket = client.as_fd();
         set_tcp_congestion(socket, "reno").unwrap();
-        assert!(!is_in_startup(socket).unwrap());
+        assert_eq!(bbr_startup(socket).unwrap(), None);
         if available_congestion_controls().iter().any(|name| name == "bbr") {
             set_tcp_congestion(socket, "bbr").unwrap();
-            assert!(is_in_startup(socket).unwrap());
+            assert_eq!(bbr_startup(socket).unwrap(), Some(true));
         }
     }
 
@@ -320,7 +321,7 @@ mod tests {
         assert!(set_send_buffer(socket, 64 << 10).unwrap() >= 64 << 10);
         assert!(set_receive_buffer(socket, 64 << 10).unwrap() >= 64 << 10);
         let pair = std::os::unix::net::UnixStream::pair().unwrap().0;
-        assert!(is_in_startup(pair.as_fd()).is_err());
+        assert!(bbr_startup(pair.as_fd()).is_err());
         assert!(tcp_info(pair.as_fd()).is_err() && set_tcp_nodelay(pair.as_fd()).is_err());
     }
 }

@@ -37,9 +37,9 @@ const SPAN: Nanos = Nanos::from_millis(500);
 /// code for no more than half of it.
 const HELD_TO_RISE: u64 = 4;
 const CODING_AT_MOST: u64 = 2;
-/// It falls when the source coded for more than half of the time, and waited for the link for less
-/// than so much of that.
-const HELD_TO_FALL: u64 = 8;
+/// It falls when the source coded for more than half of the time and the link took it all at once.
+/// Where a core is short for all, the sink's too, fewer bytes are less work for everybody.
+const HELD_TO_FALL: u64 = 64;
 
 /// Chooses the level of one session.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl LevelChooser {
         let is_late = self.coding.0 > span.0 / CODING_AT_MOST;
         if may_rise && self.may_rise {
             self.at += 1;
-        } else if is_late && self.held.0 < self.coding.0 / HELD_TO_FALL {
+        } else if is_late && self.held.0 < span.0 / HELD_TO_FALL {
             self.at = self.at.saturating_sub(1);
         }
         // A step up is judged by two spans of its own.

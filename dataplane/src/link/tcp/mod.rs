@@ -6,7 +6,7 @@
 
 mod stream;
 
-use crate::link::{Link, LinkEvent, StreamSlot};
+use crate::link::{Link, LinkEvent, PathState, StreamSlot};
 use crate::port::{StreamEnd, StreamSetup};
 use dwcp_ffi::arena::{Arena, ArenaError, Lease};
 use dwcp_ffi::poll::WakeReceiver;
@@ -203,8 +203,8 @@ impl Link for TcpLink {
         }
     }
 
-    fn is_in_startup(&self, stream: StreamSlot) -> bool {
-        self.streams[stream.index()].as_ref().is_some_and(TcpStream::is_in_startup)
+    fn path_state(&self, stream: StreamSlot) -> PathState {
+        self.streams[stream.index()].as_ref().map_or(PathState::default(), TcpStream::path_state)
     }
 
     fn free_leases(&self) -> usize {

@@ -4,11 +4,12 @@
 //! failed goes through three steps: `fail` notes why, `pump` closes the socket once, and the ring's
 //! `Closed` makes it report its end; until then its slot is not used again.
 
+use crate::link::PathState;
 use crate::port::StreamEnd;
 use crate::stats::{StreamCounter, StreamStats};
 use dwcp_ffi::arena::Lease;
 use dwcp_ffi::spsc::Full;
-use dwcp_ffi::sys::tcp::{is_in_startup, tcp_info};
+use dwcp_ffi::sys::tcp::{bbr_startup, tcp_info};
 use dwcp_ffi::uring::{SocketIndex, Uring};
 use dwcp_proto::ids::{Incarnation, StreamId};
 use dwcp_proto::time::Nanos;
@@ -63,7 +64,9 @@ pub(super) struct TcpStream {
     /// Bytes received and not yet opened lie in this part of the buffer.
     unread: Range<usize>,
     copied_in_a_row: u32,
-    in_startup: bool,
+    path: PathState,
+    /// How long it was busy, and the part of it in which a buffer was full, when it was asked last.
+    bound_ns: (u64, u64),
     life: Life,
 }
 
@@ -86,7 +89,8 @@ impl TcpStream {
             buffer: Some(buffer),
             unread: 0..0,
             copied_in_a_row: 0,
-            in_startup: false,
+            path: PathState::default(),
+            bound_ns: (0, 0),
             life: Life::Open,
         }
     }
@@ -123,13 +127,22 @@ impl TcpStream {
 
     /// Shows what the kernel knows about the connection.
     pub(super) fn sample(&mut self, ring: &Uring) {
-        self.in_startup = false;
+        self.path.in_startup = false;
         if self.life != Life::Open {
             return;
         }
         // A connection that can't be measured has failed; its sends and receives tell why.
         let Ok(info) = tcp_info(ring.socket_fd(self.socket)) else { return };
-        self.in_startup = is_in_startup(ring.socket_fd(self.socket)).unwrap_or(false);
+        let startup = bbr_startup(ring.socket_fd(self.socket)).unwrap_or(None);
+        let full_ns = info.receive_window_limited_ns + info.send_buffer_limited_ns;
+        let (busy_before, full_before) =
+            std::mem::replace(&mut self.bound_ns, (info.busy_ns, full_ns));
+        self.path = PathState {
+            in_startup: startup == Some(true),
+            fills_alone: startup.is_some(),
+            is_buffer_bound: full_ns.saturating_sub(full_before)
+                > info.busy_ns.saturating_sub(busy_before) / 2,
+        };
         let shown = [
             (StreamCounter::TcpRttNanos, info.rtt_ns),
             (StreamCounter::TcpRttMinNanos, info.rtt_ns_min),
@@ -137,7 +150,7 @@ impl TcpStream {
             (StreamCounter::TcpUnsentBytes, info.unsent_bytes),
             (StreamCounter::TcpDeliveryRate, info.delivery_rate),
             (StreamCounter::TcpAppLimited, u64::from(info.is_app_limited)),
-            (StreamCounter::TcpInStartup, u64::from(self.in_startup)),
+            (StreamCounter::TcpInStartup, u64::from(self.path.in_startup)),
             (StreamCounter::TcpRetransmittedSegments, info.retransmitted_segments),
             (StreamCounter::TcpRetransmittedBytes, info.retransmitted_bytes),
             (StreamCounter::TcpBusyNanos, info.busy_ns),
@@ -149,9 +162,9 @@ impl TcpStream {
         }
     }
 
-    /// The kernel was still looking for the path's rate when it was asked last.
-    pub(super) fn is_in_startup(&self) -> bool {
-        self.in_startup
+    /// How it fared when the kernel was asked last.
+    pub(super) fn path_state(&self) -> PathState {
+        self.path
     }
 
     /// Notes why the stream ends; the first reason stands.

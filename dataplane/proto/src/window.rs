@@ -16,7 +16,7 @@
 //! While the transport itself still looks for the path's rate, the window stays ahead of it: a
 //! congestion control that is given no more than it sends takes its sender for slow, keeps looking,
 //! and meanwhile sends in bursts that overrun the path. The queue that this makes at the beginning
-//! is gone when the transport has found the rate.
+//! is gone when the transport has found the rate, or should have.
 //!
 //! Runs on the shard that owns the lane, called for every frame sent and every ack. Never
 //! allocates.

@@ -100,20 +100,7 @@ const _: () = assert!(std::mem::offset_of!(KernelTcpInfo, pacing_rate) == 104);
 /// # Errors
 /// The descriptor is no TCP socket.
 pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
-    let mut info = KernelTcpInfo::default();
-    let mut bytes = size_of::<KernelTcpInfo>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `bytes` bytes to `info`, which holds integers only and is
-    // ours alone over the call.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut bytes,
-        )
-    };
-    Errno::result(result)?;
+    let (info, _) = tcp_option::<KernelTcpInfo>(socket, libc::TCP_INFO)?;
     // The kernel says "no minimum yet" with all ones.
     let min_rtt = if info.min_rtt == u32::MAX { 0 } else { info.min_rtt };
     Ok(TcpInfo {
@@ -155,24 +142,41 @@ const STARTUP_PACING_GAIN_MIN: u32 = 2 * 256;
 /// # Errors
 /// The descriptor is no TCP socket.
 pub fn bbr_startup(socket: BorrowedFd<'_>) -> io::Result<Option<bool>> {
-    let mut info = KernelBbrInfo::default();
-    let mut bytes = size_of::<KernelBbrInfo>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `bytes` bytes to `info`, which holds integers only and is
-    // ours alone over the call.
+    let (info, bytes) = tcp_option::<KernelBbrInfo>(socket, libc::TCP_CC_INFO)?;
+    // What other congestion controls tell is shorter. Before the first ack the gain is 0.
+    let is_bbr = bytes == size_of::<KernelBbrInfo>();
+    let in_startup = info.pacing_gain == 0 || info.pacing_gain > STARTUP_PACING_GAIN_MIN;
+    Ok(is_bbr.then_some(in_startup))
+}
+
+/// Structures of the kernel.
+///
+/// # Safety
+/// They hold integers only, so that whatever the kernel writes is a value.
+unsafe trait Integers: Default {}
+
+// SAFETY: all fields are integers.
+unsafe impl Integers for KernelTcpInfo {}
+// SAFETY: all fields are integers.
+unsafe impl Integers for KernelBbrInfo {}
+
+/// Reads an option of TCP, and how many bytes of it the kernel told; the others are 0.
+fn tcp_option<T: Integers>(socket: BorrowedFd<'_>, name: libc::c_int) -> io::Result<(T, usize)> {
+    let mut value = T::default();
+    let mut bytes = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `bytes` bytes to `value`, which is ours alone over the call
+    // and holds integers only, as who implemented `Integers` for it has promised.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
             libc::IPPROTO_TCP,
-            libc::TCP_CC_INFO,
-            (&raw mut info).cast(),
+            name,
+            (&raw mut value).cast(),
             &raw mut bytes,
         )
     };
     Errno::result(result)?;
-    // What other congestion controls tell is shorter. Before the first ack the gain is 0.
-    let is_bbr = bytes as usize == size_of::<KernelBbrInfo>();
-    let in_startup = info.pacing_gain == 0 || info.pacing_gain > STARTUP_PACING_GAIN_MIN;
-    Ok(is_bbr.then_some(in_startup))
+    Ok((value, bytes as usize))
 }
 
 /// Chooses the congestion control, such as `bbr` or `cubic`.

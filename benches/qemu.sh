@@ -8,7 +8,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 dwcp=$here/../target/release/dwcp
 # Both hosts and both QEMUs share the cores: nobody may spin.
-flags="--poll park --streams 4 --memory 2GiB ${FLAGS:-}"
+flags="--poll park --memory 2GiB ${FLAGS:-}"
 
 run() {
     cargo build --quiet --release --locked --bin dwcp

@@ -25,6 +25,7 @@ pub mod hangup;
 #[cfg(feature = "lab")]
 pub mod lab;
 mod mapping;
+pub mod memory;
 pub mod poll;
 pub mod region;
 pub mod scm;

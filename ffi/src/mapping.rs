@@ -1,8 +1,8 @@
 //! One memory mapping, unmapped when it is dropped.
 //!
-//! Owned by a region, an arena or a ring of provided buffers, which decide who may touch the bytes.
-//! A mapping never moves, never changes its size and hands out its address only: it reads and
-//! writes nothing itself.
+//! Owned by a region, private pages, an arena or a ring of provided buffers, which decide who may
+//! touch the bytes. A mapping never moves, never changes its size and hands out its address only:
+//! it reads and writes nothing itself.
 
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::num::NonZeroUsize;
@@ -17,7 +17,8 @@ pub(crate) struct Mapping {
 }
 
 // SAFETY: a mapping belongs to the process, not to a thread, and the type itself never reads or
-// writes the bytes; its owners (Region by atomics, Arena by exclusive leases) order the accesses.
+// writes the bytes; its owners (Region by atomics, Arena by exclusive leases, PrivatePages by
+// borrows) order the accesses.
 unsafe impl Send for Mapping {}
 // SAFETY: as above; every method takes `&self` and only reads the two immutable fields.
 unsafe impl Sync for Mapping {}
@@ -25,10 +26,19 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Private zeroed memory.
     pub(crate) fn anonymous(bytes: NonZeroUsize) -> nix::Result<Self> {
+        Self::private(bytes, MapFlags::MAP_PRIVATE)
+    }
+
+    /// Private zeroed memory that may be larger than the machine's: only what is touched counts.
+    pub(crate) fn sparse(bytes: NonZeroUsize) -> nix::Result<Self> {
+        Self::private(bytes, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE)
+    }
+
+    fn private(bytes: NonZeroUsize, flags: MapFlags) -> nix::Result<Self> {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: no address is asked for, so the kernel picks a free range and nothing that
         // exists is replaced.
-        let base = unsafe { mmap_anonymous(None, bytes, protection, MapFlags::MAP_PRIVATE) }?;
+        let base = unsafe { mmap_anonymous(None, bytes, protection, flags) }?;
         Ok(Self { base: base.cast(), bytes })
     }
 

@@ -352,7 +352,7 @@ fn may_write_file(bytes: u64) -> bool {
 }
 
 /// The size as a length that can be mapped.
-fn checked_size(bytes: u64, multiple: u64) -> Result<NonZeroUsize, RegionError> {
+pub(crate) fn checked_size(bytes: u64, multiple: u64) -> Result<NonZeroUsize, RegionError> {
     let fits = multiple > 0 && bytes.is_multiple_of(multiple) && bytes <= REGION_BYTES_MAX;
     let length = usize::try_from(bytes).ok().filter(|_| fits).and_then(NonZeroUsize::new);
     length.ok_or(RegionError::Size { bytes, multiple })

@@ -22,11 +22,13 @@
 //!   behind the slot that was taken.
 //!
 //! Memory is 32 bytes per page that may be known, 8 bytes and a page per slot. All of it is address
-//! space at first, gets memory where pages are put, is left out of core dumps and given back when
-//! the store is dropped. A table for 2^28 pages (1 TiB of guest) is 8 GiB if all are put.
+//! space at first, gets memory where pages are put (slots in huge pages, as they fill from the
+//! first), is left out of core dumps and given back when the store is dropped. A table for 2^28
+//! pages (1 TiB of guest) is 8 GiB if all are put.
 
 use dwcp_codec::page::is_zero;
 use dwcp_codec::{Bases, PAGE_BYTES, Page, PageHash};
+use dwcp_ffi::memory::PrivatePages;
 use dwcp_ffi::region::{HugePages, Region, RegionError};
 
 /// Bytes of the table for each page that may be known.
@@ -110,7 +112,7 @@ pub struct PageStore {
     /// Of a slot in use the number of its page and the reference bit; of one that was given back
     /// the next such one.
     owners: Words,
-    slots: Option<Region>,
+    slots: Option<PrivatePages>,
     /// Slots that were ever in use: the first so many.
     touched: u64,
     /// The slot that was given back last, or `NO_SLOT`.
@@ -136,7 +138,7 @@ impl PageStore {
             capacity_pages,
             entries: Words::new("dwcp-page-table", entry_words)?,
             owners: Words::new("dwcp-page-owners", capacity_pages)?,
-            slots: create("dwcp-page-store", slot_bytes)?,
+            slots: (slot_bytes > 0).then(|| PrivatePages::create(slot_bytes)).transpose()?,
             touched: 0,
             free: NO_SLOT,
             used: 0,
@@ -172,7 +174,7 @@ impl PageStore {
         match (held.content, &self.slots) {
             (Content::Zero, _) => out.fill(0),
             (Content::Stored, Some(slots)) => {
-                slots.read_pages(self.place(page) - PLACE_SLOTS, out);
+                out.copy_from_slice(slots.page(self.place(page) - PLACE_SLOTS));
             }
             _ => return None,
         }
@@ -196,8 +198,8 @@ impl PageStore {
                 if old >= PLACE_SLOTS { Some(old - PLACE_SLOTS) } else { self.take_slot(again) };
             slot.map_or(PLACE_GONE, |slot| {
                 self.owners.store(slot, page | if again { REFERENCED } else { 0 });
-                if let Some(slots) = &self.slots {
-                    slots.write_pages(slot, bytes);
+                if let Some(slots) = &mut self.slots {
+                    slots.page_mut(slot).copy_from_slice(bytes);
                 }
                 PLACE_SLOTS + slot
             })

@@ -143,6 +143,12 @@ pub(crate) enum VmError {
         /// The run state now.
         now: String,
     },
+    /// Somebody, or an error, stopped the guest while it was migrating.
+    #[error("the guest was stopped while it was migrating, and is {now} now")]
+    GuestStopped {
+        /// QEMU's run state.
+        now: String,
+    },
     /// Another migration of this guest is under way.
     #[error("this guest is migrating already ({status})")]
     AlreadyMigrating {
@@ -253,6 +259,7 @@ impl VmError {
             Self::Monitor(error) => error.code(),
             Self::GuestNotRunning { .. } => "guest_not_running",
             Self::GuestChanged { .. } => "guest_changed",
+            Self::GuestStopped { .. } => "guest_stopped",
             Self::AlreadyMigrating { .. } => "already_migrating",
             Self::MigrationLingers => "migration_lingers",
             Self::NotIncoming { .. } => "not_incoming",
@@ -281,6 +288,10 @@ impl VmError {
                 "mend what stopped it, then start it (cont) and migrate again"
             }
             Self::GuestChanged { .. } => "migrate again: it moves as it is then",
+            Self::GuestStopped { .. } => {
+                "migrate again: a paused guest moves and stays paused; a guest that an error has \
+                 stopped has to be mended first"
+            }
             Self::AlreadyMigrating { .. } => "wait for that migration, or cancel it",
             Self::MigrationLingers => {
                 "it will never migrate again: shut the guest down when it suits, and start it anew"

@@ -198,7 +198,7 @@ fn bound(facts: &mut VmFacts) {
     }
 }
 
-fn short(text: &str) -> String {
+pub(super) fn short(text: &str) -> String {
     text.chars().take(NAME_CHARS_MAX).collect()
 }
 

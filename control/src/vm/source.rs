@@ -114,6 +114,12 @@ async fn migrate(side: &mut TaskSide, touched: &mut Touched) -> Result<(), Leave
     watch.qmp.execute("migrate", json!({ "uri": uri })).await?;
     let outcome = watch.run(side, &socket, &listener).await;
     touched.qmp = Some(watch.qmp);
+    if let (Err(Leave::Fault(VmError::GuestStopped { .. })), Some(saved)) =
+        (&outcome, &mut touched.saved)
+    {
+        // QEMU's migration may complete before it is cancelled: that is no reason to start it.
+        saved.paused = true;
+    }
     outcome
 }
 
@@ -186,6 +192,8 @@ struct Watch {
     /// What was set last, so that QEMU is told only what changes.
     set: Option<Switchover>,
     asked: Option<QmpId>,
+    /// The question why the guest stands still.
+    asked_why: Option<QmpId>,
     stopped: bool,
     channels: u16,
     deadline: Option<Instant>,
@@ -204,6 +212,7 @@ impl Watch {
             saved,
             set: None,
             asked: None,
+            asked_why: None,
             stopped: false,
             channels: 0,
             tick: ticks(PROGRESS_EVERY),
@@ -291,6 +300,10 @@ impl Watch {
                     |(class, desc)| QmpError::Refused { command: "query-migrate", class, desc };
                 self.answer(side, &outcome.map_err(refused)?).await
             }
+            QmpItem::Answer { id, outcome: Ok(answer) } if Some(id) == self.asked_why => {
+                stands_for_migration(&answer)?;
+                Ok(Step::Going)
+            }
             QmpItem::Answer { outcome, .. } => {
                 if let Err((class, desc)) = outcome {
                     // A setting that QEMU does not take makes the forecast worse, not the guest.
@@ -306,6 +319,7 @@ impl Watch {
             "STOP" if !self.stopped => {
                 self.stopped = true;
                 self.tick = ticks(STOPPED_EVERY);
+                self.asked_why = Some(self.qmp.ask("query-status", Value::Null).await?);
                 side.tell(VmNews::Stopped { at_unix_us: event.at_unix_us }).await?;
             }
             // QEMU has just counted what the guest wrote: the figures that decide are fresh.
@@ -397,6 +411,16 @@ impl Watch {
                 Ok(())
             }
         }
+    }
+}
+
+/// Refuses a guest that something else than its migration has stopped: the sink, which was told of
+/// a running one, would run it again. A guest that runs is one whose migration has just failed.
+fn stands_for_migration(answer: &Value) -> Result<(), VmError> {
+    let now = answer.get("status").and_then(Value::as_str).unwrap_or_default();
+    match now {
+        "finish-migrate" | "postmigrate" | "running" => Ok(()),
+        _ => Err(VmError::GuestStopped { now: gather::short(now) }),
     }
 }
 

@@ -58,6 +58,32 @@ fn a_cancelled_migration_leaves_the_guest_and_its_settings_and_the_next_one_work
 }
 
 #[test]
+fn a_guest_that_its_user_pauses_meanwhile_stays_at_the_source_and_paused() {
+    let Some(hosts) = Hosts::up("rate=30m delay=5ms") else { return };
+    let guest = Guest::new(&hosts.lab, "dirty:24,400,3").unwrap().with_ram_mib(96);
+    let mut pair = Pair::boot(&hosts, &guest, At::A);
+    let mut listener = hosts.listen(At::A);
+    let migrate = hosts.start_migrate(At::A, &[]);
+    told(&mut listener, "progress of the first round", |method, params| {
+        method == "session.progress" && params["vm"]["stage"] == "precopy"
+    });
+    pair.source.qmp().execute("stop", json!({})).unwrap();
+    let end = migrate.finish();
+    assert_eq!(end.code, Some(1), "{end:?}");
+    assert!(end.stderr.contains("stopped while it was migrating"), "{end:?}");
+    assert_eq!(pair.source.qmp().status().unwrap(), "paused");
+    // Its user starts it again, and it may go.
+    pair.source.qmp().execute("cont", json!({})).unwrap();
+    wait_until("the sink to let go", super::harness::MOVE_MAX, || {
+        hosts.record(At::B).is_some_and(|record| record["state"] == "aborted")
+    });
+    pair = pair.renew_sink(&hosts);
+    hosts.link("rate=1g");
+    hosts.migrate(At::A, &["--downtime-limit", "300ms"]);
+    pair.assert_runs_at_sink();
+}
+
+#[test]
 fn a_daemon_that_is_told_to_end_finishes_its_migration_first() {
     let Some(mut hosts) = Hosts::up("rate=100m delay=5ms") else { return };
     let guest = Guest::new(&hosts.lab, "dirty:24,400,3").unwrap().with_ram_mib(96);

@@ -19,6 +19,8 @@ pub(super) struct Faults {
     pub(super) refuses: Option<&'static str>,
     /// Its migration fails instead of completing.
     pub(super) fails: bool,
+    /// Its user stops the guest in the middle of its migration.
+    pub(super) pauses: bool,
     /// It runs the guest when it is loaded, whatever it was told.
     pub(super) runs_at_once: bool,
     /// It sends no events, as a QEMU whose `events` somebody switched off.
@@ -152,6 +154,11 @@ fn event(name: &str, data: Value) -> Value {
 fn advance(state: &mut State, faults: Faults) {
     let status = state.migration.clone();
     match (status.as_deref(), state.run_state.as_str()) {
+        (Some("active"), "running") if faults.pauses => {
+            state.was_paused = true;
+            state.run_state = "paused".to_owned();
+            state.events.push(event("STOP", Value::Null));
+        }
         (Some("active"), "running") if !faults.fails => {
             state.run_state = "finish-migrate".to_owned();
             state.events.push(event("STOP", Value::Null));

@@ -277,6 +277,16 @@ fn a_guest_that_its_user_has_paused_moves_and_is_never_started() {
 }
 
 #[test]
+fn a_guest_that_is_paused_under_its_migration_stays_here_and_paused() {
+    run(async {
+        let fake = Fake::new("running", Faults { pauses: true, ..Faults::default() });
+        let outcome = lead_source(&fake, source(&fake, None)).await;
+        assert_eq!(outcome.failures, ["guest_stopped"]);
+        assert_eq!((outcome.guest, fake.count("cont")), (GuestState::Paused, 0));
+    });
+}
+
+#[test]
 fn a_guest_that_was_paused_or_started_after_its_facts_is_not_moved_by_them() {
     run(async {
         for (before, now) in [("running", "paused"), ("paused", "running")] {

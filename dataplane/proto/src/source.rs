@@ -12,7 +12,7 @@ use crate::flow::FlowError;
 use crate::flow::roster::Roster;
 use crate::ids::{Incarnation, PageIndex, Sequence, SessionNumber, StreamId};
 use crate::time::Nanos;
-use crate::window::{SendMark, Window, WindowConfig};
+use crate::window::{PathReport, SendMark, Window, WindowConfig};
 
 /// The sizes of a lane's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -370,9 +370,9 @@ impl SourceFlow {
         self.window.backlog_bytes(self.in_flight_bytes)
     }
 
-    /// Takes whether the lane's streams are still looking for the path's rate.
-    pub fn set_in_startup(&mut self, in_startup: bool) {
-        self.window.set_in_startup(in_startup);
+    /// Takes what the lane's streams say of the path.
+    pub fn set_path(&mut self, path: PathReport) {
+        self.window.set_path(path);
     }
 
     /// The lane's window.

@@ -45,6 +45,10 @@ const START_PLATEAU_ROUNDS: u8 = 2;
 /// Bandwidth-delay products that a transport needs in order to find the path's rate: BBR sends 2.89
 /// times what it saw in the last round trip, and must not run dry.
 const STARTUP_BDPS: u64 = 8;
+/// The same once the rate has not grown by a quarter for some round trips: the path is full, its
+/// queue with it, and BBR wants to see that three times.
+const FULL_BDPS: u64 = 3;
+const FULL_ROUND_TRIPS: u64 = 2;
 /// Round trips without a quarter more rate in which it finds it: BBR takes three, each with up to
 /// 2.89 products in flight. If it does not, the sender is slower than the path, and a large window
 /// only makes its bursts larger. The transport is asked a few times a second.
@@ -86,6 +90,15 @@ impl WindowConfig {
     pub const fn with_backlog(max_bytes: u64, backlog: Nanos) -> Self {
         Self { backlog, backlog_round_trips: 0, ..Self::with_max(max_bytes) }
     }
+}
+
+/// What the transport says of the path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathReport {
+    /// It still looks for the path's rate.
+    pub in_startup: bool,
+    /// The path's rate as it takes it, in bytes per second; 0: it does not say.
+    pub rate: u64,
 }
 
 /// What the window remembers of a frame in flight.
@@ -158,6 +171,8 @@ pub struct Window {
     window_bytes: u64,
     start: Option<Start>,
     startup: Option<Startup>,
+    /// Nothing was faster: records that waited for a lost one arrive in a bunch.
+    rate_max: u64,
     probe: Option<Probe>,
     span: Span,
     /// The span's least round trip is not this window's: it has just grown, or was drained.
@@ -188,6 +203,7 @@ impl Window {
             window_bytes: start_bytes,
             start: Some(Start::default()),
             startup: None,
+            rate_max: u64::MAX,
             probe: None,
             span: Span::default(),
             stale: false,
@@ -202,25 +218,45 @@ impl Window {
         }
     }
 
-    /// Takes whether the transport still looks for the path's rate.
-    pub fn set_in_startup(&mut self, in_startup: bool) {
-        if in_startup {
+    /// Takes what the transport says of the path.
+    pub fn set_path(&mut self, path: PathReport) {
+        self.rate_max = if path.rate > 0 { path.rate } else { u64::MAX };
+        if path.in_startup {
             self.startup = self.startup.or(Some(Startup::default()));
         } else if self.startup.take().is_some_and(|it| !it.given_up) {
             self.end_startup();
         }
     }
 
+    /// True while the window is kept ahead of a transport that looks for the path's rate.
+    fn is_ahead(&self) -> bool {
+        self.startup.is_some_and(|it| !it.given_up)
+    }
+
+    /// Keeps the window ahead of a transport that has been seen to fill so much.
+    fn keep_ahead(&mut self, now: Nanos, rtt_min: Nanos, bdp_bytes: u64) {
+        let WindowConfig { start_bytes, max_bytes, .. } = self.config;
+        let full_after = Nanos(rtt_min.0.saturating_mul(FULL_ROUND_TRIPS));
+        let is_full = self
+            .startup
+            .is_some_and(|it| it.grown_at > Nanos(0) && now.since(it.grown_at) > full_after);
+        let (at_least, bdps) =
+            if is_full { (start_bytes, FULL_BDPS) } else { (self.window_bytes, STARTUP_BDPS) };
+        let ahead = self.bdp_bytes().max(bdp_bytes).saturating_mul(bdps);
+        self.window_bytes = ahead.max(at_least).min(max_bytes);
+    }
+
     /// Takes a rate that two spans in a row have reached, since a bunch reaches its own alone. True
-    /// if the transport should have found the path's rate by now.
+    /// if the transport should have found the path's rate by now. What it finds later, after a
+    /// pause of its own for example, the window follows by its queue.
     fn gives_startup_up(&mut self, now: Nanos, rtt_min: Nanos, rate: u64) -> bool {
-        let Some(startup) = &mut self.startup else { return false };
+        let Some(startup) = self.startup.as_mut().filter(|it| !it.given_up) else { return false };
         let patience = STARTUP_MIN.max(Nanos(rtt_min.0.saturating_mul(STARTUP_ROUND_TRIPS)));
         if rate / 5 * 4 > startup.rate || startup.grown_at == Nanos(0) {
             *startup = Startup { rate, grown_at: now, given_up: false };
         }
-        let late = now.since(startup.grown_at) > patience;
-        late && !std::mem::replace(&mut startup.given_up, late)
+        startup.given_up = now.since(startup.grown_at) > patience;
+        startup.given_up
     }
 
     /// Goes from a window ahead of the transport to one that is steered by its queue.
@@ -229,7 +265,7 @@ impl Window {
         // acknowledged next was sent by a larger window.
         self.start = None;
         let seen = self.rates.into_iter().max().filter(|rate| *rate > 0);
-        self.rate = seen.map_or(self.rate, |seen| seen.min(self.rate));
+        self.rate = seen.map_or(self.rate, |seen| seen.min(self.rate)).min(self.rate_max);
         self.rates = [0; RATE_SPANS];
         self.stale = true;
         let drained = self.bdp_bytes().saturating_mul(2);
@@ -285,6 +321,7 @@ impl Window {
             // The pipe was empty: time without work must not count as slow delivery.
             self.span = Span { began: now, ..Span::default() };
             self.stale = true;
+            self.rtt_recent = self.rtt_min.unwrap_or_default();
         }
         let full = in_flight_bytes + bytes >= self.window_bytes() / 8 * 7;
         SendMark { sent_at: now, alone, full }
@@ -305,6 +342,11 @@ impl Window {
             self.stale = true;
         }
         let time = now.since(self.span.began);
+        if let Some(least) = self.rtt_min.filter(|_| self.is_ahead()) {
+            // The transport may double what it sends in each round trip; the end of a span is too
+            // late for that.
+            self.keep_ahead(now, least, scaled(self.span.bytes, least, time.max(least)));
+        }
         let enough = match self.start {
             Some(_) => rtt,
             None => SPAN_MIN.max(Nanos(self.rtt_recent.0.saturating_mul(SPAN_ROUND_TRIPS))),
@@ -344,6 +386,7 @@ impl Window {
         self.span = Span { began: now, ..Span::default() };
         let (Some(least), Some(rtt)) = (self.rtt_min, rtt_min) else { return };
         self.rtt_recent = rtt;
+        let rate = if self.is_ahead() { rate } else { rate.min(self.rate_max) };
         let WindowConfig { floor_bytes, max_bytes, backlog, backlog_round_trips, .. } = self.config;
         let allowed = least + backlog.max(Nanos(least.0.saturating_mul(backlog_round_trips)));
         let held_back = full_bytes >= bytes / 2;
@@ -366,10 +409,9 @@ impl Window {
             self.cut = None;
             return;
         }
-        if self.startup.is_some_and(|it| !it.given_up) {
+        if self.is_ahead() {
             self.cut = None;
-            let ahead = self.bdp_bytes().saturating_mul(STARTUP_BDPS);
-            self.window_bytes = self.window_bytes.max(ahead).clamp(floor_bytes, max_bytes);
+            self.keep_ahead(now, least, 0);
             return;
         }
         let fitting_bytes = scaled(self.window_bytes, allowed, rtt);

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use dwcp_proto::time::Nanos;
-use dwcp_proto::window::{SendMark, Window, WindowConfig};
+use dwcp_proto::window::{PathReport, SendMark, Window, WindowConfig};
 use std::collections::VecDeque;
 
 const SEGMENT_BYTES: u64 = 1448;
@@ -27,6 +27,18 @@ struct Path {
     held_up_ms: u64,
     /// For so long the transport looks for the path's rate.
     startup_ms: u64,
+    /// What the transport says of its rate, if anything.
+    said: u64,
+}
+
+impl Path {
+    fn segment_time(&self) -> Nanos {
+        Nanos(SEGMENT_BYTES * Nanos::SECOND.0 / self.rate)
+    }
+
+    fn report(&self, now: Nanos) -> PathReport {
+        PathReport { in_startup: now < Nanos::from_millis(self.startup_ms), rate: self.said }
+    }
 }
 
 /// What came of it, after the path is known.
@@ -44,8 +56,7 @@ struct Outcome {
 
 /// Runs a sender that always has work until `seconds`; figures count from `warm` on.
 fn run(path: Path, window: &mut Window, warm: u64, seconds: u64) -> Outcome {
-    let rtt = Nanos::from_millis(path.rtt_ms);
-    let segment = Nanos(SEGMENT_BYTES * Nanos::SECOND.0 / path.rate);
+    let (rtt, segment) = (Nanos::from_millis(path.rtt_ms), path.segment_time());
     let (mut now, end) = (Nanos(0), Nanos(seconds * Nanos::SECOND.0));
     let mut queues = vec![VecDeque::<Record>::new(); path.streams];
     // By position: bytes, mark, when it is complete at the sink.
@@ -75,7 +86,7 @@ fn run(path: Path, window: &mut Window, warm: u64, seconds: u64) -> Outcome {
             }
             (half, half_bytes) = (now, 0);
         }
-        window.set_in_startup(now < Nanos::from_millis(path.startup_ms));
+        window.set_path(path.report(now));
         if now.0 < warm * Nanos::SECOND.0 {
             outcome.window_bytes_max = outcome.window_bytes_max.max(window.window_bytes());
         }
@@ -103,8 +114,9 @@ fn run(path: Path, window: &mut Window, warm: u64, seconds: u64) -> Outcome {
                 let late = Nanos(if late { rtt.0 } else { 0 });
                 let quarter = Nanos::SECOND.0 / 4;
                 let at = (now + segment + late).0;
-                let free = at / quarter * quarter + path.held_up_ms * 1_000_000;
-                sent[record.position].2 = Some(Nanos(at.max(free)));
+                let free = at.next_multiple_of(quarter);
+                let held_up = free - at < path.held_up_ms * 1_000_000;
+                sent[record.position].2 = Some(Nanos(if held_up { free } else { at }));
                 queues[turn].pop_front();
             }
             break;
@@ -125,7 +137,8 @@ fn paths_of_every_kind_are_filled_with_a_bounded_backlog() {
                 if lossy > 0 && rtt_ms > 100 {
                     continue;
                 }
-                let path = Path { rate, rtt_ms, streams, lossy, held_up_ms, startup_ms: 0 };
+                let path =
+                    Path { rate, rtt_ms, streams, lossy, held_up_ms, startup_ms: 0, said: 0 };
                 fills(path);
             }
         }
@@ -138,8 +151,10 @@ fn a_transport_that_looks_for_the_rate_gets_more_than_it_sends_and_its_queue_goe
         for rtt_ms in [20, 40, 100] {
             for (streams, held_up_ms) in [(1, 0), (4, 0), (4, 40)] {
                 let startup_ms = 20 * rtt_ms;
-                let path = Path { rate, rtt_ms, streams, lossy: 0, held_up_ms, startup_ms };
+                let path =
+                    Path { rate, rtt_ms, streams, lossy: 0, held_up_ms, startup_ms, said: 0 };
                 let outcome = fills(path);
+                fills(Path { said: rate, ..path });
                 let needed = rate * rtt_ms / 1000 * 33 / 10;
                 assert!(outcome.window_bytes_max >= needed, "{path:?}: {outcome:?}, {needed}");
             }
@@ -153,7 +168,7 @@ fn a_transport_that_never_finds_the_rate_leaves_no_queue() {
         for rtt_ms in [20, 100] {
             for (streams, lossy, held_up_ms) in [(1, 0, 0), (4, 0, 40), (4, 40, 0)] {
                 let startup_ms = u64::MAX / 1_000_000;
-                fills(Path { rate, rtt_ms, streams, lossy, held_up_ms, startup_ms });
+                fills(Path { rate, rtt_ms, streams, lossy, held_up_ms, startup_ms, said: 0 });
             }
         }
     }

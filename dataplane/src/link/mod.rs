@@ -55,6 +55,8 @@ pub struct PathState {
     /// The transport was still looking for the path's rate. To find it, it has to be given more
     /// than it sends.
     pub in_startup: bool,
+    /// The path's rate as the transport takes it, in bytes per second; 0: it does not say.
+    pub rate: u64,
     /// The transport finds the path's rate whatever is lost: one stream fills the path.
     pub fills_alone: bool,
     /// Since the time before, a buffer at either end was mostly what held it back.
@@ -105,6 +107,10 @@ pub trait Link {
     /// Asks the transport how each stream fares and shows it in its counters: a system call each,
     /// for a few times a second.
     fn sample(&mut self);
+
+    /// Keeps streams that look for the path's rate from overrunning it: some system calls for each
+    /// of them, some tens of times a second.
+    fn curb(&mut self, now: Nanos);
 
     /// How a stream fared when [`Link::sample`] asked last.
     fn path_state(&self, stream: StreamSlot) -> PathState;

@@ -11,7 +11,7 @@ use dwcp_proto::ids::{Incarnation, LinkId, SessionNumber, StreamId};
 use dwcp_proto::sink::{SinkFlow, SinkFlowConfig};
 use dwcp_proto::source::{InFlight, SourceFlow, SourceFlowConfig};
 use dwcp_proto::time::Nanos;
-use dwcp_proto::window::WindowConfig;
+use dwcp_proto::window::{PathReport, WindowConfig};
 
 /// Frames in flight on a lane. A window of 64 MiB holds 256 full extents; small deltas are bounded
 /// by this number instead: 4096 frames of 1 KiB are 4 MiB.
@@ -129,8 +129,8 @@ impl Lane {
     }
 
     /// Takes how the streams that carry pages fare: one that can't fill the path gets help. Returns
-    /// whether one of them still looks for the path's rate.
-    pub(super) fn adapt(&mut self, each: impl Fn(StreamSlot) -> PathState) -> bool {
+    /// what they say of the path together.
+    pub(super) fn adapt(&mut self, each: impl Fn(StreamSlot) -> PathState) -> PathReport {
         if !self.active().all(|slot| each(slot).fills_alone) {
             self.active = usize::MAX;
         } else if self.active < self.streams.len()
@@ -138,9 +138,14 @@ impl Lane {
         {
             self.active += 1;
         }
-        let in_startup = self.active().any(|slot| each(slot).in_startup);
-        self.flow.set_in_startup(in_startup);
-        in_startup
+        let states = || self.active().map(&each);
+        let is_known = states().all(|it| it.rate > 0);
+        let path = PathReport {
+            in_startup: states().any(|it| it.in_startup),
+            rate: if is_known { states().map(|it| it.rate).sum() } else { 0 },
+        };
+        self.flow.set_path(path);
+        path
     }
 
     /// The stream for the next frame, if the window is open.
@@ -175,7 +180,7 @@ mod tests {
     use dwcp_proto::ids::LaneId;
 
     const BBR: PathState =
-        PathState { in_startup: false, fills_alone: true, is_buffer_bound: false };
+        PathState { in_startup: false, rate: 1000, fills_alone: true, is_buffer_bound: false };
 
     /// A lane with streams 0 to 3 in slots 4 to 7.
     fn lane(spread: Spread) -> Lane {
@@ -197,11 +202,13 @@ mod tests {
     fn one_stream_carries_pages_until_its_buffers_hold_it_back() {
         let mut lane = lane(Spread::AsNeeded);
         assert_eq!(active(&lane), [4]);
-        assert!(!lane.adapt(|_| BBR));
+        assert_eq!(lane.adapt(|_| BBR), PathReport { in_startup: false, rate: 1000 });
         assert_eq!(active(&lane), [4]);
         let bound = |slot: StreamSlot| PathState { is_buffer_bound: slot.index() == 4, ..BBR };
         lane.adapt(bound);
         assert_eq!(active(&lane), [4, 5]);
+        assert_eq!(lane.adapt(|_| BBR).rate, 2000);
+        assert_eq!(lane.adapt(|slot| PathState { rate: slot.index() as u64 - 4, ..BBR }).rate, 0);
         let spare_is_bound =
             |slot: StreamSlot| PathState { is_buffer_bound: slot.index() > 5, ..BBR };
         lane.adapt(spare_is_bound);
@@ -228,7 +235,10 @@ mod tests {
     #[test]
     fn a_spare_stream_that_never_started_up_does_not_keep_the_window_ahead() {
         let mut lane = lane(Spread::AsNeeded);
-        assert!(!lane.adapt(|slot| PathState { in_startup: slot.index() > 4, ..BBR }));
-        assert!(lane.adapt(|slot| PathState { in_startup: slot.index() == 4, ..BBR }));
+        let mut adapt = |starts: fn(usize) -> bool| {
+            lane.adapt(|slot| PathState { in_startup: starts(slot.index()), ..BBR }).in_startup
+        };
+        assert!(!adapt(|slot| slot > 4));
+        assert!(adapt(|slot| slot == 4));
     }
 }

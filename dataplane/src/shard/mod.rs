@@ -46,6 +46,9 @@ const PARK_MAX: Duration = Duration::from_millis(200);
 /// How often the kernel is asked how the streams fare while there is work.
 const SAMPLE_EVERY: Nanos = Nanos(250_000_000);
 
+/// How often a stream that looks for the path's rate is kept from overrunning it.
+const CURB_EVERY: Nanos = Nanos(20_000_000);
+
 /// Leases that pages may not take, so that acknowledgements always find one.
 const LEASES_FOR_ANSWERS: usize = 2;
 
@@ -86,6 +89,9 @@ pub struct Shard<L: Link> {
     /// When the streams were measured last, and whether there was work since.
     sampled: Nanos,
     unsampled: bool,
+    /// Whether a stream looks for the path's rate, and when it was kept from overrunning it last.
+    in_startup: bool,
+    curbed: Nanos,
     stopping: bool,
 }
 
@@ -127,6 +133,8 @@ impl<L: Link> Shard<L> {
             next_source: 0,
             sampled: Nanos(0),
             unsampled: false,
+            in_startup: false,
+            curbed: Nanos(0),
             stopping: false,
         }
     }
@@ -207,11 +215,17 @@ impl<L: Link> Shard<L> {
         }
         stats.set(ShardCounter::LeasesFree.index(), self.link.free_leases() as u64);
         self.unsampled |= worked;
-        if self.unsampled && self.desk.now.since(self.sampled).0 >= SAMPLE_EVERY.0 {
-            self.sampled = self.desk.now;
+        let now = self.desk.now;
+        let samples = self.unsampled && now.since(self.sampled).0 >= SAMPLE_EVERY.0;
+        if samples {
+            self.sampled = now;
             self.unsampled = false;
             self.link.sample();
             self.adapt_lanes();
+        }
+        if samples || self.in_startup && now.since(self.curbed).0 >= CURB_EVERY.0 {
+            self.curbed = now;
+            self.link.curb(now);
         }
         if !worked {
             return;
@@ -228,10 +242,12 @@ impl<L: Link> Shard<L> {
     /// is known.
     fn adapt_lanes(&mut self) {
         let Desk { lanes, stream_sources, .. } = &mut self.desk;
+        self.in_startup = false;
         for lane in lanes {
-            let in_startup = lane.adapt(|slot| self.link.path_state(slot));
+            let path = lane.adapt(|slot| self.link.path_state(slot));
+            self.in_startup |= path.in_startup;
             for source in stream_sources.iter_mut().filter(|it| it.session.link == lane.link) {
-                source.set_in_startup(in_startup);
+                source.set_path(path);
             }
         }
     }

@@ -21,6 +21,8 @@ pub struct TcpInfo {
     pub window_bytes: u64,
     /// Bytes in the send buffer that were never sent.
     pub unsent_bytes: u64,
+    /// Bytes in the network, as far as the kernel knows: sent, and neither acknowledged nor lost.
+    pub in_flight_bytes: u64,
     /// Bytes that the peer acknowledged.
     pub acked_bytes: u64,
     /// Bytes received in order.
@@ -101,6 +103,7 @@ const _: () = assert!(std::mem::offset_of!(KernelTcpInfo, pacing_rate) == 104);
 /// The descriptor is no TCP socket.
 pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
     let (info, _) = tcp_option::<KernelTcpInfo>(socket, libc::TCP_INFO)?;
+    let in_flight = (info.unacked + info.retrans).saturating_sub(info.sacked + info.lost);
     // The kernel says "no minimum yet" with all ones.
     let min_rtt = if info.min_rtt == u32::MAX { 0 } else { info.min_rtt };
     Ok(TcpInfo {
@@ -108,6 +111,7 @@ pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
         rtt_ns_min: u64::from(min_rtt) * 1000,
         window_bytes: u64::from(info.snd_cwnd) * u64::from(info.snd_mss),
         unsent_bytes: u64::from(info.notsent_bytes),
+        in_flight_bytes: u64::from(in_flight) * u64::from(info.snd_mss),
         acked_bytes: info.bytes_acked,
         received_bytes: info.bytes_received,
         retransmitted_segments: u64::from(info.total_retrans),
@@ -122,9 +126,18 @@ pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
 }
 
 /// What BBR tells of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BbrInfo {
+    /// It still looks for the path's rate (its STARTUP phase).
+    pub in_startup: bool,
+    /// The path's rate as it takes it, in bytes per second.
+    pub rate: u64,
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct KernelBbrInfo {
+    /// The lower half first.
     bandwidth: [u32; 2],
     min_rtt_us: u32,
     /// In 256ths, as the next.
@@ -136,17 +149,17 @@ struct KernelBbrInfo {
 /// 1.25 times afterwards.
 const STARTUP_PACING_GAIN_MIN: u32 = 2 * 256;
 
-/// True while BBR still looks for the path's rate (its STARTUP phase); `None` with another
-/// congestion control.
+/// What BBR tells of itself; `None` with another congestion control.
 ///
 /// # Errors
 /// The descriptor is no TCP socket.
-pub fn bbr_startup(socket: BorrowedFd<'_>) -> io::Result<Option<bool>> {
+pub fn bbr_info(socket: BorrowedFd<'_>) -> io::Result<Option<BbrInfo>> {
     let (info, bytes) = tcp_option::<KernelBbrInfo>(socket, libc::TCP_CC_INFO)?;
     // What other congestion controls tell is shorter. Before the first ack the gain is 0.
     let is_bbr = bytes == size_of::<KernelBbrInfo>();
     let in_startup = info.pacing_gain == 0 || info.pacing_gain > STARTUP_PACING_GAIN_MIN;
-    Ok(is_bbr.then_some(in_startup))
+    let [low, high] = info.bandwidth.map(u64::from);
+    Ok(is_bbr.then_some(BbrInfo { in_startup, rate: high << 32 | low }))
 }
 
 /// Structures of the kernel.
@@ -231,6 +244,27 @@ pub fn set_tcp_notsent_lowat(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<(
     Ok(())
 }
 
+/// Bounds the rate at which the kernel paces the connection, in bytes per second
+/// (SO_MAX_PACING_RATE); `None`: no bound.
+///
+/// # Errors
+/// The descriptor is no socket.
+pub fn set_pacing_rate_max(socket: BorrowedFd<'_>, rate: Option<u64>) -> io::Result<()> {
+    let value = rate.unwrap_or(u64::MAX);
+    // SAFETY: the kernel reads one integer of the size given, which lives over the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MAX_PACING_RATE,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    Errno::result(result)?;
+    Ok(())
+}
+
 /// Ends the connection when the peer's host leaves data unacknowledged for this long
 /// (TCP_USER_TIMEOUT), and asks an idle peer for a sign of life in time (SO_KEEPALIVE).
 ///
@@ -302,10 +336,10 @@ mod tests {
         let (client, _server) = connection();
         let socket = client.as_fd();
         set_tcp_congestion(socket, "reno").unwrap();
-        assert_eq!(bbr_startup(socket).unwrap(), None);
+        assert_eq!(bbr_info(socket).unwrap(), None);
         if available_congestion_controls().iter().any(|name| name == "bbr") {
             set_tcp_congestion(socket, "bbr").unwrap();
-            assert_eq!(bbr_startup(socket).unwrap(), Some(true));
+            assert!(bbr_info(socket).unwrap().is_some_and(|bbr| bbr.in_startup));
         }
     }
 
@@ -316,6 +350,9 @@ mod tests {
         set_tcp_nodelay(socket).unwrap();
         assert!(client.nodelay().unwrap());
         set_tcp_notsent_lowat(socket, 128 << 10).unwrap();
+        set_pacing_rate_max(socket, Some(1_000_000)).unwrap();
+        assert!(tcp_info(socket).unwrap().pacing_rate <= 1_000_000);
+        set_pacing_rate_max(socket, None).unwrap();
         let controls = available_congestion_controls();
         set_tcp_congestion(socket, controls.first().unwrap()).unwrap();
         assert_eq!(
@@ -325,7 +362,7 @@ mod tests {
         assert!(set_send_buffer(socket, 64 << 10).unwrap() >= 64 << 10);
         assert!(set_receive_buffer(socket, 64 << 10).unwrap() >= 64 << 10);
         let pair = std::os::unix::net::UnixStream::pair().unwrap().0;
-        assert!(bbr_startup(pair.as_fd()).is_err());
+        assert!(bbr_info(pair.as_fd()).is_err());
         assert!(tcp_info(pair.as_fd()).is_err() && set_tcp_nodelay(pair.as_fd()).is_err());
     }
 }

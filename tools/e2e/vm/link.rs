@@ -18,16 +18,19 @@ const BACKLOG_MS: u64 = 50;
 #[test]
 fn on_a_slow_link_the_backlog_is_bounded_and_the_blackout_is_what_the_events_say() {
     let Some(hosts) = Hosts::up("rate=100m delay=50ms") else { return };
-    let guest = Guest::new(&hosts.lab, "dirty:24,400,3").unwrap().with_ram_mib(96);
+    let guest = Guest::new(&hosts.lab, "dirty:48,400,3").unwrap().with_ram_mib(128);
     let mut pair = Pair::boot(&hosts, &guest, At::A);
     let mut listener = hosts.listen(At::A);
     let mut migrate = hosts.start_migrate(At::A, &["--downtime-limit", "300ms"]);
-    let mut backlogs = Vec::new();
+    let (mut backlogs, mut stopped_after) = (Vec::new(), None);
     while !migrate.is_over() {
         let Some((method, params)) = listener.notification(std::time::Duration::from_millis(100))
         else {
             continue;
         };
+        if method == "session.state" && params["state"] == json!("last_round") {
+            stopped_after = Some(backlogs.len());
+        }
         if method == "session.progress" && params["vm"]["name"] == json!(NAME) {
             backlogs.push(params["counters"]["undelivered_bytes"].as_u64().expect("a counter"));
         }
@@ -38,17 +41,18 @@ fn on_a_slow_link_the_backlog_is_bounded_and_the_blackout_is_what_the_events_say
     // While the rate is being found out the window may overshoot, up to what `--window` allows.
     let most = backlogs.iter().copied().max().expect("there was progress");
     assert!(most <= WINDOW_BYTES, "{most} bytes were accepted and not delivered");
-    // Then: one bandwidth-delay product and 50 ms of the rate, and two records: coding goes on
-    // while the window is not full.
-    let bound = RATE_BYTES_PER_S * (RTT_MS + BACKLOG_MS) / 1000 + (1 << 19);
-    let late = &backlogs[backlogs.len() / 4 * 3..];
-    let steady = late.iter().copied().max().unwrap_or(0);
+    // When the guest is stopped: one bandwidth-delay product and 50 ms of the rate, both taken for
+    // a quarter more at the most, and two records: coding goes on while the window is not full.
+    let bound = RATE_BYTES_PER_S * (RTT_MS + BACKLOG_MS) / 1000 * 5 / 4 + (1 << 19);
+    let stopped_after = stopped_after.expect("the stop is told");
+    let late = &backlogs[stopped_after.saturating_sub(2)..];
+    let steady = late.iter().copied().max().expect("there was progress at the end");
     let blackout = pair.blackout();
     println!(
         "backlog at most {most}, at the end {steady} of {bound} bytes; {blackout:?} {}",
         end.json
     );
-    assert!(steady <= bound, "{backlogs:?}");
+    assert!(steady <= bound, "{backlogs:?}, stopped after {stopped_after}");
     let said = end.json["blackout_ms"].as_u64().expect("it is said");
     let seen = u64::try_from(blackout.as_millis()).expect("short");
     assert!(said.abs_diff(seen) <= 5, "{said} ms said, {seen} ms seen");

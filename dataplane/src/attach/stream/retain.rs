@@ -13,7 +13,7 @@ use super::pool::{Chain, Pool};
 use dwcp_ffi::arena::ArenaError;
 use dwcp_proto::ids::{ChannelId, Position};
 use dwcp_proto::time::Nanos;
-use dwcp_proto::window::{SendMark, Window, WindowConfig};
+use dwcp_proto::window::{PathReport, SendMark, Window, WindowConfig};
 use dwcp_proto::wire::frame::StreamKind;
 use dwcp_proto::wire::limits::{
     CHANNELS_MAX, HELD_UNIT_BYTES, STREAM_PAYLOAD_BYTES_MAX, UNDELIVERED_BYTES_MIN, held_bytes,
@@ -296,9 +296,9 @@ impl Retained {
         self.meter.rate_bytes_per_second()
     }
 
-    /// Takes whether the link's streams are still looking for the path's rate.
-    pub(super) fn set_in_startup(&mut self, in_startup: bool) {
-        self.window.set_in_startup(in_startup);
+    /// Takes what the link's streams say of the path.
+    pub(super) fn set_path(&mut self, path: PathReport) {
+        self.window.set_path(path);
     }
 
     /// The window of undelivered bytes: its round trip, its backlog.

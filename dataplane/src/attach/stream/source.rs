@@ -18,6 +18,7 @@ use dwcp_codec::{LongWindowEncoder, PageHasher};
 use dwcp_ffi::counters::HistogramWriter;
 use dwcp_proto::ids::{Position, SessionKey};
 use dwcp_proto::time::Nanos;
+use dwcp_proto::window::PathReport;
 use dwcp_proto::wire::frame::{Frame, StreamKind};
 use dwcp_proto::wire::limits::CHANNELS_MAX;
 use std::collections::VecDeque;
@@ -299,9 +300,9 @@ impl StreamSource {
         Ok(())
     }
 
-    /// Takes whether the link's streams are still looking for the path's rate.
-    pub(crate) fn set_in_startup(&mut self, in_startup: bool) {
-        self.retained.set_in_startup(in_startup);
+    /// Takes what the link's streams say of the path.
+    pub(crate) fn set_path(&mut self, path: PathReport) {
+        self.retained.set_path(path);
     }
 
     fn note_window(&mut self) {

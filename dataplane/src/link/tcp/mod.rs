@@ -4,6 +4,7 @@
 //! stay in order; parallelism comes from many streams. All buffers are leases of one registered
 //! arena. Never blocks but in [`Link::poll`] with a wait.
 
+mod curb;
 mod stream;
 
 use crate::link::{Link, LinkEvent, PathState, StreamSlot};
@@ -200,6 +201,12 @@ impl Link for TcpLink {
     fn sample(&mut self) {
         for open in self.streams.iter_mut().flatten() {
             open.sample(&self.ring);
+        }
+    }
+
+    fn curb(&mut self, now: Nanos) {
+        for open in self.streams.iter_mut().flatten() {
+            open.curb(&self.ring, now);
         }
     }
 

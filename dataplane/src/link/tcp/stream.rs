@@ -4,12 +4,13 @@
 //! failed goes through three steps: `fail` notes why, `pump` closes the socket once, and the ring's
 //! `Closed` makes it report its end; until then its slot is not used again.
 
+use super::curb::Curb;
 use crate::link::PathState;
 use crate::port::StreamEnd;
 use crate::stats::{StreamCounter, StreamStats};
 use dwcp_ffi::arena::Lease;
 use dwcp_ffi::spsc::Full;
-use dwcp_ffi::sys::tcp::{bbr_startup, tcp_info};
+use dwcp_ffi::sys::tcp::{bbr_info, set_pacing_rate_max, tcp_info};
 use dwcp_ffi::uring::{SocketIndex, Uring};
 use dwcp_proto::ids::{Incarnation, StreamId};
 use dwcp_proto::time::Nanos;
@@ -26,7 +27,9 @@ const QUEUE_RECORDS_MAX: usize = 2;
 /// Below this a zero-copy send costs more than the copy.
 pub(super) const ZERO_COPY_BYTES_MIN: usize = 16 * 1024;
 
-/// After this many reports of "copied" in a row the stream stops asking for zero copy.
+/// After this many reports of "copied" in a row the stream stops asking for zero copy. It asks no
+/// more often ahead of a first report either: that comes a round trip later, and until then the
+/// leases can't be used, whether the kernel copied or not.
 pub(super) const COPIED_IN_A_ROW_MAX: u32 = 4;
 
 /// Above this the rest of a record is received exactly, so that no bytes have to be moved to the
@@ -64,7 +67,12 @@ pub(super) struct TcpStream {
     /// Bytes received and not yet opened lie in this part of the buffer.
     unread: Range<usize>,
     copied_in_a_row: u32,
+    /// Zero-copy sends that the kernel has not reported on, and whether its last report was that it
+    /// did not copy.
+    unreported: u32,
+    is_zero_copy: bool,
     path: PathState,
+    curb: Curb,
     /// How long it was busy, and the part of it in which a buffer was full, when it was asked last.
     bound_ns: (u64, u64),
     life: Life,
@@ -89,7 +97,10 @@ impl TcpStream {
             buffer: Some(buffer),
             unread: 0..0,
             copied_in_a_row: 0,
+            unreported: 0,
+            is_zero_copy: false,
             path: PathState::default(),
+            curb: Curb::default(),
             bound_ns: (0, 0),
             life: Life::Open,
         }
@@ -133,13 +144,14 @@ impl TcpStream {
         }
         // A connection that can't be measured has failed; its sends and receives tell why.
         let Ok(info) = tcp_info(ring.socket_fd(self.socket)) else { return };
-        let startup = bbr_startup(ring.socket_fd(self.socket)).unwrap_or(None);
+        let bbr = bbr_info(ring.socket_fd(self.socket)).unwrap_or(None);
         let full_ns = info.receive_window_limited_ns + info.send_buffer_limited_ns;
         let (busy_before, full_before) =
             std::mem::replace(&mut self.bound_ns, (info.busy_ns, full_ns));
         self.path = PathState {
-            in_startup: startup == Some(true),
-            fills_alone: startup.is_some(),
+            in_startup: bbr.is_some_and(|it| it.in_startup),
+            rate: bbr.map_or(0, |it| it.rate),
+            fills_alone: bbr.is_some(),
             is_buffer_bound: full_ns.saturating_sub(full_before)
                 > info.busy_ns.saturating_sub(busy_before) / 2,
         };
@@ -159,6 +171,20 @@ impl TcpStream {
         ];
         for (counter, value) in shown {
             self.stats.set(counter.index(), value);
+        }
+    }
+
+    /// Bounds the pacing of a stream that looks for the path's rate and has filled the path.
+    pub(super) fn curb(&mut self, ring: &Uring, now: Nanos) {
+        if self.life != Life::Open || !(self.path.in_startup || self.curb.holds()) {
+            return;
+        }
+        let socket = ring.socket_fd(self.socket);
+        // A connection that can't be measured has failed; its sends and receives tell why.
+        let (Ok(bbr), Ok(info)) = (bbr_info(socket), tcp_info(socket)) else { return };
+        if let Some(bound) = self.curb.adapt(now, bbr.unwrap_or_default(), &info) {
+            // Without the bound it works as well, on most paths.
+            let _ = set_pacing_rate_max(socket, bound);
         }
     }
 
@@ -190,17 +216,13 @@ impl TcpStream {
 
     /// The kernel let go of a lease and said whether it had copied it (zero-copy sends only).
     pub(super) fn released(&mut self, copied: Option<bool>) {
-        match copied {
-            Some(true) => {
-                self.stats.add(StreamCounter::CopiedSends.index(), 1);
-                self.copied_in_a_row += 1;
-            }
-            Some(false) => {
-                self.stats.add(StreamCounter::ZeroCopySends.index(), 1);
-                self.copied_in_a_row = 0;
-            }
-            None => {}
-        }
+        let Some(copied) = copied else { return };
+        self.unreported = self.unreported.saturating_sub(1);
+        self.is_zero_copy = !copied;
+        self.copied_in_a_row = if copied { self.copied_in_a_row + 1 } else { 0 };
+        let counter =
+            if copied { StreamCounter::CopiedSends } else { StreamCounter::ZeroCopySends };
+        self.stats.add(counter.index(), 1);
     }
 
     pub(super) fn received(&mut self, lease: Lease, result: Result<usize, i32>) {
@@ -284,12 +306,19 @@ impl TcpStream {
             return;
         }
         let Some(Queued { lease, bytes }) = self.queue.pop_front() else { return };
-        let zero_copy =
-            zero_copy && bytes >= ZERO_COPY_BYTES_MIN && self.copied_in_a_row < COPIED_IN_A_ROW_MAX;
+        let zero_copy = zero_copy && bytes >= ZERO_COPY_BYTES_MIN && self.may_zero_copy();
         match ring.send(self.socket, lease, 0..bytes, zero_copy) {
-            Ok(()) => self.sending = Some(bytes),
+            Ok(()) => {
+                self.sending = Some(bytes);
+                self.unreported += u32::from(zero_copy);
+            }
             Err(Full(lease)) => self.queue.push_front(Queued { lease, bytes }),
         }
+    }
+
+    fn may_zero_copy(&self) -> bool {
+        let doubtful = if self.is_zero_copy { 0 } else { self.unreported };
+        self.copied_in_a_row + doubtful < COPIED_IN_A_ROW_MAX
     }
 
     fn start_receive(&mut self, ring: &mut Uring) {

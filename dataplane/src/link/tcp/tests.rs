@@ -6,11 +6,12 @@ use super::*;
 use crate::stats::{StreamCounter, StreamStatsReader};
 use dwcp_ffi::counters::counters;
 use dwcp_ffi::poll::{Waker, waker};
+use dwcp_ffi::sys::tcp::{set_receive_buffer, set_send_buffer};
 use dwcp_proto::ids::{Incarnation, LinkId, StreamId};
 use dwcp_proto::wire::limits::{RECORD_HEADER_BYTES, RECORD_TAG_BYTES};
 use dwcp_proto::wire::record::{DirectionKey, StreamKeys};
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 const STREAMS: u16 = 2;
@@ -32,7 +33,7 @@ impl End {
         let (waker, woken) = waker().unwrap();
         let config = TcpConfig {
             streams_max: usize::from(STREAMS),
-            send_slots: 4,
+            send_slots: 8,
             watches_max: 0,
             lock_memory: true,
             zero_copy: true,
@@ -152,6 +153,31 @@ fn a_stream_that_is_told_copied_so_often_asks_no_more_and_the_others_still_do() 
         assert_eq!(ends.far.count(stream, StreamCounter::ReceivedRecords), 40);
         assert_eq!(ends.far.count(stream, StreamCounter::RecordErrors), 0);
     }
+}
+
+#[test]
+fn a_stream_that_has_no_report_yet_keeps_few_leases_from_others() {
+    let (Some(mut near), listener) = (End::new(), TcpListener::bind("127.0.0.1:0").unwrap()) else {
+        return;
+    };
+    let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    set_send_buffer(client.as_fd(), 8 << 20).unwrap();
+    // Nobody receives: what does not fit there stays in our kernel, which reports nothing.
+    let (server, _) = listener.accept().unwrap();
+    set_receive_buffer(server.as_fd(), 4096).unwrap();
+    near.add(0, client.into(), 2, 3);
+    let free = near.link.free_leases();
+    let until = Instant::now() + PATIENCE;
+    for sent in 1..=20 {
+        let lease = near.link.lease().unwrap_or_else(|| panic!("no lease for record {sent}"));
+        near.link.post(StreamSlot(0), lease, RECORD_BYTES_MAX / 2).unwrap();
+        while near.count(0, StreamCounter::SentRecords) < sent {
+            assert!(Instant::now() < until, "record {sent} was not sent");
+            near.link.poll(Wait::No, |event| panic!("at the sender: {event:?}"));
+        }
+    }
+    let held = free - near.link.free_leases();
+    assert!((1..=COPIED_IN_A_ROW_MAX as usize).contains(&held), "{held} leases are held");
 }
 
 #[test]

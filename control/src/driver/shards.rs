@@ -76,9 +76,9 @@ impl Shards {
         (0..).zip(&self.shards).filter(|(_, shard)| shard.is_lost()).map(|(lane, _)| LaneId(lane))
     }
 
-    /// True when no shard runs any more.
+    /// True when no shard runs any more, and everything that it told has been read.
     pub(crate) fn all_stopped(&self) -> bool {
-        self.shards.iter().all(|s| s.stopped || s.port.events.is_closed())
+        self.shards.iter().all(Shard::is_lost)
     }
 
     /// The ports, for reading counters.
@@ -99,5 +99,35 @@ impl Shard {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dwcp_ffi::counters::{counters, histogram};
+    use dwcp_ffi::poll::waker;
+    use dwcp_ffi::spsc::ring;
+    use dwcp_proto::ids::{LinkId, SessionKey, SessionNumber};
+
+    #[test]
+    fn a_shard_has_stopped_only_when_its_last_words_are_read() {
+        let ((commands, _ordered), (mut shard, events)) = (ring(1), ring(2));
+        let (wake_shard, _woken) = waker().unwrap();
+        let (stats, encode_ns) = (counters().1, histogram().1);
+        let port = ShardPort { commands, events, wake_shard, stats, encode_ns };
+        let mut shards = Shards::new(vec![port]);
+        let session = SessionKey { link: LinkId(1), number: SessionNumber(1) };
+        let told = [Event::Closed { session }, Event::Stopped];
+        for event in told {
+            shard.push(event).unwrap();
+        }
+        // Its thread ends before anybody looks.
+        drop(shard);
+        assert!(!shards.all_stopped());
+        let mut heard = Vec::new();
+        assert!(!shards.take_events(&mut heard));
+        assert_eq!(heard, told.map(|event| (LaneId(0), event)));
+        assert!(shards.all_stopped());
     }
 }

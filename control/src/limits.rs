@@ -2,6 +2,7 @@
 //!
 //! Constants only: no state, no I/O. The operator's limits live in [`crate::ControlConfig`].
 
+use dwcp_proto::time::Nanos;
 use std::time::Duration;
 
 /// Answers and notifications that may wait for one client; a client that lets more pile up does not
@@ -54,9 +55,15 @@ pub(crate) const DOWNTIME_LIMIT_MS_MAX: u64 = 2_000_000;
 /// The shortest and the longest time that a migration may be given: one second, one week.
 pub(crate) const MIGRATE_TIMEOUT_MS: (u64, u64) = (1_000, 7 * 24 * 3_600_000);
 
-/// The binary logarithm of a stream session's long zstd window: 16 MiB at each end find what a
-/// guest holds twice within a few seconds of a fast link.
-pub(crate) const STREAM_WINDOW_LOG: u8 = 24;
+/// How long a daemon that has drained waits for its peers to end their links.
+pub(crate) const FAREWELL_WAIT: Nanos = Nanos(1_000_000_000);
+
+/// The shortest and the longest long zstd window that a stream session is given, as binary
+/// logarithms: 16 MiB find what a guest holds twice nearby, 128 MiB most of what it holds twice.
+pub(crate) const STREAM_WINDOW_LOGS: (u8, u8) = (24, 27);
+/// The share of the memory for sessions that one session's long window may take, beyond the
+/// shortest: a quarter.
+pub(crate) const STREAM_WINDOW_SHARE: u64 = 4;
 
 /// Guest pages besides those of its RAM that tables have room for: firmware and video memory.
 pub(crate) const STREAM_PAGES_EXTRA: u64 = 1 << 16;

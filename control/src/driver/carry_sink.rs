@@ -122,6 +122,7 @@ impl Core {
         let own = self.carry_terms(offer.coding, Role::Sink);
         let mut terms = offer.terms;
         if let Ok(own) = own {
+            terms.window_log = terms.window_log.min(own.window_log);
             terms.pages_max = terms.pages_max.min(own.pages_max);
             terms.base_pages = terms.base_pages.min(own.base_pages).min(terms.pages_max);
             terms.undelivered_bytes_max =

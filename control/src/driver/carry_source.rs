@@ -7,8 +7,7 @@ use super::core::Core;
 use super::vm_opening::lane_of;
 use crate::api::{ApiError, Role};
 use crate::carry::{CarryEvent, CarryPhase, CarrySession, CarrySide};
-use crate::limits::STREAM_WINDOW_LOG;
-use crate::migration::VmMemory;
+use crate::migration::{VmMemory, window_log};
 use crate::peer::{LinkPhase, random};
 use dwcp_dataplane::port::{STORE_PAGE_BYTES, STORE_SLOT_BYTES};
 use dwcp_ffi::hangup::is_at_end;
@@ -155,8 +154,9 @@ impl Core {
     pub(super) fn carry_terms(&self, coding: PeerCoding, role: Role) -> Result<VmTerms, ApiError> {
         let live = self.live.get();
         let full = coding == PeerCoding::Full;
+        let sessions_bytes = self.config.memory.sessions_bytes;
         let mut terms = VmTerms {
-            window_log: if full { STREAM_WINDOW_LOG } else { 0 },
+            window_log: if full { window_log(u64::MAX, sessions_bytes) } else { 0 },
             pages_max: 1,
             base_pages: 0,
             undelivered_bytes_max: live
@@ -166,7 +166,7 @@ impl Core {
         let fixed = VmMemory::of(&terms, role);
         self.check_vm_memory(&fixed)?;
         if full {
-            let left = self.config.memory.sessions_bytes - fixed.total();
+            let left = sessions_bytes - fixed.total();
             let base_pages = live.base_pages_max.min(left / 2 / STORE_SLOT_BYTES);
             let tables_bytes = left - base_pages * STORE_SLOT_BYTES;
             terms.pages_max = (tables_bytes / STORE_PAGE_BYTES).clamp(1, REGION_PAGES_MAX);

@@ -6,8 +6,12 @@
 
 use super::core::{Core, unix_ms};
 use crate::api::{ApiCode, ApiError};
+use crate::limits::FAREWELL_WAIT;
+use crate::peer::PeerError;
 use crate::state::SessionState;
+use dwcp_proto::ids::LinkId;
 use dwcp_proto::time::Nanos;
+use dwcp_proto::wire::peer::{Message, PeerMessage};
 
 /// How long a draining daemon goes on.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +20,8 @@ pub(super) struct Drain {
     until: Nanos,
     /// For people.
     pub(super) until_unix_ms: u64,
+    /// Nothing is left to do, and the peers were told.
+    farewell: bool,
 }
 
 impl Core {
@@ -30,21 +36,37 @@ impl Core {
         let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         let until = self.now() + Nanos(millis.saturating_mul(1_000_000));
         let until_unix_ms = unix_ms().saturating_add(millis);
-        self.drain = Some(Drain { until, until_unix_ms });
+        self.drain = Some(Drain { until, until_unix_ms, farewell: false });
         let wait_s = wait.as_secs_f64();
         tracing::info!(sessions = left, wait_s, "draining: they may finish, no other begins");
         true
     }
 
     /// Whether a draining daemon has nothing to wait for any more.
-    pub(crate) fn is_drained(&self) -> bool {
+    pub(crate) fn is_drained(&mut self) -> bool {
+        let (left, now) = (self.unfinished(), self.now());
+        if left == 0 {
+            self.say_farewell(now);
+        }
         let Some(drain) = &self.drain else { return false };
-        let left = self.unfinished();
-        let late = drain.until <= self.now();
+        let late = drain.until <= now;
         if late && left > 0 {
             tracing::warn!(sessions = left, "given up: --drain-timeout is over");
         }
-        late || left == 0
+        late || left == 0 && self.links.is_empty()
+    }
+
+    /// Leaves it to the peers to end their links: they do so when they have read all that was said
+    /// before. An end of the data streams could overtake the word on a session.
+    fn say_farewell(&mut self, now: Nanos) {
+        let Some(drain) = self.drain.as_mut().filter(|drain| !drain.farewell) else { return };
+        drain.farewell = true;
+        drain.until = drain.until.min(now + FAREWELL_WAIT);
+        let links: Vec<LinkId> = self.links.keys().copied().collect();
+        let reason = Message::cut(&PeerError::Stopping.to_string());
+        for link in links {
+            self.send_peer(link, PeerMessage::Goodbye { reason: reason.clone() });
+        }
     }
 
     /// Refuses a session that would begin while the daemon drains.

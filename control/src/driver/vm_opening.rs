@@ -8,8 +8,8 @@ use super::core::{Core, unix_ms};
 use super::opening::new_record;
 use super::vms::vm_error;
 use crate::api::{ApiCode, ApiError, CodingName, OnTimeoutName, Reply, Role, Topic, VmMigrate};
-use crate::limits::{STREAM_PAGES_EXTRA, STREAM_WINDOW_LOG, VM_FACTS_TIMEOUT_NS};
-use crate::migration::{Machine, Session, VmMemory, VmPart, Waiting, WaitingFor};
+use crate::limits::{STREAM_PAGES_EXTRA, VM_FACTS_TIMEOUT_NS};
+use crate::migration::{Machine, Session, VmMemory, VmPart, Waiting, WaitingFor, window_log};
 use crate::peer::random;
 use crate::state::{SessionRecord, VmRecord};
 use crate::vm::{
@@ -156,7 +156,7 @@ impl Core {
         let pages_max = facts.ram_bytes / page + STREAM_PAGES_EXTRA;
         let pages_max = pages_max.min(REGION_PAGES_MAX);
         VmTerms {
-            window_log: STREAM_WINDOW_LOG,
+            window_log: window_log(facts.ram_bytes, self.config.memory.sessions_bytes),
             pages_max,
             base_pages: live.base_pages_max.min(pages_max),
             undelivered_bytes_max: live.window_bytes_max.clamp(1 << 20, UNDELIVERED_BYTES_MAX),

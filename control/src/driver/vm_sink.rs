@@ -10,7 +10,7 @@ use super::vm_opening::{VmSink, lane_of};
 use super::vms::vm_error;
 use crate::api::{ApiCode, ApiError, Role};
 use crate::limits::VM_FACTS_TIMEOUT_NS;
-use crate::migration::{Machine, Session, VmMemory, VmPart};
+use crate::migration::{Machine, Session, VmMemory, VmPart, window_log};
 use crate::state::VmRecord;
 use crate::vm::{Finding, Severity, VmFacts, VmNews, VmOrder, preflight};
 use dwcp_proto::ids::{LaneId, LinkId, SessionId, SessionKey};
@@ -131,6 +131,8 @@ impl Core {
         }
         let live = self.live.get();
         let mut terms = sink.offer.terms;
+        let own = window_log(u64::MAX, self.config.memory.sessions_bytes);
+        terms.window_log = terms.window_log.min(own);
         terms.base_pages = terms.base_pages.min(live.base_pages_max);
         let memory = VmMemory::of(&terms, Role::Sink);
         self.check_vm_memory(&memory)?;

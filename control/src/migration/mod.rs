@@ -14,6 +14,6 @@ mod vms;
 pub(crate) use history::History;
 pub(crate) use regions::{Memory, RegionEntry, Regions};
 pub(crate) use session::{Machine, Plan, Session, Waiting, WaitingFor, lane_failure};
-pub(crate) use vm_memory::VmMemory;
+pub(crate) use vm_memory::{VmMemory, window_log};
 pub(crate) use vm_part::{FailedHere, Silence, VmPart};
 pub(crate) use vms::{VmEntry, Vms};

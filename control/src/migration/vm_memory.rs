@@ -3,6 +3,7 @@
 //! Pure arithmetic.
 
 use crate::api::Role;
+use crate::limits::{STREAM_WINDOW_LOGS, STREAM_WINDOW_SHARE};
 use dwcp_dataplane::port::{
     STORE_PAGE_BYTES, STORE_SLOT_BYTES, StreamSizes, stream_sink_bytes, stream_source_bytes,
 };
@@ -21,6 +22,15 @@ pub(crate) struct VmMemory {
     pub(crate) held_bytes: u64,
     /// The long zstd window.
     pub(crate) window_bytes: u64,
+}
+
+/// The long window of a session, as a binary logarithm: none longer than the guest's memory, and
+/// none that takes more than its share of the memory for sessions, but for the shortest.
+pub(crate) fn window_log(ram_bytes: u64, sessions_bytes: u64) -> u8 {
+    let (least, most) = STREAM_WINDOW_LOGS;
+    let share = sessions_bytes / STREAM_WINDOW_SHARE;
+    let fits = |log: &u8| 1 << log <= share && 1 << (log - 1) < ram_bytes;
+    (least..=most).rev().find(fits).unwrap_or(least)
 }
 
 impl VmMemory {
@@ -86,6 +96,17 @@ mod tests {
             assert_eq!(without.window_bytes, 0);
             assert_eq!(without.total() + memory.window_bytes, memory.total());
         }
+    }
+
+    #[test]
+    fn a_window_is_as_long_as_the_guest_and_the_memory_allow() {
+        let (mib, gib) = (1 << 20, 1 << 30);
+        assert_eq!(window_log(8 * gib, gib), 27);
+        assert_eq!(window_log(100 * mib, gib), 27);
+        assert_eq!(window_log(64 * mib, gib), 26);
+        assert_eq!(window_log(8 * gib, 511 * mib), 26);
+        assert_eq!(window_log(8 * gib, 20 * mib), 24);
+        assert_eq!(window_log(mib, gib), 24);
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! one nowhere else. So the stream is a row of frames, of which the last is never whole.
 
 use crate::error::DecodeError;
-use crate::policy::{WINDOW_LDM_LEVEL_MAX, ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN};
+use crate::policy::{ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN, searches_far};
 use std::fmt;
 use std::ops::RangeInclusive;
 use zstd_safe::zstd_sys::ZSTD_EndDirective::{ZSTD_e_end, ZSTD_e_flush};
@@ -21,8 +21,9 @@ use zstd_safe::{
 
 /// The smallest window, as a power of two: zstd's own bound.
 pub const WINDOW_LOG_MIN: u32 = 10;
-/// The largest window, as a power of two: 16 MiB.
-pub const WINDOW_LOG_MAX: u32 = 24;
+/// The largest window, as a power of two: 128 MiB, what zstd itself calls the most that a sink
+/// should take without being asked.
+pub const WINDOW_LOG_MAX: u32 = 27;
 
 /// The most bytes that a section of a long window is longer than its pages: three for the head of
 /// each block, the end of a frame, and the head of the next. A block is as long as the window or
@@ -37,7 +38,7 @@ const _: () = assert!(
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WindowError {
     /// The window is too small or too large.
-    #[error("a window of 2^{window_log} bytes: from 2^10 to 2^24 are possible")]
+    #[error("a window of 2^{window_log} bytes: from 2^10 to 2^27 are possible")]
     WindowLog {
         /// The power of two that was asked for.
         window_log: u32,
@@ -66,6 +67,7 @@ const WINDOW_LOGS: RangeInclusive<u32> = WINDOW_LOG_MIN..=WINDOW_LOG_MAX;
 /// The source's end of a long window.
 pub struct LongWindowEncoder {
     context: CCtx<'static>,
+    window_log: u32,
     levels: RangeInclusive<i32>,
     /// Of the frame that is open.
     level: i32,
@@ -97,14 +99,14 @@ impl LongWindowEncoder {
         // The highest level first: what it needs is enough for the others.
         for level in [most, least].into_iter().skip(usize::from(most == least)) {
             context.reset(ResetDirective::SessionOnly).map_err(no_memory)?;
-            set_level(&mut context, level).map_err(no_memory)?;
+            set_level(&mut context, window_log, level).map_err(no_memory)?;
             // A flush before any input gives no bytes, but starts the frame and takes its memory.
             let mut none = [0; 32];
             let mut output = OutBuffer::around(&mut none[..]);
             context.flush_stream(&mut output).map_err(no_memory)?;
             assert!(output.pos() == 0, "a flush of nothing gives nothing");
         }
-        Ok(Self { context, levels: least..=most, level: least, level_next: least })
+        Ok(Self { context, window_log, levels: least..=most, level: least, level_next: least })
     }
 
     /// Codes what comes next at another level, or the nearest that there is memory for.
@@ -127,7 +129,7 @@ impl LongWindowEncoder {
             let mut nothing = InBuffer::around(&[]);
             let left = self.context.compress_stream2(&mut output, &mut nothing, ZSTD_e_end);
             assert!(left == Ok(0), "zstd ends its frame at once");
-            let taken = set_level(&mut self.context, self.level_next);
+            let taken = set_level(&mut self.context, self.window_log, self.level_next);
             assert!(taken.is_ok(), "between two frames zstd takes any level");
             self.level = self.level_next;
         }
@@ -140,9 +142,9 @@ impl LongWindowEncoder {
 }
 
 /// Sets the level of the next frame.
-fn set_level(context: &mut CCtx<'static>, level: i32) -> SafeResult {
+fn set_level(context: &mut CCtx<'static>, window_log: u32, level: i32) -> SafeResult {
     context.set_parameter(CParameter::CompressionLevel(level))?;
-    let long = level <= WINDOW_LDM_LEVEL_MAX;
+    let long = searches_far(window_log, level);
     context.set_parameter(CParameter::EnableLongDistanceMatching(long))
 }
 

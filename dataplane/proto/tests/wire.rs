@@ -257,7 +257,7 @@ fn what_is_said_of_a_virtual_machine_is_bounded() {
     assert!(open(&"x".repeat(24 << 10), good).is_ok());
     assert_eq!(open(&"x".repeat((24 << 10) + 1), good), Err("peer_message_malformed"));
     for terms in [
-        r#"{"window_log":25,"pages_max":1,"base_pages":1,"undelivered_bytes_max":1}"#,
+        r#"{"window_log":28,"pages_max":1,"base_pages":1,"undelivered_bytes_max":1}"#,
         r#"{"window_log":9,"pages_max":1,"base_pages":1,"undelivered_bytes_max":1}"#,
         r#"{"window_log":0,"pages_max":0,"base_pages":0,"undelivered_bytes_max":1}"#,
         r#"{"window_log":0,"pages_max":1,"base_pages":2,"undelivered_bytes_max":1}"#,

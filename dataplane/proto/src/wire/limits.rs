@@ -88,10 +88,10 @@ pub const FACTS_BYTES_MAX: usize = 24 * 1024;
 /// The most findings in a refusal: more than a person mends at once.
 pub const FINDINGS_MAX: usize = 16;
 /// The shortest and the longest zstd window of a stream session, as binary logarithms: what the
-/// codec knows, 16 MiB at most. 0 stands for none.
+/// codec knows, 128 MiB at most. 0 stands for none.
 pub const STREAM_WINDOW_LOG_MIN: u8 = 10;
 /// See [`STREAM_WINDOW_LOG_MIN`].
-pub const STREAM_WINDOW_LOG_MAX: u8 = 24;
+pub const STREAM_WINDOW_LOG_MAX: u8 = 27;
 /// The most bytes that a stream session may have sent and not delivered: 100 Gbit/s for 340 ms.
 pub const UNDELIVERED_BYTES_MAX: u64 = 1 << 32;
 /// The most sessions that one link takes up again: all that a daemon has.

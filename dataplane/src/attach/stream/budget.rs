@@ -16,8 +16,8 @@ use dwcp_proto::wire::limits::{CHANNELS_MAX, REPLY_BYTES_MAX, STREAM_PAYLOAD_BYT
 const REPLIES_BYTES: u64 = CHANNELS_MAX as u64 * REPLY_BYTES_MAX as u64;
 
 /// What zstd takes beside the bytes of a long window to code one, at the highest level, and to
-/// decode one: tables for matches, buffers of a block, its state. A test compares them with what
-/// zstd says that it holds.
+/// decode one: tables for matches, buffers of a block, its state. The table of far matches grows
+/// with the window. A test compares them with what zstd says that it holds.
 const WINDOW_ENCODER_BYTES: u64 = 13 << 20;
 const WINDOW_DECODER_BYTES: u64 = 1 << 20;
 
@@ -63,7 +63,7 @@ pub const fn stream_source_bytes(sizes: StreamSizes) -> u64 {
         + INPUT_BYTES as u64
         + retained_bytes(sizes.undelivered_bytes_max) as u64
         + store_bytes(sizes)
-        + window_bytes(sizes, WINDOW_ENCODER_BYTES)
+        + window_bytes(sizes, encoder_bytes(sizes.window_log))
 }
 
 /// The most memory of a stream session at the sink.
@@ -80,6 +80,10 @@ const fn store_bytes(sizes: StreamSizes) -> u64 {
     let table = sizes.pages_max.saturating_mul(STORE_PAGE_BYTES);
     let slots = if sizes.base_pages < sizes.pages_max { sizes.base_pages } else { sizes.pages_max };
     table.saturating_add(slots.saturating_mul(STORE_SLOT_BYTES))
+}
+
+const fn encoder_bytes(window_log: u8) -> u64 {
+    WINDOW_ENCODER_BYTES + (1 << window_log) / 8
 }
 
 const fn window_bytes(sizes: StreamSizes, extra_bytes: u64) -> u64 {
@@ -102,7 +106,7 @@ mod tests {
                 window_log: log as u8,
                 undelivered_bytes_max: 0,
             };
-            let said = window_bytes(sizes, WINDOW_ENCODER_BYTES);
+            let said = window_bytes(sizes, encoder_bytes(log as u8));
             for level in [ZSTD_LEVEL_MIN, 3, ZSTD_LEVEL_MAX] {
                 let taken = LongWindowEncoder::new(log, ZSTD_LEVEL_MIN..=level)
                     .unwrap()

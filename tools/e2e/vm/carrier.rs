@@ -145,6 +145,11 @@ impl Way {
         Self { source, sink, again, out, into, nodes }
     }
 
+    /// Where the source's QEMU connects to.
+    pub(super) fn out(&self) -> &Path {
+        &self.out
+    }
+
     /// Starts a carrier that was killed with the words that it had.
     pub(super) fn restart(&mut self, at_source: bool) {
         let index = usize::from(!at_source);
@@ -177,6 +182,11 @@ impl Manager {
 
     /// Sets the capabilities that differ from QEMU's defaults, at both ends, and begins.
     pub(super) fn begin(&mut self, way: &Way, capabilities: &[&str]) {
+        self.begin_by(way.out(), way, capabilities);
+    }
+
+    /// The same by another socket than the carrier's.
+    pub(super) fn begin_by(&mut self, out: &Path, way: &Way, capabilities: &[&str]) {
         let set = |name: &str, state: bool| json!({"capability": name, "state": state});
         let chosen = |name: &str| set(name, capabilities.contains(&name));
         let both = [chosen("multifd")];
@@ -186,7 +196,7 @@ impl Manager {
         self.sink.execute(name, json!({"capabilities": both})).unwrap();
         self.sink.execute("migrate-incoming", uri(&way.into)).unwrap();
         self.source.execute(name, json!({"capabilities": own})).unwrap();
-        self.source.execute("migrate", uri(&way.out)).unwrap();
+        self.source.execute("migrate", uri(out)).unwrap();
     }
 
     /// What the source says of its migration.

@@ -16,6 +16,7 @@ mod link;
 mod load;
 mod memory_group;
 mod migrate;
+mod old;
 mod pair;
 mod phase;
 mod referee;

@@ -43,10 +43,11 @@ pub(super) const PHASES: [Phase; 8] = [
 pub(super) fn go_to(hosts: &Hosts, pair: &mut Pair<'_>, phase: Phase) -> Migrate {
     let mut source = hosts.listen(pair.from);
     let mut sink = hosts.listen(pair.to());
-    // The end of a migration is short: a longer way gives each of its steps time to be met.
+    // The end of a migration is short: a longer way gives each of its steps time to be met. So are
+    // its later rounds, unless the first one is slow.
     let (link, limit) = match phase {
         Phase::Opening | Phase::RoundOne => ("rate=60m delay=5ms", "300ms"),
-        Phase::LaterRound => ("rate=60m delay=5ms", "1ms"),
+        Phase::LaterRound => ("rate=10m delay=5ms", "1ms"),
         _ => ("rate=1g delay=100ms", "2s"),
     };
     hosts.link(link);
@@ -64,6 +65,7 @@ pub(super) fn go_to(hosts: &Hosts, pair: &mut Pair<'_>, phase: Phase) -> Migrate
         }),
         Phase::LaterRound => {
             wait_progress(&mut source, &|params| params["vm"]["rounds"].as_u64() >= Some(2));
+            hosts.link("rate=60m");
         }
         Phase::Stopped => pair.wait_stopped(),
         Phase::Completed => wait_until("the source's QEMU to complete", MOVE_MAX, || {

@@ -76,6 +76,14 @@ pub enum LabError {
         /// What was seen in its place.
         detail: String,
     },
+    /// A captured migration stream can't be read.
+    #[error("migration stream at byte {at}: {why}")]
+    Stream {
+        /// Where.
+        at: usize,
+        /// What is wrong there.
+        why: &'static str,
+    },
     /// A signal told the program to end.
     #[error("interrupted")]
     Interrupted,

@@ -22,6 +22,7 @@ mod qmp;
 pub mod ram;
 mod relay;
 mod setup;
+pub mod stream;
 mod vm;
 mod wait;
 

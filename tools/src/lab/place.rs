@@ -83,6 +83,19 @@ impl Lab {
         &self.qemu
     }
 
+    /// The same lab with the oldest QEMU that is supported, where set-up could get it. It loses
+    /// pages by itself, see [`Lab::qemu_keeps_pages`].
+    #[must_use]
+    pub fn with_old_qemu(&self) -> Option<Self> {
+        let qemu = self.old_qemu_folder().join("usr/bin/qemu-system-x86_64");
+        qemu.is_file().then(|| Self { folder: self.folder.clone(), qemu })
+    }
+
+    /// Where the packages of that QEMU are unpacked.
+    pub(super) fn old_qemu_folder(&self) -> PathBuf {
+        self.folder.join("qemu-old")
+    }
+
     /// QEMU's version, such as `10.0.2`.
     ///
     /// # Errors

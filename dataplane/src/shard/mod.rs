@@ -183,10 +183,11 @@ impl<L: Link> Shard<L> {
         self.desk.pipes.watch(&mut self.link);
         let wait = if worked { Wait::No } else { wait };
         let desk = &mut self.desk;
-        // What came after a sleep came now: an ack with the time of before makes the way too short.
-        let mut slept = !matches!(wait, Wait::No);
+        // What comes came after a sleep, or after the coding of this turn: an ack with the time of
+        // before makes the way too short.
+        let mut first = true;
         let moved = self.link.poll(wait, |event| {
-            if std::mem::take(&mut slept) {
+            if std::mem::take(&mut first) {
                 desk.now = Nanos(monotonic_now());
             }
             match event {

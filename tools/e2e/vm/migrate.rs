@@ -6,6 +6,9 @@ use super::spawned::Spawned;
 use dwcp_tools::lab::Guest;
 use serde_json::json;
 
+/// The round trip of the first test's link.
+const RTT_MIN_NANOS: u64 = 10_000_000;
+
 /// Both journals say that it is done, and no end is in doubt.
 fn assert_committed(hosts: &Hosts) {
     for at in [At::A, At::B] {
@@ -31,6 +34,8 @@ fn a_dirtying_guest_moves_to_and_fro_and_runs_on_each_time() {
         println!("move {round}: blackout {:?}, {told}", pair.blackout());
         assert!(told["blackout_ms"].as_u64().is_some_and(|ms| ms > 0), "{told}");
         assert!(told["opaque"].is_null(), "the stream was read: {told}");
+        let rtt = told["counters"]["rtt_min_nanoseconds"].as_u64();
+        assert!(rtt >= Some(RTT_MIN_NANOS), "no ack comes before its way allows: {told}");
     }
 }
 

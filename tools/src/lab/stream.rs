@@ -3,7 +3,6 @@
 //! For a QEMU whose stream can't be held against its guest's memory, since it loses pages by
 //! itself: what left is compared with what arrived. Reads the stream of one connection without
 //! QEMU's own compression, and has nothing in common with the reader that it judges.
-//! compression, and has nothing in common with the reader that it judges.
 
 use super::error::LabError;
 

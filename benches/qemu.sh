@@ -1,8 +1,8 @@
 #!/bin/sh
 # Moves one guest by QEMU's own means and by dwcp, in turn, over one emulated link:
 #   benches/qemu.sh run GUEST LINK REPEAT [ROWS.json]
-# MODES names some of them, FLAGS more flags of dwcp, LIMIT the seconds after which a migration is
-# given up as not converging (400).
+# MODES are the means to take (all), FLAGS more flags for dwcp, LIMIT the seconds after which a
+# migration is given up as not converging (400).
 # The other two words are for the bench of peers, which calls them around each migration of the
 # daemons'. Needs root and `cargo xtask lab setup --real`.
 set -eu

@@ -36,7 +36,7 @@ pub fn setup(options: SetupOptions) -> Result<Lab, LabError> {
     packages::install(&folder, options.real)?;
     qemu::install(&folder)?;
     let lab = Lab::here()?;
-    qemu::unpack_old(&lab)?;
+    qemu::unpack_old(&lab);
     image::kernel(&lab)?;
     image::initramfs(&lab)?;
     if options.real {

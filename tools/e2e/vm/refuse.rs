@@ -159,3 +159,27 @@ fn a_guest_moves_once_at_a_time_and_qemus_own_compression_is_carried_and_said() 
     pair.sink.qmp().execute("cont", json!({})).unwrap();
     pair.assert_runs_at_sink();
 }
+
+#[test]
+fn qemus_own_tls_is_carried_and_said() {
+    let Some(hosts) = Hosts::up("rate=1g delay=5ms") else { return };
+    let guest = Guest::new(&hosts.lab, "dirty:24,400,3").unwrap().with_ram_mib(96);
+    let mut pair = Pair::boot(&hosts, &guest, At::A);
+    let folder = tempfile::tempdir().expect("a folder");
+    let keys = folder.path().join("keys.psk");
+    std::fs::write(keys, "qemu:30313233343536373839616263646566\n").expect("a file");
+    for (vm, endpoint) in [(&mut pair.source, "client"), (&mut pair.sink, "server")] {
+        let dir = super::harness::path(folder.path());
+        let object =
+            json!({"qom-type": "tls-creds-psk", "id": "tls0", "endpoint": endpoint, "dir": dir});
+        vm.qmp().execute("object-add", object).unwrap();
+        vm.qmp().execute("migrate-set-parameters", json!({"tls-creds": "tls0"})).unwrap();
+    }
+    let said = hosts.migrate(At::A, &["--paused"]);
+    assert!(said["opaque"].is_string(), "carried opaque, and said so: {said}");
+    let warning = &said["warnings"][0]["message"];
+    assert!(warning.as_str().is_some_and(|text| text.contains("QEMU's own TLS is on")), "{said}");
+    pair.assert_same_memory();
+    pair.sink.qmp().execute("cont", json!({})).unwrap();
+    pair.assert_runs_at_sink();
+}

@@ -20,7 +20,8 @@ run() {
     shown=' | while read -r said; do case $said in *linked*) mv {sock}.new {sock} ;; esac; done'
     sink="$pki && exec $dwcp carry --listen 0.0.0.0:{port} --connect-unix {sock}"
     sink="$sink --pki {dir}/pki/there $flags"
-    cargo xtask peers --guest "$1" --link "$2" --repeat "$3" --json "${4:-/dev/null}" --limit "${LIMIT:-400}" \
+    cargo xtask peers --guest "$1" --link "$2" --repeat "$3" --json "${4:-/dev/null}" \
+        --limit "${LIMIT:-400}" \
         --modes "${MODES:-tcp,multifd4,multifd4-zstd1,multifd4-zstd3,xbzrle,raw,carry,daemon}" \
         --relay raw "$source --mode passthrough$shown" "$sink --mode passthrough" \
         --relay carry "$source$shown" "$sink" \

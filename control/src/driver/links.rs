@@ -165,11 +165,23 @@ impl Core {
     fn add_link(&mut self, link: Link, dialled: Option<PeerAddress>) -> LinkId {
         let id = self.next_link;
         self.next_link = id.next();
-        let timeouts = self.config.timeouts;
-        let answer = u64::try_from(timeouts.answer.as_nanos()).unwrap_or(u64::MAX);
-        let deadline = self.now() + Nanos(answer);
-        self.links.insert(id, LinkEntry::new(link, dialled, deadline));
+        self.links.insert(id, LinkEntry::new(link, dialled, self.lanes_deadline()));
         id
+    }
+
+    /// By when every lane of a link must work that begins to wait for its streams now.
+    fn lanes_deadline(&self) -> Nanos {
+        let answer = self.config.timeouts.answer.as_nanos();
+        self.now() + Nanos(u64::try_from(answer).unwrap_or(u64::MAX))
+    }
+
+    /// A lane lost its only stream before its others came.
+    fn await_lanes(&mut self, link: LinkId) {
+        let deadline = self.lanes_deadline();
+        if let Some(entry) = self.links.get_mut(&link) {
+            tracing::info!(%link, peer = %entry.peer_name, "link waits for its other streams");
+            entry.deadline = deadline;
+        }
     }
 
     fn on_accepted(&mut self, peer: Established) {
@@ -209,8 +221,7 @@ impl Core {
         let Some(entry) = self.links.get_mut(&link) else { return false };
         entry.peer_name.clone_from(&peer.peer_name);
         entry.address = Some(peer.address);
-        let hash_key = peer.exporter.page_hash_key();
-        match hash_key {
+        match peer.exporter.page_hash_key() {
             Ok(hash_key) => entry.hash_key = hash_key,
             Err(error) => {
                 self.drop_link(link, &error.into());
@@ -249,9 +260,8 @@ impl Core {
         outcome: Result<TcpStream, PeerError>,
     ) {
         let joined = outcome.is_ok();
-        match &outcome {
-            Ok(_) => {}
-            Err(error) => tracing::debug!(%link, %stream, %error, "a stream was not connected"),
+        if let Err(error) = &outcome {
+            tracing::debug!(%link, %stream, %error, "a stream was not connected");
         }
         let now = self.now();
         let Some(entry) = self.links.get_mut(&link) else { return };
@@ -371,6 +381,7 @@ impl Core {
                 LinkOutput::Taken => self.open_waiters(link),
                 LinkOutput::Join => {}
                 LinkOutput::Ready => self.on_link_ready(link),
+                LinkOutput::Unready => self.await_lanes(link),
             }
         }
     }
@@ -461,7 +472,7 @@ impl Core {
         }
     }
 
-    /// Redials lost streams and ends links that never became ready.
+    /// Redials lost streams and gives up links whose lanes were not ready in time.
     pub(super) fn tick_links(&mut self, now: Nanos) {
         let links: Vec<LinkId> = self.links.keys().copied().collect();
         for link in links {
@@ -471,19 +482,10 @@ impl Core {
                 waits && entry.deadline <= now
             });
             if late {
-                self.drop_link(link, &PeerError::Timeout { what: "opening the link" });
+                self.lose_link(link, &PeerError::Timeout { what: "a stream for every lane" });
             } else {
                 self.link_step(link, LinkInput::Tick);
             }
-        }
-    }
-
-    pub(super) fn refuse_peer(&mut self, address: SocketAddr, error: &PeerError) {
-        let code = error.code();
-        self.counters.refused.add(code);
-        let now = self.now();
-        if let Some(suppressed) = self.peer_log.allow(now) {
-            tracing::warn!(%address, code, %error, suppressed, "refused a connection");
         }
     }
 

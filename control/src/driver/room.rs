@@ -9,6 +9,7 @@ use crate::limits::RESUMES_MAX;
 use crate::peer::{ChannelHandle, Established, PeerError};
 use dwcp_proto::ids::{LaneId, LinkId};
 use dwcp_proto::wire::peer::{Code, Message, PeerMessage};
+use std::net::SocketAddr;
 
 /// Streams of one link that shards hold, by lane. Empty before lanes were ordered.
 #[derive(Debug, Default)]
@@ -133,6 +134,16 @@ impl Core {
         // Whether it arrives is the peer's concern: the link ends in any case.
         let _ = channel.send(refusal(error));
         self.refuse_peer(address, error);
+    }
+
+    /// Counts a connection that is not taken, and says why.
+    pub(super) fn refuse_peer(&mut self, address: SocketAddr, error: &PeerError) {
+        let code = error.code();
+        self.counters.refused.add(code);
+        let now = self.now();
+        if let Some(suppressed) = self.peer_log.allow(now) {
+            tracing::warn!(%address, code, %error, suppressed, "refused a connection");
+        }
     }
 
     /// Ends a link that can't be served; a peer that dialled it is told why.

@@ -3,10 +3,11 @@
 //! Pure: `step(now, input)` returns what to do. Owned by the core, one per link. A link is
 //! directed: the daemon that dialled sends pages. It is ready while every lane has a stream that
 //! proved its keys; a lost stream of a lane that has others is dialled again as its next
-//! incarnation. When its channel ends or a lane has lost all its streams, the core ends the link or
-//! parks it: all streams are closed, and the link goes on over another connection on which the
-//! dialling end shows the token that the listening end gave last. Streams of old and new
-//! connections never mix: new ones come only when both ends have seen the end of the old ones.
+//! incarnation, and a lane whose other streams are still on their way waits for them. When its
+//! channel ends or a lane has lost all its streams, the core ends the link or parks it: all streams
+//! are closed, and the link goes on over another connection on which the dialling end shows the
+//! token that the listening end gave last. Streams of old and new connections never mix: new ones
+//! come only when both ends have seen the end of the old ones.
 
 mod resuming;
 
@@ -63,6 +64,8 @@ pub(crate) enum LinkOutput {
     Join,
     /// Every lane works.
     Ready,
+    /// A lane has lost its only stream; others are on their way.
+    Unready,
 }
 
 /// Where a link stands.
@@ -99,7 +102,8 @@ impl LinkPhase {
 /// What became of a stream's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// Nothing is there; the dialling end tries again then.
+    /// Nothing is there; the dialling end tries again then. 0 until the first attempt over the
+    /// channel that is there.
     Empty { retry_at: Nanos },
     /// Being connected.
     Dialling,
@@ -414,10 +418,22 @@ impl Link {
             return Ok(self.go_on());
         }
         stream.back_off(now);
-        if self.phase == LinkPhase::Ready && !self.lane_is_up(lane) {
+        if self.phase != LinkPhase::Ready || self.lane_is_up(lane) {
+            return Ok(Vec::new());
+        }
+        if !self.lane_is_coming(lane) {
             return Err(PeerError::LaneLost { lane, cause });
         }
-        Ok(Vec::new())
+        self.phase = LinkPhase::Joining;
+        Ok(vec![LinkOutput::Unready])
+    }
+
+    /// A stream of the lane is on its way: its connection is made, or it never came over the
+    /// channel that is there.
+    fn lane_is_coming(&self, lane: u16) -> bool {
+        (0..)
+            .zip(&self.streams)
+            .any(|(id, stream)| self.lane_of(StreamId(id)).0 == lane && stream.is_coming())
     }
 }
 
@@ -425,6 +441,14 @@ impl Stream {
     /// Nothing is there; what comes next is not to blame for what was.
     fn vacate(&mut self) {
         self.place = Place::Empty { retry_at: Nanos(0) };
+    }
+
+    fn is_coming(&self) -> bool {
+        match self.place {
+            Place::Empty { retry_at } => retry_at == Nanos(0),
+            Place::Dialling | Place::Joined => true,
+            Place::Up => false,
+        }
     }
 
     fn back_off(&mut self, now: Nanos) {
@@ -576,6 +600,38 @@ mod tests {
         link.step(Nanos(0), down(1)).unwrap();
         let error = link.step(Nanos(0), down(3)).unwrap_err();
         assert_eq!(error.code(), "lane_lost");
+    }
+
+    #[test]
+    fn a_lane_whose_first_stream_ends_waits_for_those_on_their_way() {
+        let down = |id| LinkInput::StreamDown(StreamId(id), StreamEnd::ClosedByPeer);
+        let mut listening = Link::accepted(TOKEN, None, 1, 4);
+        let open = PeerMessage::LinkOpen { epoch: LinkEpoch(3), lanes: 1, streams: 2 };
+        step(&mut listening, LinkInput::Message(open));
+        let arrived = |id| {
+            let (stream, incarnation) = (StreamId(id), Incarnation(1));
+            LinkInput::Arrived(StreamPreface { token: TOKEN, stream, incarnation })
+        };
+        let mut dialling = Link::dialling(LinkEpoch(3), 1, 2);
+        step(&mut dialling, LinkInput::ChannelUp);
+        let accept = PeerMessage::LinkAccept { token: TOKEN, lanes: 1, resume: None };
+        step(&mut dialling, LinkInput::Message(accept));
+        let made = |id| {
+            let (stream, incarnation) = (StreamId(id), Incarnation(1));
+            LinkInput::Dialled { stream, incarnation, joined: true }
+        };
+        let ends: [(&mut Link, &dyn Fn(u16) -> LinkInput); 2] =
+            [(&mut listening, &arrived), (&mut dialling, &made)];
+        for (link, comes) in ends {
+            step(link, comes(0));
+            assert_eq!(step(link, LinkInput::StreamUp(StreamId(0))), [LinkOutput::Ready]);
+            assert_eq!(step(link, down(0)), [LinkOutput::Unready]);
+            assert_eq!((link.phase(), link.takes_offers()), (LinkPhase::Joining, false));
+            assert_eq!(step(link, comes(1)), [LinkOutput::Join]);
+            assert_eq!(step(link, LinkInput::StreamUp(StreamId(1))), [LinkOutput::Ready]);
+            let error = link.step(Nanos(0), down(1)).unwrap_err();
+            assert_eq!(error.code(), "lane_lost", "nothing is on its way");
+        }
     }
 
     #[test]

@@ -97,10 +97,8 @@ fn a_daemon_starts_the_waiting_qemu_itself() {
 }
 
 #[test]
+#[ignore = "takes minutes and `cargo xtask lab setup --real`; part of `cargo xtask ci --full`"]
 fn a_real_workload_moves_unhurt() {
-    if !super::is_full() {
-        return;
-    }
     let Some(hosts) = Hosts::up("rate=1g delay=20ms") else { return };
     let guest = Guest::new(&hosts.lab, "redis").unwrap();
     let mut pair = Pair::boot(&hosts, &guest, At::A);

@@ -1,6 +1,6 @@
 //! What does not fit is refused before the guest is touched, with everything that does not fit.
 
-use super::harness::{At, Hosts, NAME, Told, told};
+use super::harness::{At, Hosts, NAME, Told, path, told};
 use super::pair::Pair;
 use dwcp_tools::lab::{Guest, Vm, VmConfig};
 use serde_json::json;
@@ -169,7 +169,7 @@ fn qemus_own_tls_is_carried_and_said() {
     let keys = folder.path().join("keys.psk");
     std::fs::write(keys, "qemu:30313233343536373839616263646566\n").expect("a file");
     for (vm, endpoint) in [(&mut pair.source, "client"), (&mut pair.sink, "server")] {
-        let dir = super::harness::path(folder.path());
+        let dir = path(folder.path());
         let object =
             json!({"qom-type": "tls-creds-psk", "id": "tls0", "endpoint": endpoint, "dir": dir});
         vm.qmp().execute("object-add", object).unwrap();

@@ -201,10 +201,12 @@ fn doc(context: &mut Context) -> Result<Outcome, TaskError> {
 
 fn tests(context: &mut Context) -> Result<Outcome, TaskError> {
     let limit = if context.full { TEST_SECONDS_FULL } else { TEST_SECONDS };
-    let mut call = Call::new(&["cargo", "test", "--workspace", "--no-fail-fast", "--locked"]);
-    if context.full {
-        call = call.set("DWCP_E2E_FULL", "1");
-    }
+    let words = ["cargo", "test", "--workspace", "--no-fail-fast", "--locked"];
+    let call = if context.full {
+        Call::new(&[&words[..], &["--", "--include-ignored"]].concat()).set("DWCP_E2E_FULL", "1")
+    } else {
+        Call::new(&words)
+    };
     let mut tally = Tally::default();
     let outcome = call.within(limit).run_with(&context.root, &mut |stream, line| {
         if stream == Stream::Out {

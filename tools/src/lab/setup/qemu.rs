@@ -9,6 +9,7 @@
 use super::super::command::run;
 use super::super::error::LabError;
 use super::super::place::Lab;
+use super::super::scratch;
 use super::packages::{INSTALL, apt};
 use super::say;
 use std::fs::{create_dir_all, read_dir, read_to_string, remove_dir_all, rename, write};
@@ -69,7 +70,7 @@ pub(super) fn unpack_old(lab: &Lab) {
 fn unpack(lab: &Lab) -> Result<(), LabError> {
     say(&format!("unpacking the QEMU of {RELEASE_OLD}"));
     let lists = Lists::of(RELEASE_OLD, lab.folder())?;
-    let fresh = super::super::scratch("qemu")?;
+    let fresh = scratch("qemu")?;
     let words = PACKAGES_OLD.map(|package| format!("{package}/{RELEASE_OLD}"));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let download = || lists.apt(fresh.path(), &[&["download"], words.as_slice()].concat());
@@ -100,7 +101,7 @@ impl Lists {
             run(&["apt-get", "indextargets", "--format", format, "Created-By: Packages"])?;
         let mirror = mirror(&targets, release).ok_or_else(|| LabError::Missing {
             what: format!("a mirror of {release} among apt's sources"),
-            cure: "Install QEMU 9 or newer and name it in DWCP_LAB_QEMU",
+            cure: "Name one in apt's sources, or a QEMU 9 or newer in DWCP_LAB_QEMU",
         })?;
         let apt_folder = folder.join("apt");
         let lists = apt_folder.join("lists");

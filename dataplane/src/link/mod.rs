@@ -9,8 +9,10 @@ pub mod tcp;
 use crate::port::{StreamEnd, StreamSetup};
 use dwcp_ffi::arena::Lease;
 use dwcp_ffi::spsc::Full;
+use dwcp_ffi::sys::monotonic_now;
 use dwcp_ffi::uring::{Interest, Wait};
 use dwcp_proto::time::Nanos;
+use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
 
 /// A stream's place in its link's fixed table.
@@ -63,8 +65,30 @@ pub struct PathState {
     pub is_buffer_bound: bool,
 }
 
+/// Where a shard reads the time: its transport's clock, since a simulated fabric has its own.
+pub trait Clock: Clone + Debug {
+    /// The time since an epoch that stays the same while the shard lives. Never goes back.
+    fn now(&self) -> Nanos;
+}
+
+/// The machine's monotonic clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Monotonic;
+
+impl Clock for Monotonic {
+    fn now(&self) -> Nanos {
+        Nanos(monotonic_now())
+    }
+}
+
 /// A transport as a shard sees it.
 pub trait Link {
+    /// The clock of all that the transport carries.
+    type Clock: Clock;
+
+    /// A handle on that clock, asked for once.
+    fn clock(&self) -> Self::Clock;
+
     /// Takes over a connected stream.
     ///
     /// # Errors

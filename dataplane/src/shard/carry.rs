@@ -6,13 +6,11 @@
 use super::inbox::Origin;
 use super::{Desk, Shard};
 use crate::attach::stream::{Produced, Step, StreamSink, StreamSource};
-use crate::link::Link;
+use crate::link::{Clock, Link};
 use crate::port::{ChannelId, ChannelSetup, SessionEnd, StreamEnd};
 use crate::stats::ShardCounter;
-use dwcp_ffi::sys::monotonic_now;
 use dwcp_proto::ids::{LinkId, Position, Sequence, SessionKey, SessionNumber};
 use dwcp_proto::source::{Cargo, InFlight};
-use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::frame::{Frame, StreamKind, StreamPart, write_stream_header};
 use dwcp_proto::wire::limits::{
     RECORD_HEADER_BYTES, STREAM_FRAME_HEADER_BYTES, STREAM_PAYLOAD_BYTES_MAX,
@@ -61,10 +59,10 @@ impl<L: Link> Shard<L> {
         let number = source.session.number;
         let lane = self.desk.lane_of(source.session)?;
         let (stream, mut lease, sequence) = self.room(lane, number)?;
-        let Desk { stream_sources, pipes, now, stats, .. } = &mut self.desk;
+        let Desk { stream_sources, pipes, now, stats, clock, .. } = &mut self.desk;
         let source = &mut stream_sources[index];
         let out = &mut lease[PAYLOAD_AT..PAYLOAD_AT + STREAM_PAYLOAD_BYTES_MAX];
-        let started = monotonic_now();
+        let started = clock.now();
         let produced = match source.fill(pipes, &mut self.scratch, out, *now) {
             Step::Frame(produced) => produced,
             Step::Worked => return Some(0),
@@ -72,10 +70,10 @@ impl<L: Link> Shard<L> {
         };
         let Produced { name, part, payload_bytes } = produced;
         if part.kind == StreamKind::Pages {
-            let nanos = monotonic_now() - started;
-            self.encode_ns.record(nanos);
-            source.note_coding(Nanos(nanos));
-            stats.add(ShardCounter::EncodeNanos.index(), nanos);
+            let nanos = clock.now().since(started);
+            self.encode_ns.record(nanos.0);
+            source.note_coding(nanos);
+            stats.add(ShardCounter::EncodeNanos.index(), nanos.0);
         }
         let head = StreamPart {
             session: number,
@@ -129,7 +127,7 @@ pub(super) fn next_due(
     delivered.or_else(|| sources.find_map(StreamSource::next_due))
 }
 
-impl Desk {
+impl<C: Clock> Desk<C> {
     /// Marks the streams on which stream sessions have something to say: the first that can takes
     /// it.
     pub(super) fn mark_due(&mut self) {
@@ -196,10 +194,11 @@ impl Desk {
         let Some(sink) = self.stream_sinks.iter_mut().find(|sink| sink.session == key) else {
             return self.refuse_peer(at, session, sequence, "stream_for_a_region");
         };
-        let started = monotonic_now();
+        let started = self.clock.now();
         let accepted = sink.accept(&mut self.pipes, &mut self.decoder, part, payload);
         if part.kind == StreamKind::Pages {
-            self.stats.add(ShardCounter::DecodeNanos.index(), monotonic_now() - started);
+            let nanos = self.clock.now().since(started).0;
+            self.stats.add(ShardCounter::DecodeNanos.index(), nanos);
         }
         if let Err(error) = accepted {
             return self.refuse_peer(at, session, sequence, error.code());

@@ -2,16 +2,16 @@
 //!
 //! Called by the assembly in the binary, on the control thread, before any data moves.
 
-use super::{Ends, Shard};
-use crate::attach::region::Scratch;
+use super::Shard;
 use crate::attach::stream::Pipes;
 use crate::link::tcp::{TcpConfig, TcpLink, TcpLinkError};
-use crate::port::ShardPort;
+use crate::port::{Command, Event, ShardPort};
+use crate::stats::ShardStats;
 use dwcp_ffi::arena::ArenaError;
-use dwcp_ffi::counters::{counters, histogram};
+use dwcp_ffi::counters::{HistogramWriter, counters, histogram};
 use dwcp_ffi::cpu::{PinError, pin_current_thread};
 use dwcp_ffi::poll::{WakeReceiver, Waker, waker};
-use dwcp_ffi::spsc::ring;
+use dwcp_ffi::spsc::{Consumer, Producer, ring};
 use dwcp_proto::wire::limits::CHANNELS_MAX;
 use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
@@ -107,6 +107,41 @@ pub enum ShardError {
     Thread(#[from] std::io::Error),
 }
 
+/// A shard's ends of what it shares with the control thread.
+#[derive(Debug)]
+pub struct ShardEnds {
+    pub(super) commands: Consumer<Command>,
+    pub(super) events: Producer<Event>,
+    pub(super) control: Waker,
+    pub(super) stats: ShardStats,
+    pub(super) encode_ns: HistogramWriter,
+}
+
+impl ShardEnds {
+    /// Makes both ends, and what the shard's transport is woken by. Events wake `control`.
+    ///
+    /// # Errors
+    /// No descriptor is left to wake the shard by.
+    pub fn new(
+        config: &ShardConfig,
+        control: Waker,
+    ) -> std::io::Result<(Self, ShardPort, WakeReceiver)> {
+        let (commands, command_inbox) = ring(config.commands_max());
+        let (event_outbox, events) = ring(config.events_max());
+        let (wake_shard, woken) = waker()?;
+        let (stats_writer, stats) = counters();
+        let (encode_writer, encode_ns) = histogram();
+        let ends = Self {
+            commands: command_inbox,
+            events: event_outbox,
+            control,
+            stats: stats_writer,
+            encode_ns: encode_writer,
+        };
+        Ok((ends, ShardPort { commands, events, wake_shard, stats, encode_ns }, woken))
+    }
+}
+
 /// Starts a shard on its own thread and returns when it runs. Events wake `control`.
 ///
 /// # Errors
@@ -115,23 +150,11 @@ pub fn spawn(
     config: ShardConfig,
     control: Waker,
 ) -> Result<(ShardPort, JoinHandle<()>), ShardError> {
-    let (commands, command_inbox) = ring(config.commands_max());
-    let (event_outbox, events) = ring(config.events_max());
-    let (wake_shard, woken) = waker()?;
-    let (stats_writer, stats) = counters();
-    let (encode_writer, encode_ns) = histogram();
-    let ends = Ends {
-        commands: command_inbox,
-        events: event_outbox,
-        control,
-        stats: stats_writer,
-        encode_ns: encode_writer,
-    };
+    let (ends, port, woken) = ShardEnds::new(&config, control)?;
     let (started, outcome) = mpsc::sync_channel(1);
     let thread = Builder::new().name(format!("dwcp-shard-{}", config.index)).spawn(move || {
         // The ring and the arena belong to the thread that uses them, so they are made on it.
-        let made =
-            make(&config, &woken).map(|(link, scratch)| Shard::new(config, link, scratch, ends));
+        let made = make_link(&config, &woken).and_then(|link| Shard::new(config, link, ends));
         // The starter waits for exactly this message; it can't have gone away.
         match made {
             Ok(mut shard) => {
@@ -144,13 +167,13 @@ pub fn spawn(
         }
     })?;
     match outcome.recv() {
-        Ok(Ok(())) => Ok((ShardPort { commands, events, wake_shard, stats, encode_ns }, thread)),
+        Ok(Ok(())) => Ok((port, thread)),
         Ok(Err(error)) => Err(error),
         Err(_) => panic!("a shard's thread ended before it reported"),
     }
 }
 
-fn make(config: &ShardConfig, woken: &WakeReceiver) -> Result<(TcpLink, Scratch), ShardError> {
+fn make_link(config: &ShardConfig, woken: &WakeReceiver) -> Result<TcpLink, ShardError> {
     if let Some(core) = config.core {
         pin_current_thread(core)?;
     }
@@ -161,5 +184,5 @@ fn make(config: &ShardConfig, woken: &WakeReceiver) -> Result<(TcpLink, Scratch)
         lock_memory: config.lock_memory,
         zero_copy: config.zero_copy,
     };
-    Ok((TcpLink::new(sizes, woken)?, Scratch::new()?))
+    Ok(TcpLink::new(sizes, woken)?)
 }

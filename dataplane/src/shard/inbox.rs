@@ -5,10 +5,9 @@
 
 use super::Desk;
 use crate::attach::region::{Applied, Check};
-use crate::link::StreamSlot;
+use crate::link::{Clock, StreamSlot};
 use crate::port::{Event, SessionEnd, StreamEnd};
 use crate::stats::{SessionCounter, ShardCounter};
-use dwcp_ffi::sys::monotonic_now;
 use dwcp_proto::flow::FlowError;
 use dwcp_proto::ids::{LinkId, Sequence, SessionKey, SessionNumber, StreamId};
 use dwcp_proto::source::{Cargo, InFlight};
@@ -38,7 +37,7 @@ impl Origin {
     }
 }
 
-impl Desk {
+impl<C: Clock> Desk<C> {
     /// Takes the frames of an opened record.
     pub(super) fn record(&mut self, slot: StreamSlot, plain: &[u8]) {
         let Some(stream) = &mut self.streams[slot.index()] else { return };
@@ -109,9 +108,10 @@ impl Desk {
         let Some(sink) = self.sinks.iter_mut().find(|sink| sink.session == key) else {
             return self.refuse_peer(at, number, sequence, "pages_for_a_stream");
         };
-        let started = monotonic_now();
+        let started = self.clock.now();
         let outcome = sink.apply(&mut self.decoder, sequence, payload);
-        self.stats.add(ShardCounter::DecodeNanos.index(), monotonic_now() - started);
+        let nanos = self.clock.now().since(started).0;
+        self.stats.add(ShardCounter::DecodeNanos.index(), nanos);
         let flow = &mut self.lanes[at.lane].sink;
         let settled = match outcome {
             Ok(Applied::Held) => flow.applied(at.id, number, sequence),

@@ -13,11 +13,11 @@ mod lane;
 mod orders;
 mod outbox;
 
-pub use config::{PollMode, ShardConfig, ShardError, spawn};
+pub use config::{PollMode, ShardConfig, ShardEnds, ShardError, spawn};
 
 use crate::attach::region::{CodedExtent, RegionSink, RegionSource, Scratch, Step};
 use crate::attach::stream::{Pipes, StreamSink, StreamSource};
-use crate::link::{Link, LinkEvent, StreamSlot};
+use crate::link::{Clock, Link, LinkEvent, StreamSlot};
 use crate::port::{Command, Event, SessionEnd, StreamEnd};
 use crate::stats::{ShardCounter, ShardStats};
 use dwcp_codec::{Decoder, ENCODED_BYTES_MAX};
@@ -25,7 +25,6 @@ use dwcp_ffi::arena::Lease;
 use dwcp_ffi::counters::HistogramWriter;
 use dwcp_ffi::poll::Waker;
 use dwcp_ffi::spsc::{Consumer, Producer};
-use dwcp_ffi::sys::monotonic_now;
 use dwcp_ffi::uring::Wait;
 use dwcp_proto::ids::{Sequence, SessionKey, SessionNumber};
 use dwcp_proto::source::{Cargo, InFlight};
@@ -54,7 +53,8 @@ const LEASES_FOR_ANSWERS: usize = 2;
 
 /// Everything but the transport, so that the transport can call into it.
 #[derive(Debug)]
-pub(crate) struct Desk {
+pub(crate) struct Desk<C> {
+    clock: C,
     events: Producer<Event>,
     /// Room that is kept for what commands may bring.
     events_reserved: usize,
@@ -81,7 +81,7 @@ pub struct Shard<L: Link> {
     commands: Consumer<Command>,
     control: Waker,
     link: L,
-    desk: Desk,
+    desk: Desk<L::Clock>,
     scratch: Scratch,
     encode_ns: HistogramWriter,
     /// Which source gets the next turn.
@@ -95,19 +95,15 @@ pub struct Shard<L: Link> {
     stopping: bool,
 }
 
-/// The shard's ends of what it shares with the control thread.
-#[derive(Debug)]
-pub(crate) struct Ends {
-    pub(crate) commands: Consumer<Command>,
-    pub(crate) events: Producer<Event>,
-    pub(crate) control: Waker,
-    pub(crate) stats: ShardStats,
-    pub(crate) encode_ns: HistogramWriter,
-}
-
 impl<L: Link> Shard<L> {
-    pub(crate) fn new(config: ShardConfig, link: L, scratch: Scratch, ends: Ends) -> Self {
+    /// A shard without work, for the thread that calls. [`spawn`] makes a real one; a simulated
+    /// world polls its shards itself.
+    ///
+    /// # Errors
+    /// The memory to code in can't be had.
+    pub fn new(config: ShardConfig, link: L, ends: ShardEnds) -> Result<Self, ShardError> {
         let desk = Desk {
+            clock: link.clock(),
             events: ends.events,
             events_reserved: config.events_reserved(),
             lanes: Vec::with_capacity(config.links_max),
@@ -122,13 +118,13 @@ impl<L: Link> Shard<L> {
             reported: false,
             now: Nanos(0),
         };
-        Self {
+        Ok(Self {
             config,
             commands: ends.commands,
             control: ends.control,
             link,
             desk,
-            scratch,
+            scratch: Scratch::new()?,
             encode_ns: ends.encode_ns,
             next_source: 0,
             sampled: Nanos(0),
@@ -136,7 +132,7 @@ impl<L: Link> Shard<L> {
             in_startup: false,
             curbed: Nanos(0),
             stopping: false,
-        }
+        })
     }
 
     /// The loop. Ends after [`Command::Stop`].
@@ -156,14 +152,14 @@ impl<L: Link> Shard<L> {
     /// How long this turn may sleep in the kernel, given since when there was nothing to do.
     fn wait(&mut self, idle_since: &mut Option<Nanos>) -> Wait {
         let Some(since) = *idle_since else {
-            *idle_since = Some(Nanos(monotonic_now()));
+            *idle_since = Some(self.desk.clock.now());
             return Wait::No;
         };
         let park = match self.config.poll {
             PollMode::Busy => false,
             PollMode::Park => true,
             PollMode::Adaptive { spin } => {
-                u128::from(Nanos(monotonic_now()).since(since).0) >= spin.as_nanos()
+                u128::from(self.desk.clock.now().since(since).0) >= spin.as_nanos()
             }
         };
         if !park {
@@ -174,8 +170,8 @@ impl<L: Link> Shard<L> {
     }
 
     /// One turn. Returns true when it found work.
-    pub(crate) fn poll(&mut self, wait: Wait) -> bool {
-        self.desk.now = Nanos(monotonic_now());
+    pub fn poll(&mut self, wait: Wait) -> bool {
+        self.desk.now = self.desk.clock.now();
         let mut worked = self.take_commands();
         worked |= self.feed_sources();
         worked |= self.feed_streams();
@@ -188,7 +184,7 @@ impl<L: Link> Shard<L> {
         let mut first = true;
         let moved = self.link.poll(wait, |event| {
             if std::mem::take(&mut first) {
-                desk.now = Nanos(monotonic_now());
+                desk.now = desk.clock.now();
             }
             match event {
                 LinkEvent::Record { stream, plain } => desk.record(stream, plain),
@@ -278,7 +274,7 @@ impl<L: Link> Shard<L> {
         let out = room.as_mut().map(|(_, lease, sequence)| {
             (&mut lease[PAYLOAD_AT..PAYLOAD_AT + ENCODED_BYTES_MAX], *sequence)
         });
-        let started = monotonic_now();
+        let started = self.desk.clock.now();
         match self.desk.sources[index].step(&mut self.scratch, out, settled, now) {
             Step::Idle => return false,
             Step::Worked => {}
@@ -316,12 +312,14 @@ impl<L: Link> Shard<L> {
         Some((stream, self.link.lease()?, sequence))
     }
 
-    fn note_encoding(&mut self, source: usize, started: u64, coded: &CodedExtent) {
-        let done = monotonic_now();
-        self.encode_ns.record(done - started);
-        self.desk.stats.add(ShardCounter::EncodeNanos.index(), done - started);
+    fn note_encoding(&mut self, source: usize, started: Nanos, coded: &CodedExtent) {
+        let done = self.desk.clock.now();
+        let nanos = done.since(started).0;
+        self.encode_ns.record(nanos);
+        self.desk.stats.add(ShardCounter::EncodeNanos.index(), nanos);
         if self.desk.sources[source].measure_baseline(&self.scratch, coded) {
-            self.desk.stats.add(ShardCounter::BaselineNanos.index(), monotonic_now() - done);
+            let nanos = self.desk.clock.now().since(done).0;
+            self.desk.stats.add(ShardCounter::BaselineNanos.index(), nanos);
         }
     }
 
@@ -385,7 +383,7 @@ impl<L: Link> Shard<L> {
     }
 }
 
-impl Desk {
+impl<C: Clock> Desk<C> {
     /// Reports to the control thread. The ring has room by [`ShardConfig::events_reserved`].
     fn report(&mut self, event: Event) {
         assert!(self.events.push(event).is_ok(), "every event has room that its command reserved");

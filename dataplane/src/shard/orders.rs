@@ -7,7 +7,7 @@ use super::lane::{Lane, Stream};
 use super::{Desk, Shard};
 use crate::attach::region::{RegionSink, RegionSource};
 use crate::attach::stream::{NoMemory, StreamSink, StreamSource};
-use crate::link::Link;
+use crate::link::{Clock, Link};
 use crate::port::{Command, Event, SessionEnd, SinkSetup, SourceSetup, StreamEnd, StreamSetup};
 use crate::stats::ShardCounter;
 use dwcp_ffi::counters::HistogramWriter;
@@ -125,7 +125,7 @@ impl<L: Link> Shard<L> {
     fn open_stream(
         &mut self,
         session: SessionKey,
-        open: impl FnOnce(&mut Desk, usize) -> Result<(), NoMemory>,
+        open: impl FnOnce(&mut Desk<L::Clock>, usize) -> Result<(), NoMemory>,
     ) {
         let Some(lane) = self.lane_for_new(session) else {
             self.desk.refuse_session(session, SessionEnd::TableFull);
@@ -217,7 +217,7 @@ impl<L: Link> Shard<L> {
     }
 }
 
-impl Desk {
+impl<C: Clock> Desk<C> {
     fn is_open(&self, session: SessionKey) -> bool {
         self.sources.iter().any(|source| source.session == session)
             || self.sinks.iter().any(|sink| sink.session == session)

@@ -7,7 +7,7 @@
 mod curb;
 mod stream;
 
-use crate::link::{Link, LinkEvent, PathState, StreamSlot};
+use crate::link::{Link, LinkEvent, Monotonic, PathState, StreamSlot};
 use crate::port::{StreamEnd, StreamSetup};
 use dwcp_ffi::arena::{Arena, ArenaError, Lease};
 use dwcp_ffi::poll::WakeReceiver;
@@ -129,6 +129,12 @@ impl TcpLink {
 }
 
 impl Link for TcpLink {
+    type Clock = Monotonic;
+
+    fn clock(&self) -> Monotonic {
+        Monotonic
+    }
+
     fn add_stream(&mut self, setup: StreamSetup) -> Result<StreamSlot, StreamEnd> {
         let Some(lease) = self.arena.lease() else { return Err(StreamEnd::NoRoom) };
         let socket = self.ring.add_socket(setup.socket).map_err(|_| StreamEnd::NoRoom)?;

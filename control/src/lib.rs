@@ -24,6 +24,12 @@ mod state;
 mod tally;
 mod vm;
 
+/// The pure machine of a link between two daemons, for those that carry out what it says: the
+/// driver in here, and the simulator.
+pub mod link {
+    pub use crate::peer::{Link, LinkInput, LinkOutput, LinkPhase, PeerError};
+}
+
 pub use carry::{CarryConfig, CarryCounts, CarryEvent, CarryFailure, CarryReport, CarrySide};
 pub use config::{
     BudgetFact, ControlConfig, DaemonFacts, KernelFact, LiveSettings, MemoryBudget, PeerSecurity,

@@ -13,7 +13,7 @@ use std::io;
 
 /// Why there is no channel to a peer, or no longer.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum PeerError {
+pub enum PeerError {
     /// No TCP connection.
     #[error("{address} can't be reached: {source}")]
     Dial {
@@ -161,7 +161,7 @@ impl PeerError {
     }
 
     /// True when the path failed, and neither end wanted it: the link may go on over another.
-    pub(crate) fn is_loss(&self) -> bool {
+    pub fn is_loss(&self) -> bool {
         match self {
             Self::Timeout { .. }
             | Self::Io(_)
@@ -181,7 +181,7 @@ impl PeerError {
     }
 
     /// The stable code, also the label of the counter.
-    pub(crate) fn code(&self) -> &'static str {
+    pub fn code(&self) -> &'static str {
         match self {
             Self::Dial { .. } => "peer_unreachable",
             Self::Timeout { .. } => "peer_timeout",

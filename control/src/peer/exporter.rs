@@ -26,7 +26,7 @@ impl std::fmt::Debug for Exporter {
 /// The channel can't derive a secret.
 #[derive(Debug, thiserror::Error)]
 #[error("the control channel can't derive keys: {0}")]
-pub(crate) struct ExporterFailed(#[from] rustls::Error);
+pub struct ExporterFailed(#[from] rustls::Error);
 
 impl Exporter {
     pub(crate) fn new(transport: Rc<RefCell<Transport>>) -> Self {

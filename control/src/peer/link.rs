@@ -24,13 +24,20 @@ use resuming::Tokens;
 
 /// What happens to a link.
 #[derive(Debug)]
-pub(crate) enum LinkInput {
+pub enum LinkInput {
     /// Dialling end: the channel stands.
     ChannelUp,
     /// A link message came.
     Message(PeerMessage),
     /// Dialling end: a stream's connection stands, or does not.
-    Dialled { stream: StreamId, incarnation: Incarnation, joined: bool },
+    Dialled {
+        /// The stream.
+        stream: StreamId,
+        /// Which opening of it.
+        incarnation: Incarnation,
+        /// Whether it stands.
+        joined: bool,
+    },
     /// Listening end: a connection with our token came.
     Arrived(StreamPreface),
     /// A stream proved its keys.
@@ -42,18 +49,28 @@ pub(crate) enum LinkInput {
     /// Dialling end: another connection stands; these sessions wait.
     Reconnected(Vec<SessionId>),
     /// Listening end: the peer has shown a token that is good; these are the next ones.
-    Resumed { shown: ResumeToken, token: LinkToken, resume: ResumeToken },
+    Resumed {
+        /// What the peer has shown.
+        shown: ResumeToken,
+        /// What streams must show from now on.
+        token: LinkToken,
+        /// What the peer shows the next time.
+        resume: ResumeToken,
+    },
     /// Time passed.
     Tick,
 }
 
 /// What to do for a link.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum LinkOutput {
+pub enum LinkOutput {
     /// Say this on the channel.
     Send(PeerMessage),
     /// Make the shards' parts.
-    AddLanes { lanes: u16 },
+    AddLanes {
+        /// How many.
+        lanes: u16,
+    },
     /// Dialling end: the peer has taken the link. Sessions are offered while streams come up.
     Taken,
     /// Close all streams and keep the shards' parts.
@@ -70,7 +87,7 @@ pub(crate) enum LinkOutput {
 
 /// Where a link stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LinkPhase {
+pub enum LinkPhase {
     /// The channel is being made.
     Dialling,
     /// Lanes and streams are being agreed on.
@@ -87,7 +104,7 @@ pub(crate) enum LinkPhase {
 
 impl LinkPhase {
     /// The word for people.
-    pub(crate) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Dialling => "dialling",
             Self::Asking => "asking",
@@ -122,7 +139,7 @@ struct Stream {
 
 /// One link.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub struct Link {
     dialled: bool,
     epoch: LinkEpoch,
     lanes: u16,
@@ -142,7 +159,7 @@ pub(crate) struct Link {
 
 impl Link {
     /// The dialling end. `lanes` is what this host can serve, `streams` what it wants.
-    pub(crate) fn dialling(epoch: LinkEpoch, lanes: u16, streams: u16) -> Self {
+    pub fn dialling(epoch: LinkEpoch, lanes: u16, streams: u16) -> Self {
         let streams = streams.clamp(1, STREAMS_MAX);
         let streams_max = streams;
         Self {
@@ -163,7 +180,7 @@ impl Link {
 
     /// The listening end, with the token that streams must show, and the one for resuming if the
     /// peer knows how. `lanes` and `streams_max` are what this host serves.
-    pub(crate) fn accepted(
+    pub fn accepted(
         token: LinkToken,
         resume: Option<ResumeToken>,
         lanes: u16,
@@ -186,64 +203,60 @@ impl Link {
     }
 
     /// True at the end that dialled.
-    pub(crate) fn is_dialled(&self) -> bool {
+    pub fn is_dialled(&self) -> bool {
         self.dialled
     }
 
     /// Where it stands.
-    pub(crate) fn phase(&self) -> LinkPhase {
+    pub fn phase(&self) -> LinkPhase {
         self.phase
     }
 
     /// Dialling end: true when the peer takes offers of sessions: every lane works, or will for the
     /// first time.
-    pub(crate) fn takes_offers(&self) -> bool {
+    pub fn takes_offers(&self) -> bool {
         let is_new = self.phase == LinkPhase::Joining && !self.was_ready;
         self.phase == LinkPhase::Ready || is_new
     }
 
     /// Part of every key's context.
-    pub(crate) fn epoch(&self) -> LinkEpoch {
+    pub fn epoch(&self) -> LinkEpoch {
         self.epoch
     }
 
     /// How many lanes were agreed on; 0 before that.
-    pub(crate) fn lanes(&self) -> u16 {
+    pub fn lanes(&self) -> u16 {
         self.lanes
     }
 
     /// The lane that a stream belongs to.
-    pub(crate) fn lane_of(&self, stream: StreamId) -> LaneId {
+    pub fn lane_of(&self, stream: StreamId) -> LaneId {
         LaneId(stream.0 % self.lanes.max(1))
     }
 
     /// How many streams belong to a lane, once that is agreed.
-    pub(crate) fn streams_of(&self, lane: LaneId) -> usize {
+    pub fn streams_of(&self, lane: LaneId) -> usize {
         self.streams().filter(|(stream, _)| self.lane_of(*stream) == lane).count()
     }
 
     /// Whether a connection that shows this token is ours.
-    pub(crate) fn expects(&self, token: LinkToken) -> bool {
+    pub fn expects(&self, token: LinkToken) -> bool {
         let welcome = matches!(self.phase, LinkPhase::Joining | LinkPhase::Ready);
         !self.dialled && welcome && self.token == token
     }
 
     /// The newest incarnation of a stream, if there is such a stream.
-    pub(crate) fn incarnation(&self, stream: StreamId) -> Option<Incarnation> {
+    pub fn incarnation(&self, stream: StreamId) -> Option<Incarnation> {
         self.streams.get(usize::from(stream.0)).map(|stream| stream.incarnation)
     }
 
     /// Each stream and whether it works.
-    pub(crate) fn streams(&self) -> impl Iterator<Item = (StreamId, bool)> + '_ {
+    pub fn streams(&self) -> impl Iterator<Item = (StreamId, bool)> + '_ {
         (0..).zip(&self.streams).map(|(id, stream)| (StreamId(id), stream.place == Place::Up))
     }
 
     /// Takes an input; an error ends the link.
-    pub(crate) fn step(
-        &mut self,
-        now: Nanos,
-        input: LinkInput,
-    ) -> Result<Vec<LinkOutput>, PeerError> {
+    pub fn step(&mut self, now: Nanos, input: LinkInput) -> Result<Vec<LinkOutput>, PeerError> {
         match input {
             LinkInput::ChannelUp => {
                 assert!(self.phase == LinkPhase::Dialling, "a channel comes up once");

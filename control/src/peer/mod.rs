@@ -15,14 +15,14 @@ mod pending;
 mod pki;
 mod tls;
 
+pub use error::PeerError;
+pub use link::{Link, LinkInput, LinkOutput, LinkPhase};
 pub use pki::PkiError;
 
 pub(crate) use channel::ChannelHandle;
 pub(crate) use connection::ConnectionId;
 pub(crate) use dial::{dial_peer, dial_stream};
-pub(crate) use error::PeerError;
 pub(crate) use handshake::{Established, Identity};
-pub(crate) use link::{Link, LinkInput, LinkOutput, LinkPhase};
 pub(crate) use listener::{Gate, Listener, PeerInput};
 pub(crate) use pki::random;
 

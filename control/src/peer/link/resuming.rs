@@ -34,17 +34,17 @@ impl Tokens {
 impl Link {
     /// Listening end: true while nothing is agreed with the peer, so that its connection may be one
     /// for another link.
-    pub(crate) fn may_be_another(&self) -> bool {
+    pub fn may_be_another(&self) -> bool {
         !self.dialled && self.phase == LinkPhase::Asking
     }
 
     /// True for a link that can go on over another connection.
-    pub(crate) fn may_resume(&self) -> bool {
+    pub fn may_resume(&self) -> bool {
         self.was_ready && self.tokens.is_some()
     }
 
     /// Listening end: whether a token is good for going on.
-    pub(crate) fn check_resume(&self, shown: ResumeToken) -> Result<(), PeerError> {
+    pub fn check_resume(&self, shown: ResumeToken) -> Result<(), PeerError> {
         match self.tokens.filter(|_| self.was_ready && !self.dialled) {
             Some(tokens) if tokens.newest == shown || tokens.before == Some(shown) => Ok(()),
             Some(tokens) if tokens.spent == Some(shown) => Err(PeerError::ResumeTokenStale),

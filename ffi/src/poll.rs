@@ -5,7 +5,9 @@
 //! earlier wake-up is not yet drained. Nothing is carried but the fact: after draining, the
 //! receiver must look at all its inputs.
 
+use crate::uring::Interest;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -80,10 +82,20 @@ impl AsFd for WakeReceiver {
     }
 }
 
+/// True when a socket is ready for this now, or has failed, which a try will tell. Never waits.
+#[must_use]
+pub fn is_ready(socket: BorrowedFd<'_>, interest: Interest) -> bool {
+    let wanted = match interest {
+        Interest::Readable => PollFlags::POLLIN,
+        Interest::Writable => PollFlags::POLLOUT,
+    };
+    let mut polled = [PollFd::new(socket, wanted)];
+    poll(&mut polled, PollTimeout::ZERO) == Ok(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::sync::atomic::AtomicU64;
     use std::thread;
 

@@ -4,6 +4,7 @@
 //! It knows nothing of sessions. Static dispatch; capabilities are data. One value per shard, used
 //! on the shard's thread alone.
 
+pub mod sim;
 pub mod tcp;
 
 use crate::port::{StreamEnd, StreamSetup};
@@ -145,3 +146,6 @@ pub trait Link {
     /// Zeroes memory that nobody holds, between sessions.
     fn scrub(&mut self);
 }
+
+#[cfg(test)]
+mod contract;

@@ -1,8 +1,10 @@
-//! dwcp-benches: the codec's kernels over fixed data, for instruction counts and for rough times.
+//! dwcp-benches: what is measured, and how; never part of the product.
 //!
-//! Owns the seeded data and the list of kernels. Run by the `counts` binary, in one thread; never
-//! part of the product. The same kernel does the same work in every run: no clock, no randomness.
+//! [`kernel`] and [`data`] are the codec's kernels over fixed, seeded data, for instruction counts
+//! and rough times: the same kernel does the same work in every run, without clock or randomness.
+//! [`transport`] is what the benches of the transport share: dwcp beside others on emulated links.
 #![forbid(unsafe_code)]
 
 pub mod data;
 pub mod kernel;
+pub mod transport;

@@ -28,8 +28,10 @@ const WINDOW_LOG: u32 = 18;
 pub enum Kernel {
     /// The zero check on zero pages.
     Zero,
-    /// The page hash.
+    /// The page hash, page by page.
     Hash,
+    /// The page hash of all pages at once, as shards hash what they read.
+    HashAll,
     /// The guess whether a page is random, on text.
     Sample,
     /// Runs of changed bytes, on touched pages.
@@ -67,9 +69,10 @@ pub enum Kernel {
 }
 
 /// All kernels with their names.
-pub const KERNELS: [(&str, Kernel); 19] = [
+pub const KERNELS: [(&str, Kernel); 20] = [
     ("zero", Kernel::Zero),
     ("hash", Kernel::Hash),
+    ("hash-all", Kernel::HashAll),
     ("sample", Kernel::Sample),
     ("runs", Kernel::Runs),
     ("encode-runs", Kernel::EncodeRuns),
@@ -210,6 +213,10 @@ impl Work {
             Kernel::Zero => pages.iter().map(|page| u64::from(is_zero(black_box(page)))).sum(),
             Kernel::Hash => {
                 pages.iter().map(|page| u64::from(self.hasher.hash(black_box(page)).0[0])).sum()
+            }
+            Kernel::HashAll => {
+                self.hasher.hash_all(black_box(pages), &mut self.hashes);
+                self.hashes.iter().map(|hash| u64::from(hash.0[0])).sum()
             }
             Kernel::Sample => {
                 pages.iter().map(|page| u64::from(looks_random(black_box(page)))).sum()

@@ -349,11 +349,10 @@ impl Decoder {
     /// Hashes the pages and compares with what the source hashed.
     fn check(&mut self, hasher: &PageHasher, expected: Digest) -> Result<(), DecodeError> {
         let mut digest = DigestBuilder::new(hasher, DigestKind::Extent);
-        let pages = self.pages.as_chunks::<PAGE_BYTES>().0;
-        for ((page, hash), number) in
-            pages.iter().zip(&mut self.hashes).zip(self.numbers.as_slice())
-        {
-            *hash = hasher.hash(page);
+        let numbers = self.numbers.as_slice();
+        let hashes = &mut self.hashes[..numbers.len()];
+        hasher.hash_all(&self.pages.as_chunks().0[..numbers.len()], hashes);
+        for (number, hash) in numbers.iter().zip(hashes) {
             digest.add(*number, *hash);
         }
         if digest.finish() == expected { Ok(()) } else { Err(DecodeError::DigestMismatch) }

@@ -4,6 +4,7 @@
 //! pages with the same hash, or learn from a hash what a page holds. Owns the key and what is
 //! precomputed from it. Used on shards; immutable after construction.
 
+use crate::many::{ManyHasher, TOGETHER};
 use crate::page::{PAGE_BYTES, Page, is_zero};
 use std::fmt;
 
@@ -37,6 +38,7 @@ pub fn hash_page(key: &HashKey, page: &Page) -> PageHash {
 #[derive(Clone)]
 pub struct PageHasher {
     key: HashKey,
+    many: ManyHasher,
     zero: PageHash,
     digest_keys: [[u8; HASH_KEY_BYTES]; crate::digest::DigestKind::COUNT],
 }
@@ -50,6 +52,7 @@ impl PageHasher {
         };
         Self {
             key: key.clone(),
+            many: ManyHasher::new(key),
             zero: hash_page(key, &[0; PAGE_BYTES]),
             digest_keys: crate::digest::DigestKind::ALL.map(derive),
         }
@@ -59,6 +62,33 @@ impl PageHasher {
     #[must_use]
     pub fn hash(&self, page: &Page) -> PageHash {
         if is_zero(page) { self.zero } else { hash_page(&self.key, page) }
+    }
+
+    /// The hashes of many pages: the same as [`Self::hash`] of each, several times as fast, since
+    /// the processor's vectors hash pages side by side.
+    ///
+    /// # Panics
+    /// When there are not as many hashes as pages.
+    pub fn hash_all(&self, pages: &[Page], hashes: &mut [PageHash]) {
+        assert!(pages.len() == hashes.len(), "each page has a place for its hash");
+        let groups = pages.chunks(TOGETHER).zip(hashes.chunks_mut(TOGETHER));
+        for (pages, hashes) in groups {
+            let mut others = [&[0; PAGE_BYTES]; TOGETHER];
+            let mut places = [0; TOGETHER];
+            let mut count = 0;
+            for (place, page) in pages.iter().enumerate() {
+                if is_zero(page) {
+                    hashes[place] = self.zero;
+                } else {
+                    (others[count], places[count]) = (page, place);
+                    count += 1;
+                }
+            }
+            let hashed = self.many.hash(&others[..count]);
+            for (place, hash) in places[..count].iter().zip(hashed) {
+                hashes[*place] = hash;
+            }
+        }
     }
 
     /// The hash of the zero page.
@@ -105,6 +135,30 @@ mod tests {
         }
         assert_eq!(hasher.hash(&zero), hasher.zero_page());
         assert_ne!(hasher.hash(&page), hasher.zero_page());
+    }
+
+    #[test]
+    fn many_pages_have_the_hashes_that_each_has_alone() {
+        let hasher = PageHasher::new(&HashKey([7; HASH_KEY_BYTES]));
+        let pages: Vec<Page> = (0..70_u64)
+            .map(|page| {
+                let mut bytes = [0; PAGE_BYTES];
+                let mut state = page;
+                // Every fifth page stays zero.
+                for byte in bytes.iter_mut().filter(|_| page % 5 > 0) {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1 + page);
+                    *byte = (state >> 56) as u8;
+                }
+                bytes
+            })
+            .collect();
+        for count in 0..pages.len() {
+            let pages = &pages[..count];
+            let mut hashes = vec![PageHash::default(); count];
+            hasher.hash_all(pages, &mut hashes);
+            let alone: Vec<PageHash> = pages.iter().map(|page| hasher.hash(page)).collect();
+            assert_eq!(hashes, alone, "{count} pages");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@
 
 mod cursor;
 mod head;
+mod many;
 
 pub mod baseline;
 pub mod decode;

@@ -305,7 +305,7 @@ impl<C: Clock> Desk<C> {
         let sink = &mut self.sinks[index];
         let session = sink.session;
         let number = session.number;
-        match sink.check(idle) {
+        match sink.check(idle, &mut self.read_back) {
             Check::Idle => return false,
             Check::Worked => return true,
             Check::Matches { first_time } => {

@@ -15,7 +15,7 @@ mod outbox;
 
 pub use config::{PollMode, ShardConfig, ShardEnds, ShardError, spawn};
 
-use crate::attach::region::{CodedExtent, RegionSink, RegionSource, Scratch, Step};
+use crate::attach::region::{CodedExtent, ReadBack, RegionSink, RegionSource, Scratch, Step};
 use crate::attach::stream::{Pipes, StreamSink, StreamSource};
 use crate::link::{Clock, Link, LinkEvent, StreamSlot};
 use crate::port::{Command, Event, SessionEnd, StreamEnd};
@@ -68,6 +68,7 @@ pub(crate) struct Desk<C> {
     /// The local sockets of the stream sessions.
     pipes: Pipes,
     decoder: Decoder,
+    read_back: ReadBack,
     stats: ShardStats,
     /// Events were pushed since the control thread was last woken.
     reported: bool,
@@ -114,6 +115,7 @@ impl<L: Link> Shard<L> {
             stream_sinks: Vec::with_capacity(config.sessions_max),
             pipes: Pipes::new(config.pipes_max()),
             decoder: Decoder::new(),
+            read_back: ReadBack::new(),
             stats: ends.stats,
             reported: false,
             now: Nanos(0),

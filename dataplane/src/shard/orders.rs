@@ -211,6 +211,7 @@ impl<L: Link> Shard<L> {
         if self.desk.sessions() == 0 {
             self.scratch.scrub();
             self.desk.decoder.scrub();
+            self.desk.read_back.scrub();
         }
         self.link.scrub();
         self.desk.report(Event::Closed { session });

@@ -2,8 +2,10 @@
 //! sink.
 
 mod pending;
+mod read_back;
 mod sink;
 mod source;
 
+pub(crate) use read_back::ReadBack;
 pub(crate) use sink::{Applied, Check, RegionSink, class_counter};
 pub(crate) use source::{CodedExtent, RegionSource, Scratch, Step, page};

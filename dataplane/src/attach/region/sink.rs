@@ -4,7 +4,8 @@
 //! else until the commit. Memory is read back and hashed in the background while the shard has
 //! nothing better to do, and completely before the sink says that it holds every page.
 
-use super::source::{bits, page, page_of};
+use super::read_back::ReadBack;
+use super::source::{bits, page_of};
 use crate::port::SinkSetup;
 use crate::stats::{SessionCounter, SessionStats};
 use crate::stripe::Stripe;
@@ -204,11 +205,11 @@ impl RegionSink {
 
     /// One bounded piece of checking. Reading back ahead of time is for turns without other work,
     /// as long as little waits for it; a source in its pause waits for the rest.
-    pub(crate) fn check(&mut self, idle: bool) -> Check {
+    pub(crate) fn check(&mut self, idle: bool, room: &mut ReadBack) -> Check {
         match &mut self.phase {
-            Phase::Receiving if idle => self.read_back_some(READ_BACK_PAGES_PER_STEP, 0),
-            Phase::Receiving => self.read_back_some(VERIFY_PAGES_PER_STEP, UNREAD_PAGES_MAX),
-            Phase::Verifying { .. } => self.verify_some(),
+            Phase::Receiving if idle => self.read_back_some(READ_BACK_PAGES_PER_STEP, 0, room),
+            Phase::Receiving => self.read_back_some(VERIFY_PAGES_PER_STEP, UNREAD_PAGES_MAX, room),
+            Phase::Verifying { .. } => self.verify_some(room),
             Phase::Proven { tell, .. } => {
                 if std::mem::take(tell) {
                     Check::Matches { first_time: false }
@@ -221,53 +222,67 @@ impl RegionSink {
     }
 
     /// Looks at a bounded number of table slots, while more than `unread_max` pages wait.
-    fn read_back_some(&mut self, steps_max: usize, unread_max: u64) -> Check {
+    fn read_back_some(&mut self, steps_max: usize, unread_max: u64, room: &mut ReadBack) -> Check {
         if self.unread <= unread_max {
             return Check::Idle;
         }
         let slots = self.stripe.slots();
         for _ in 0..steps_max.min(slots) {
-            if self.unread <= unread_max {
+            if self.unread <= unread_max + room.count() as u64 {
                 break;
             }
             let slot = self.cursor;
             self.cursor = (self.cursor + 1) % slots;
-            if !self.read_back(slot) {
-                return Check::Differs(page_of(&self.stripe, slot));
+            if let Some(differs) = self.read_back(slot, room) {
+                return differs;
             }
         }
-        Check::Worked
+        self.compare(room).unwrap_or(Check::Worked)
     }
 
-    /// Reads a page back from the region if that is due; false when it is not what was written.
-    fn read_back(&mut self, slot: usize) -> bool {
+    /// Reads a page back from the region if that is due; what is wrong, if anything is by now.
+    fn read_back(&mut self, slot: usize, room: &mut ReadBack) -> Option<Check> {
         if !self.pages.needs_read_back(slot) {
-            return true;
+            return None;
         }
-        let mut bytes = [0; PAGE_BYTES];
-        self.region.read_pages(page_of(&self.stripe, slot), &mut bytes);
-        self.unread -= 1;
-        self.stats.add(SessionCounter::PagesVerified.index(), 1);
-        self.pages.read_back(slot, self.hasher.hash(page(&bytes)))
+        self.region.read_pages(page_of(&self.stripe, slot), room.place(slot));
+        if room.is_full() { self.compare(room) } else { None }
     }
 
-    fn verify_some(&mut self) -> Check {
+    /// Hashes what was read back; the first page that is not what was written, if any.
+    fn compare(&mut self, room: &mut ReadBack) -> Option<Check> {
+        self.unread -= room.count() as u64;
+        self.stats.add(SessionCounter::PagesVerified.index(), room.count() as u64);
+        let mut differs = None;
+        for (slot, hash) in room.take(&self.hasher) {
+            if !self.pages.read_back(slot, hash) {
+                differs = differs.or(Some(Check::Differs(page_of(&self.stripe, slot))));
+            }
+        }
+        differs
+    }
+
+    fn verify_some(&mut self, room: &mut ReadBack) -> Check {
         let slots = self.stripe.slots();
         let Phase::Verifying { next: from, .. } = self.phase else { return Check::Idle };
         let until = (from + VERIFY_PAGES_PER_STEP).min(slots);
         for slot in from..until {
-            if !self.read_back(slot) {
-                return Check::Differs(page_of(&self.stripe, slot));
+            if let Some(differs) = self.read_back(slot, room) {
+                return differs;
             }
-            let Phase::Verifying { builder, pages, .. } = &mut self.phase else { break };
+        }
+        if let Some(differs) = self.compare(room) {
+            return differs;
+        }
+        let Phase::Verifying { next, pages, builder, expected } = &mut self.phase else {
+            return Check::Idle;
+        };
+        for slot in from..until {
             if let Some(hash) = self.pages.hash(slot) {
                 builder.add(page_of(&self.stripe, slot), hash);
                 *pages += 1;
             }
         }
-        let Phase::Verifying { next, pages, builder, expected } = &mut self.phase else {
-            return Check::Idle;
-        };
         *next = until;
         if until < slots {
             return Check::Worked;
@@ -391,7 +406,9 @@ mod tests {
     }
 
     fn finish(sink: &mut RegionSink) -> Check {
-        std::iter::repeat_with(|| sink.check(true)).find(|check| *check != Check::Worked).unwrap()
+        std::iter::repeat_with(|| sink.check(true, &mut ReadBack::new()))
+            .find(|check| *check != Check::Worked)
+            .unwrap()
     }
 
     #[test]
@@ -474,7 +491,7 @@ mod tests {
             let coded = extent_payload(extent * EXTENT_PAGES as u64, 0).0;
             sink.apply(&mut decoder, Sequence(extent + 1), &coded).unwrap();
             let before = sink.unread;
-            while sink.check(false) == Check::Worked {}
+            while sink.check(false, &mut ReadBack::new()) == Check::Worked {}
             assert_eq!(sink.unread, before.min(UNREAD_PAGES_MAX));
         }
         assert_eq!(sink.unread, UNREAD_PAGES_MAX);
@@ -485,9 +502,9 @@ mod tests {
         let (mut sink, mut decoder) = (sink(), Decoder::new());
         let (coded, digest) = payload(7);
         sink.apply(&mut decoder, Sequence(1), &coded).unwrap();
-        assert_eq!(sink.check(false), Check::Idle);
+        assert_eq!(sink.check(false, &mut ReadBack::new()), Check::Idle);
         sink.start_verify(digest, PAGES).unwrap();
-        assert_ne!(sink.check(false), Check::Idle);
+        assert_ne!(sink.check(false, &mut ReadBack::new()), Check::Idle);
     }
 
     #[test]

@@ -280,19 +280,22 @@ impl RegionSource {
     /// the start of `scratch`, and returns which they are.
     fn read(&mut self, scratch: &mut Scratch, local: usize, mask: u64) -> u64 {
         let first_page = self.stripe.first_page(local);
+        let count = mask.count_ones() as usize;
+        let pages = &mut scratch.pages.as_chunks_mut::<PAGE_BYTES>().0[..count];
+        for (page, bit) in pages.iter_mut().zip(bits(mask)) {
+            self.region.read_pages(first_page + u64::from(bit), page);
+        }
+        let hashes = &mut scratch.hashes[..count];
+        self.hasher.hash_all(pages, hashes);
         let mut changed = 0;
         let mut kept = 0;
-        let mut left = mask;
-        while left != 0 {
-            let bit = left.trailing_zeros();
-            left &= left - 1;
-            let bytes = &mut scratch.pages[kept * PAGE_BYTES..(kept + 1) * PAGE_BYTES];
-            self.region.read_pages(first_page + u64::from(bit), bytes);
-            let hash = self.hasher.hash(page(bytes));
-            if self.pages.is_unchanged(local * EXTENT_PAGES + bit as usize, hash) {
+        for (index, bit) in bits(mask).enumerate() {
+            if self.pages.is_unchanged(local * EXTENT_PAGES + bit as usize, hashes[index]) {
                 continue;
             }
-            scratch.hashes[kept] = hash;
+            if kept < index {
+                (pages[kept], hashes[kept]) = (pages[index], hashes[index]);
+            }
             changed |= 1 << bit;
             kept += 1;
         }

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use dwcp_tools::lab::{LinkSpec, Net, NetSpec, networks_for_test, wait_for};
+use dwcp_tools::lab::{LinkSpec, Net, NetSpec, Schedule, networks_for_test, wait_for};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -191,6 +191,100 @@ fn a_partition_is_silent_and_heals() {
     sink.thread.join().unwrap();
     sending.join().unwrap();
     assert_eq!(sink.received.load(Ordering::Relaxed), BYTES);
+}
+
+#[test]
+fn one_way_alone_can_fail() {
+    let _alone = ALONE.lock();
+    let Some(net) = pair("delay=1ms") else { return };
+    let (a, b) = (net.node("a"), net.node("b"));
+    let near = a.enter(|| UdpSocket::bind((a.address(), 0))).unwrap().unwrap();
+    let far = b.enter(|| UdpSocket::bind((b.address(), 0))).unwrap().unwrap();
+    far.set_read_timeout(Some(SOON)).unwrap();
+    net.way("ba").set("up=0").unwrap();
+    near.send_to(b"there", far.local_addr().unwrap()).unwrap();
+    far.recv(&mut [0; 9]).unwrap();
+    far.send_to(b"back", near.local_addr().unwrap()).unwrap();
+    wait_for("the loss", SOON, || Ok((net.way("ba").stats().down == 1).then_some(()))).unwrap();
+    assert_eq!(net.way("ab").stats().down, 0);
+    net.way("ba").set("up=1").unwrap();
+    assert!(round_trip_ms(&net) < 20.0);
+}
+
+#[test]
+fn a_queue_without_limit_takes_no_more_memory_than_it_may() {
+    const MEMORY_BYTES: u64 = 1_000_000;
+    let _alone = ALONE.lock();
+    let Some(net) = pair("rate=1m delay=1ms queue=0 memory=1m") else { return };
+    let (a, b) = (net.node("a"), net.node("b"));
+    let near = a.enter(|| UdpSocket::bind((a.address(), 0))).unwrap().unwrap();
+    let way = net.way("ab");
+    for sent in 1..=2000 {
+        near.send_to(&[0; 1200], (b.address(), PORT)).unwrap();
+        wait_for("the datagram", SOON, || Ok((way.stats().segments >= sent).then_some(())))
+            .unwrap();
+    }
+    let stats = way.stats();
+    assert_eq!(stats.queue_full, 0, "{stats}");
+    assert!(stats.memory_full > 500, "{stats}");
+    assert!((MEMORY_BYTES / 2..=MEMORY_BYTES).contains(&stats.memory_bytes_max), "{stats}");
+}
+
+/// Which of some datagrams arrive over a link with this seed.
+fn survivors(seed: u64) -> Option<Vec<u16>> {
+    const COUNT: u16 = 1000;
+    let net = pair(&format!("loss=0.1 burst=2 seed={seed}"))?;
+    let (a, b) = (net.node("a"), net.node("b"));
+    let near = a.enter(|| UdpSocket::bind((a.address(), 0))).unwrap().unwrap();
+    let far = b.enter(|| UdpSocket::bind((b.address(), 0))).unwrap().unwrap();
+    far.set_nonblocking(true).unwrap();
+    let mut arrived = Vec::new();
+    for number in 0..COUNT {
+        near.send_to(&number.to_le_bytes(), far.local_addr().unwrap()).unwrap();
+        let through = || {
+            let stats = net.way("ab").stats();
+            stats.delivered + stats.lost > u64::from(number)
+        };
+        wait_for("the datagram", SOON, || Ok(through().then_some(()))).unwrap();
+        let mut bytes = [0; 2];
+        if far.recv(&mut bytes).is_ok() {
+            arrived.push(u16::from_le_bytes(bytes));
+        }
+    }
+    Some(arrived)
+}
+
+#[test]
+fn a_seed_loses_the_same_again() {
+    let _alone = ALONE.lock();
+    let Some(first) = survivors(5) else { return };
+    assert!((700..1000).contains(&first.len()), "seed 5: {} arrived", first.len());
+    assert_eq!(Some(&first), survivors(5).as_ref());
+    assert_ne!(Some(&first), survivors(6).as_ref());
+}
+
+#[test]
+fn a_schedule_changes_links_in_its_time_and_ends_with_its_owner() {
+    let _alone = ALONE.lock();
+    let Some(net) = pair("delay=1ms") else { return };
+    let schedule = "0s set ab rate=1g\n100ms way ba up=0 # one way\n300ms way ba up=1\n";
+    let made = Arc::new(Mutex::new(Vec::new()));
+    let (noted, started) = (made.clone(), Instant::now());
+    let note = move |step: &dwcp_tools::lab::Step| {
+        noted.lock().unwrap().push((step.to_string(), started.elapsed()));
+    };
+    let following = Schedule::parse(schedule).unwrap().follow(&net, note).unwrap();
+    wait_for("its end", SOON, || Ok(following.is_over().then_some(()))).unwrap();
+    let made = made.lock().unwrap().clone();
+    assert_eq!(made[1].0, "0.1s way ba up=0");
+    let times: Vec<u128> = made.iter().map(|(_, at)| at.as_millis()).collect();
+    assert!(times.len() == 3 && times[1] >= 100 && times[2] >= 300, "{times:?}");
+    assert_eq!(net.way("ba").spec().rate_bits, 1_000_000_000);
+    assert!(net.way("ab").spec().is_up && net.way("ba").spec().is_up);
+    // One that nobody holds any more changes nothing, and an unknown name is known at once.
+    drop(Schedule::parse("3600s set ab up=0").unwrap().follow(&net, |_| {}).unwrap());
+    assert!(net.way("ab").spec().is_up);
+    assert!(Schedule::parse("0s set ac up=0").unwrap().follow(&net, |_| {}).is_err());
 }
 
 #[test]

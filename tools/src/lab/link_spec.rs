@@ -8,6 +8,9 @@ use super::error::LabError;
 /// The smallest queue that is chosen for a link that names none: some full segments.
 const QUEUE_BYTES_MIN: u64 = 64 << 10;
 
+/// Memory of one direction without a word: two seconds at 1 Gbit/s.
+const MEMORY_BYTES: u64 = 256 << 20;
+
 /// One direction of a link.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinkSpec {
@@ -25,6 +28,9 @@ pub struct LinkSpec {
     pub burst: f64,
     /// Bytes that wait for the rate before more are dropped; 0: without limit.
     pub queue_bytes: u64,
+    /// Memory of this machine for packets that wait or are under way; what comes beyond is dropped
+    /// and counted, so that no queue, and no long delay, eats the machine.
+    pub memory_bytes: u64,
     /// Where the random numbers start: the same seed loses the same segments.
     pub seed: u64,
     /// False: everything is lost, and nobody is told.
@@ -43,6 +49,7 @@ impl Default for LinkSpec {
             loss: 0.0,
             burst: 0.0,
             queue_bytes: 0,
+            memory_bytes: MEMORY_BYTES,
             seed: 1,
             is_up: true,
             flushes: false,
@@ -58,7 +65,8 @@ impl LinkSpec {
   jitter=2ms        the delay varies by so much; reorder=1: packets may overtake each other
   loss=0.001        share of the segments that are lost; burst=N: N in a row on average
   queue=1.25m|40ms  bytes, or time at `rate`, that wait before more are dropped;
-                    without it: what fits into one round trip
+                    without it: what fits into one round trip; 0: without limit
+  memory=64m        bytes of this machine for what waits and is under way, each way (256 MiB)
   seed=N            where the random numbers start
   up=0|1            0: a silent partition; flush=1: what is under way is lost too";
 
@@ -97,6 +105,7 @@ impl LinkSpec {
                 "reorder" => next.reorders = switch()?,
                 "loss" => next.loss = share(value).ok_or_else(|| bad("is not within 0 to 1"))?,
                 "burst" => next.burst = number()?,
+                "memory" => next.memory_bytes = number()? as u64,
                 "queue" => queue = Some((word, value)),
                 "seed" => next.seed = value.parse().map_err(|_| bad("is not a whole number"))?,
                 "up" => next.is_up = switch()?,
@@ -147,7 +156,8 @@ fn count(value: &str) -> Option<f64> {
     positive(&value[..value.len() - 1]).map(|number| number * scale)
 }
 
-fn time_ns(value: &str) -> Option<u64> {
+/// Nanoseconds of a time such as `20ms`.
+pub(super) fn time_ns(value: &str) -> Option<u64> {
     let units = [("ms", 1e6), ("us", 1e3), ("ns", 1.0), ("s", 1e9)];
     let split = |(unit, scale)| value.strip_suffix(unit).map(|number| (number, scale));
     let (number, scale) = units.into_iter().find_map(split)?;
@@ -165,7 +175,7 @@ mod tests {
     #[test]
     fn every_word_is_understood() {
         let words = "delay=20ms,queue=40ms,rate=1g jitter=1.5ms reorder=1 loss=0.01 burst=4 \
-                     seed=7 up=0 flush=1";
+                     seed=7 up=0 flush=1 memory=64m";
         let expected = LinkSpec {
             rate_bits: 1_000_000_000,
             delay_ns: 20_000_000,
@@ -174,6 +184,7 @@ mod tests {
             loss: 0.01,
             burst: 4.0,
             queue_bytes: 5_000_000,
+            memory_bytes: 64_000_000,
             seed: 7,
             is_up: false,
             flushes: true,

@@ -5,7 +5,7 @@
 
 use crate::error::TaskError;
 use dwcp_tools::lab::{
-    LabError, LinkSpec, Net, NetSpec, SetupOptions, end_waits_on_signals, setup, wait_for,
+    LabError, LinkSpec, Net, NetSpec, Schedule, SetupOptions, end_waits_on_signals, setup, wait_for,
 };
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Duration;
@@ -14,9 +14,10 @@ const HELP: &str = "\
 Usage: cargo xtask lab COMMAND
 
   setup [--real]     install and build what guests and networks need; --real: real workloads too
-  up LINK WORD.. [LINK WORD..] [congestion=NAME]
+  up LINK WORD.. [LINK WORD..] [congestion=NAME] [--schedule FILE]
                      hosts joined by links, until the end of the input or Ctrl-C; a link's name is
-                     the letters of its two hosts: `up ab rate=100m delay=50ms`
+                     the letters of its two hosts: `up ab rate=100m delay=50ms`; FILE has changes
+                     of links and their times (below)
 While it is up it reads lines:
   set ab WORD..      changes both ways of a link     way ba WORD..   changes one way
   stats              what the links have done        quit
@@ -31,8 +32,13 @@ pub(crate) fn run(words: &[String]) -> Result<(), TaskError> {
     match words[..] {
         ["setup"] => setup(SetupOptions { real: false }).map(drop)?,
         ["setup", "--real"] => setup(SetupOptions { real: true }).map(drop)?,
-        ["up", ref rest @ ..] if !rest.is_empty() => up(&parse(rest)?)?,
-        _ => println!("{HELP}\n{}", LinkSpec::HELP),
+        ["up", ref rest @ .., "--schedule", file] if !rest.is_empty() => {
+            up(&parse(rest)?, Some(&read_schedule(file)?))?;
+        }
+        ["up", ref rest @ ..] if !rest.is_empty() => up(&parse(rest)?, None)?,
+        _ => {
+            println!("{HELP}\n{}\nA line of a schedule:\n{}", LinkSpec::HELP, Schedule::HELP);
+        }
     }
     Ok(())
 }
@@ -60,12 +66,19 @@ pub(crate) fn parse(words: &[&str]) -> Result<NetSpec, LabError> {
     }
 }
 
-fn up(spec: &NetSpec) -> Result<(), LabError> {
+fn read_schedule(file: &str) -> Result<Schedule, LabError> {
+    let failed = |source| LabError::File { path: file.into(), source };
+    Schedule::parse(&std::fs::read_to_string(file).map_err(failed)?)
+}
+
+fn up(spec: &NetSpec, schedule: Option<&Schedule>) -> Result<(), LabError> {
     end_waits_on_signals();
     let net = Net::up(spec)?;
     for node in net.nodes() {
         println!("{}  ip netns exec {} COMMAND", node.address(), node.namespace());
     }
+    let follow = |schedule: &Schedule| schedule.follow(&net, |step| println!("{step}"));
+    let _following = schedule.map(follow).transpose()?;
     let lines = typed();
     let follow = || loop {
         match lines.try_recv() {

@@ -1,7 +1,7 @@
 //! The thread that carries packets one way: reads them from one device, holds them until they are
 //! due, writes them to the other.
 //!
-//! Owns the packets under way; at most [`HELD_BYTES_MAX`] of them. Sleeps in the kernel until a
+//! Owns the packets under way, in no more memory than the link's description allows. Sleeps in the kernel until a
 //! packet comes, one is due, or the link was changed. Ends when told so or when a device is gone.
 
 use super::packet::{PACKET_BYTES_MAX, Shape};
@@ -20,9 +20,6 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Memory that one direction may use for packets: two seconds at 1 Gbit/s.
-const HELD_BYTES_MAX: usize = 256 << 20;
 
 /// Packets that are read, or written, before the other is looked at.
 const BATCH: usize = 64;
@@ -45,6 +42,13 @@ struct Held {
     number: u64,
     segments: u64,
     bytes: Vec<u8>,
+}
+
+impl Held {
+    /// The memory that it takes.
+    fn memory_bytes(&self) -> u64 {
+        (size_of::<Self>() + self.bytes.capacity()) as u64
+    }
 }
 
 impl PartialEq for Held {
@@ -88,7 +92,8 @@ pub(super) struct Direction {
     shaper: Shaper,
     version: u64,
     held: BinaryHeap<Held>,
-    held_bytes: usize,
+    held_bytes: u64,
+    memory_bytes: u64,
     number: u64,
     runs: Vec<Run>,
     packet: Vec<u8>,
@@ -108,6 +113,7 @@ impl Direction {
             version: shared.version.load(Ordering::Acquire),
             shared,
             wake,
+            memory_bytes: spec.memory_bytes,
             shaper: Shaper::new(spec),
             held: BinaryHeap::new(),
             held_bytes: 0,
@@ -146,6 +152,7 @@ impl Direction {
             Counters::add(&self.shared.counters.down, segments);
             self.held_bytes = 0;
         }
+        self.memory_bytes = spec.memory_bytes;
         self.shaper.set(spec, monotonic_now());
     }
 
@@ -180,15 +187,17 @@ impl Direction {
         Counters::raise(&counters.queue_bytes_max, self.shaper.queue_bytes_max());
         for run in &self.runs {
             let segments = run.end - run.first;
-            if self.held_bytes + length > HELD_BYTES_MAX {
+            let bytes = shape.cut(packet, run.first..run.end);
+            let held = Held { due_ns: run.due_ns, number: self.number, segments, bytes };
+            if self.held_bytes + held.memory_bytes() > self.memory_bytes {
                 Counters::add(&counters.memory_full, segments);
                 continue;
             }
-            let bytes = shape.cut(packet, run.first..run.end);
-            self.held_bytes += bytes.len();
+            self.held_bytes += held.memory_bytes();
             self.number += 1;
-            self.held.push(Held { due_ns: run.due_ns, number: self.number, segments, bytes });
+            self.held.push(held);
         }
+        Counters::raise(&counters.memory_bytes_max, self.held_bytes);
     }
 
     /// Sends what is due, as far as a batch goes.
@@ -201,7 +210,7 @@ impl Direction {
                 return Turn::Idle(Some(next.due_ns));
             }
             let Some(held) = self.held.pop() else { return Turn::Idle(None) };
-            self.held_bytes -= held.bytes.len();
+            self.held_bytes -= held.memory_bytes();
             let late_ns = now_ns - held.due_ns;
             Counters::add(&counters.writes, 1);
             Counters::add(&counters.late_ns, late_ns);

@@ -30,12 +30,27 @@ pub(super) struct End {
     pub(super) device: String,
 }
 
+/// Changes one way of a link; it may outlive the link, and then changes nothing.
+#[derive(Clone, Debug)]
+pub(super) struct WayControl {
+    shared: Arc<Shared>,
+    waker: Waker,
+}
+
+impl WayControl {
+    pub(super) fn set(&self, words: &str) -> Result<(), LabError> {
+        self.shared.spec.lock().unwrap_or_else(PoisonError::into_inner).apply(words)?;
+        self.shared.version.fetch_add(1, Ordering::Release);
+        self.waker.wake();
+        Ok(())
+    }
+}
+
 /// One way through a link. What is changed holds for packets from then on; what is under way keeps
 /// its time.
 #[derive(Debug)]
 pub struct Way {
-    shared: Arc<Shared>,
-    waker: Waker,
+    control: WayControl,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -45,22 +60,23 @@ impl Way {
     /// # Errors
     /// A word is not understood; then nothing is changed.
     pub fn set(&self, words: &str) -> Result<(), LabError> {
-        self.shared.spec.lock().unwrap_or_else(PoisonError::into_inner).apply(words)?;
-        self.shared.version.fetch_add(1, Ordering::Release);
-        self.waker.wake();
-        Ok(())
+        self.control.set(words)
+    }
+
+    pub(super) fn control(&self) -> WayControl {
+        self.control.clone()
     }
 
     /// What it does to packets now.
     #[must_use]
     pub fn spec(&self) -> LinkSpec {
-        self.shared.spec.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.control.shared.spec.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What it has done so far.
     #[must_use]
     pub fn stats(&self) -> LinkStats {
-        self.shared.counters.snapshot()
+        self.control.shared.counters.snapshot()
     }
 
     fn start(from: &Arc<File>, to: &Arc<File>, spec: LinkSpec) -> std::io::Result<Self> {
@@ -74,14 +90,14 @@ impl Way {
         let direction = Direction::new(from.clone(), to.clone(), shared.clone(), wake);
         let thread = std::thread::Builder::new().name("lab-link".to_owned());
         let thread = Some(thread.spawn(move || direction.run())?);
-        Ok(Self { shared, waker, thread })
+        Ok(Self { control: WayControl { shared, waker }, thread })
     }
 }
 
 impl Drop for Way {
     fn drop(&mut self) {
-        self.shared.stops.store(true, Ordering::Release);
-        self.waker.wake();
+        self.control.shared.stops.store(true, Ordering::Release);
+        self.control.waker.wake();
         let outcome = self.thread.take().map(JoinHandle::join);
         assert!(
             !matches!(outcome, Some(Err(_))) || std::thread::panicking(),

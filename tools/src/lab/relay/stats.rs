@@ -16,6 +16,7 @@ pub(super) struct Counters {
     pub(super) down: AtomicU64,
     pub(super) refused: AtomicU64,
     pub(super) queue_bytes_max: AtomicU64,
+    pub(super) memory_bytes_max: AtomicU64,
     pub(super) writes: AtomicU64,
     pub(super) late_ns: AtomicU64,
     pub(super) late_ns_max: AtomicU64,
@@ -46,6 +47,7 @@ impl Counters {
             down: load(&self.down),
             refused: load(&self.refused),
             queue_bytes_max: load(&self.queue_bytes_max),
+            memory_bytes_max: load(&self.memory_bytes_max),
             late_us: load(&self.late_ns) as f64 / 1e3 / load(&self.writes).max(1) as f64,
             late_us_max: load(&self.late_ns_max) as f64 / 1e3,
         }
@@ -69,7 +71,7 @@ pub struct LinkStats {
     pub lost: u64,
     /// Segments dropped because the queue was full.
     pub queue_full: u64,
-    /// Segments dropped because the emulator had no memory left: the link asked for too much.
+    /// Segments dropped because the link's memory was used up: it asked for too much.
     pub memory_full: u64,
     /// Segments dropped because the link was down.
     pub down: u64,
@@ -77,6 +79,8 @@ pub struct LinkStats {
     pub refused: u64,
     /// The most bytes that waited at once.
     pub queue_bytes_max: u64,
+    /// The most memory that was used at once.
+    pub memory_bytes_max: u64,
     /// How late packets left on average; judge nothing when this is above 5 % of the delay.
     pub late_us: f64,
     /// How late the latest was.
@@ -88,7 +92,7 @@ impl fmt::Display for LinkStats {
         write!(
             f,
             "packets={} segments={} bytes={} delivered={} lost={} queue_full={} memory_full={} \
-             down={} refused={} queue_bytes_max={} late_us={:.1} late_us_max={:.0}",
+             down={} refused={} queue_bytes_max={} memory_bytes_max={} late_us={:.1} late_us_max={:.0}",
             self.packets,
             self.segments,
             self.bytes,
@@ -99,6 +103,7 @@ impl fmt::Display for LinkStats {
             self.down,
             self.refused,
             self.queue_bytes_max,
+            self.memory_bytes_max,
             self.late_us,
             self.late_us_max
         )

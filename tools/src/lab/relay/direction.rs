@@ -1,8 +1,9 @@
 //! The thread that carries packets one way: reads them from one device, holds them until they are
 //! due, writes them to the other.
 //!
-//! Owns the packets under way, in no more memory than the link's description allows. Sleeps in the kernel until a
-//! packet comes, one is due, or the link was changed. Ends when told so or when a device is gone.
+//! Owns the packets under way, in no more memory than the link's description allows. Sleeps in the
+//! kernel until a packet comes, one is due, or the link was changed. Ends when told so or when a
+//! device is gone.
 
 use super::packet::{PACKET_BYTES_MAX, Shape};
 use super::shaper::{Run, Shaper};

@@ -92,7 +92,8 @@ impl fmt::Display for LinkStats {
         write!(
             f,
             "packets={} segments={} bytes={} delivered={} lost={} queue_full={} memory_full={} \
-             down={} refused={} queue_bytes_max={} memory_bytes_max={} late_us={:.1} late_us_max={:.0}",
+             down={} refused={} queue_bytes_max={} memory_bytes_max={} late_us={:.1} \
+             late_us_max={:.0}",
             self.packets,
             self.segments,
             self.bytes,

@@ -110,6 +110,30 @@ pub struct MemoryBudget {
     pub sink_bytes_per_page: u64,
 }
 
+/// The congestion control of a link's streams at the end that dials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Congestion {
+    /// BBR where the kernel offers it, else cubic: BBR takes a lost packet for no sign of a full
+    /// path, which on long paths most of them are not.
+    Auto,
+    /// BBR.
+    Bbr,
+    /// Cubic.
+    Cubic,
+}
+
+impl Congestion {
+    /// The kernel's names, the best first.
+    #[must_use]
+    pub const fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Auto => &["bbr", "cubic"],
+            Self::Bbr => &["bbr"],
+            Self::Cubic => &["cubic"],
+        }
+    }
+}
+
 /// The settings that may change while the daemon runs. They hold for links and sessions that open
 /// after the change; keepalive, resume window and blackout hold at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +142,8 @@ pub struct LiveSettings {
     pub streams: u16,
     /// Which of them carry pages.
     pub spread: Spread,
+    /// The congestion control of streams that come up.
+    pub congestion: Congestion,
     /// Bytes in flight on a new link, all lanes together.
     pub window_bytes_max: u64,
     /// Page versions that a new session keeps as bases, all lanes together.
@@ -143,6 +169,7 @@ impl Default for LiveSettings {
         Self {
             streams: 4,
             spread: Spread::AsNeeded,
+            congestion: Congestion::Auto,
             window_bytes_max: 64 << 20,
             base_pages_max: 16 << 10,
             zstd_level: Level::Auto,

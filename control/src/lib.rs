@@ -32,8 +32,8 @@ pub mod link {
 
 pub use carry::{CarryConfig, CarryCounts, CarryEvent, CarryFailure, CarryReport, CarrySide};
 pub use config::{
-    BudgetFact, ControlConfig, DaemonFacts, KernelFact, LiveSettings, MemoryBudget, PeerSecurity,
-    PeerTimeouts, SettingRefused, SettingView, SettingsPort, SocketConfig,
+    BudgetFact, Congestion, ControlConfig, DaemonFacts, KernelFact, LiveSettings, MemoryBudget,
+    PeerSecurity, PeerTimeouts, SettingRefused, SettingView, SettingsPort, SocketConfig,
 };
 pub use driver::{carry, run};
 pub use error::{ControlError, ExitClass};

@@ -43,6 +43,7 @@ const SETTINGS_TAKEN: &[&str] = &[
     "lock-memory",
     "base-budget",
     "streams",
+    "congestion",
     "window",
     "zero-copy",
     "keepalive",

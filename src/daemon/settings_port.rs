@@ -9,7 +9,7 @@ use crate::config::{DaemonConfig, Entry, Values, keepalive_is_quick};
 use crate::settings::table::Setting;
 use crate::settings::value::{Kind, Share, Value as Typed};
 use crate::settings::{self, Origin};
-use dwcp_control::{LiveSettings, SettingRefused, SettingView, SettingsPort};
+use dwcp_control::{Congestion, LiveSettings, SettingRefused, SettingView, SettingsPort};
 use dwcp_dataplane::port::{Level, Spread};
 use serde_json::{Value, json};
 
@@ -67,6 +67,11 @@ impl SettingsPort for LiveTable {
             spread: match self.values.count_or_auto("streams") {
                 Some(_) => Spread::All,
                 None => Spread::AsNeeded,
+            },
+            congestion: match self.values.word("congestion") {
+                "bbr" => Congestion::Bbr,
+                "cubic" => Congestion::Cubic,
+                _ => Congestion::Auto,
             },
             window_bytes_max: self.window_bytes,
             base_pages_max: self.budget.base_pages_max(self.values.share("base-budget")),

@@ -230,6 +230,14 @@ pub(crate) const SETTINGS: &[Setting] = &[
     )
     .default("auto"),
     daemon(
+        "congestion",
+        Group::Links,
+        Kind::Choice(&["auto", "bbr", "cubic"]),
+        "Congestion control of a link's streams. auto takes BBR where the kernel offers it, else \
+         cubic; one that the kernel does not offer leaves a stream with the system's.",
+    )
+    .default("auto"),
+    daemon(
         "window",
         Group::Links,
         Kind::Bytes { min: MIB, max: GIB, auto: false },

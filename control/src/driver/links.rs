@@ -16,6 +16,7 @@ use crate::peer::{
 use dwcp_dataplane::port::{Command, HashKey, LaneSetup, Spread, StreamEnd, StreamSetup};
 use dwcp_dataplane::stats::StreamStatsReader;
 use dwcp_ffi::counters::{HistogramReader, counters, histogram};
+use dwcp_ffi::sys::tcp::tcp_congestion;
 use dwcp_proto::ids::{Incarnation, LaneId, LinkEpoch, LinkId, SessionId, SessionNumber, StreamId};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::hello::FEATURE_RESUME;
@@ -42,6 +43,8 @@ pub(super) struct LinkWaiter {
 #[derive(Debug)]
 pub(super) struct StreamReaders {
     pub(super) stats: StreamStatsReader,
+    /// The congestion control that holds; none when the kernel does not tell.
+    pub(super) congestion: Option<String>,
     pub(super) frame_rtt_ns: HistogramReader,
 }
 
@@ -311,10 +314,12 @@ impl Core {
             Spread::AsNeeded => 1,
         };
         let share = usize::try_from((window / streams).clamp(256 << 10, 64 << 20)).unwrap_or(0);
-        let faults = set_options(socket.as_fd(), share, self.live.get().peer_dead_after);
+        let live = self.live.get();
+        let faults = set_options(socket.as_fd(), share, live.peer_dead_after, live.congestion);
         let (stats, reader) = counters();
         let (frame_rtt_ns, rtt_reader) = histogram();
-        let readers = StreamReaders { stats: reader, frame_rtt_ns: rtt_reader };
+        let congestion = tcp_congestion(socket.as_fd()).ok();
+        let readers = StreamReaders { stats: reader, congestion, frame_rtt_ns: rtt_reader };
         entry.streams.insert(stream, readers);
         let lane = entry.link.lane_of(stream);
         faults.iter().for_each(|fault| self.note_option(link, stream, fault));

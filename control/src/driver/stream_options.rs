@@ -3,16 +3,13 @@
 //! On the control thread, called by the links of the core. A stream works without any of them, only
 //! slower, or its death is noticed later; so nothing here ends one.
 
+use crate::config::Congestion;
 use dwcp_ffi::sys::tcp::{
     set_receive_buffer, set_send_buffer, set_tcp_congestion, set_tcp_dead_after,
 };
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
-
-/// The congestion controls of streams, the first that the kernel offers: BBR takes a lost packet
-/// for no sign of a full path, which on long paths most of them are not.
-const CONGESTION_CONTROLS: [&str; 2] = ["bbr", "cubic"];
 
 /// An option that does not hold as asked.
 #[derive(Debug, thiserror::Error)]
@@ -39,9 +36,14 @@ pub(super) enum OptionFault {
     /// The receive buffer can't be set.
     #[error("the receive buffer can't be set: {0}")]
     Receive(io::Error),
-    /// Neither congestion control can be set.
-    #[error("no congestion control of {CONGESTION_CONTROLS:?} can be set: {0}")]
-    Congestion(io::Error),
+    /// None of the congestion controls that were wished for can be set.
+    #[error("no congestion control of {} can be set: {source}", wished.names().join(", "))]
+    Congestion {
+        /// What was wished for.
+        wished: Congestion,
+        /// What the kernel said of the last one.
+        source: io::Error,
+    },
     /// The time after which a silent peer is dead can't be set.
     #[error("the time after which a silent peer is dead can't be set: {0}")]
     DeadAfter(io::Error),
@@ -55,7 +57,7 @@ impl OptionFault {
             Self::ReceiveCapped { .. } => "receive_buffer_capped",
             Self::Send(_) => "send_buffer",
             Self::Receive(_) => "receive_buffer",
-            Self::Congestion(_) => "congestion_control",
+            Self::Congestion { .. } => "congestion_control",
             Self::DeadAfter(_) => "dead_after",
         }
     }
@@ -69,7 +71,10 @@ impl OptionFault {
             Self::ReceiveCapped { .. } => {
                 Some("raise net.core.rmem_max for fast links of long distance; see dwcp doctor")
             }
-            Self::Congestion(_) => {
+            Self::Congestion { wished: Congestion::Cubic, .. } => {
+                Some("add cubic to net.ipv4.tcp_allowed_congestion_control (modprobe tcp_cubic)")
+            }
+            Self::Congestion { .. } => {
                 Some("add bbr to net.ipv4.tcp_allowed_congestion_control (modprobe tcp_bbr)")
             }
             Self::Send(_) | Self::Receive(_) | Self::DeadAfter(_) => None,
@@ -83,10 +88,17 @@ pub(super) fn set_options(
     socket: BorrowedFd<'_>,
     wanted_bytes: usize,
     dead_after: Duration,
+    wished: Congestion,
 ) -> Vec<OptionFault> {
     let mut faults = Vec::new();
-    let [best, other] = CONGESTION_CONTROLS.map(|name| move || set_tcp_congestion(socket, name));
-    faults.extend(best().or_else(|_| other()).map_err(OptionFault::Congestion).err());
+    let mut refused = None;
+    for name in wished.names() {
+        refused = set_tcp_congestion(socket, name).err();
+        if refused.is_none() {
+            break;
+        }
+    }
+    faults.extend(refused.map(|source| OptionFault::Congestion { wished, source }));
     // The kernel doubles what it is asked for, and tells the doubled number.
     match set_send_buffer(socket, wanted_bytes).map(|held| held / 2) {
         Ok(bytes) if bytes >= wanted_bytes => {}
@@ -119,9 +131,10 @@ mod tests {
     fn a_connection_takes_what_is_small_and_tells_what_it_can_not_hold() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert!(set_options(socket.as_fd(), 64 << 10, DEAD_AFTER).is_empty());
+        assert!(set_options(socket.as_fd(), 64 << 10, DEAD_AFTER, Congestion::Auto).is_empty());
         // More than any kernel gives: it counts buffers in 31 bits.
-        let codes: Vec<_> = set_options(socket.as_fd(), (1 << 31) - 1, DEAD_AFTER);
+        let codes: Vec<_> =
+            set_options(socket.as_fd(), (1 << 31) - 1, DEAD_AFTER, Congestion::Auto);
         let codes: Vec<_> = codes.iter().map(|fault| (fault.code(), fault.cure())).collect();
         assert!(matches!(
             codes[..],
@@ -130,19 +143,27 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_gets_the_first_congestion_control_that_the_kernel_offers() {
+    fn a_connection_gets_the_first_wished_congestion_control_that_the_kernel_offers() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert!(set_options(socket.as_fd(), 64 << 10, DEAD_AFTER).is_empty());
         let offered = available_congestion_controls();
-        let best = CONGESTION_CONTROLS.iter().find(|name| offered.iter().any(|it| it == *name));
-        assert_eq!(tcp_congestion(socket.as_fd()).unwrap(), **best.unwrap());
+        for wished in [Congestion::Auto, Congestion::Bbr, Congestion::Cubic] {
+            let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let before = tcp_congestion(socket.as_fd()).unwrap();
+            let faults = set_options(socket.as_fd(), 64 << 10, DEAD_AFTER, wished);
+            let best = wished.names().iter().find(|name| offered.iter().any(|it| it == *name));
+            let held = tcp_congestion(socket.as_fd()).unwrap();
+            assert_eq!(held, best.map_or(before, |name| (*name).to_owned()), "{wished:?}");
+            let codes: Vec<_> = faults.iter().map(OptionFault::code).collect();
+            let told = if best.is_some() { vec![] } else { vec!["congestion_control"] };
+            assert_eq!(codes, told, "{wished:?}");
+        }
     }
 
     #[test]
     fn what_is_no_tcp_socket_is_told_and_is_no_panic() {
         let (socket, _other) = UnixStream::pair().unwrap();
-        let faults = set_options(socket.as_fd(), 64 << 10, DEAD_AFTER);
+        let faults = set_options(socket.as_fd(), 64 << 10, DEAD_AFTER, Congestion::Cubic);
         assert!(faults.iter().any(|fault| fault.code() == "dead_after"), "{faults:?}");
+        assert!(faults.iter().any(|f| f.cure().is_some_and(|cure| cure.contains("cubic"))));
     }
 }

@@ -140,6 +140,7 @@ fn link_view(id: LinkId, entry: &LinkEntry) -> Value {
                 "in_flight_bytes": count(StreamCounter::InFlightBytes),
                 "rtt_ms": count(StreamCounter::RttNanos) / 1_000_000,
                 "zero_copy": zero_copy,
+                "congestion": entry.streams.get(&stream).and_then(|it| it.congestion.as_ref()),
                 "tcp": tcp_view(count),
             })
         })

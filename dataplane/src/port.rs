@@ -15,9 +15,10 @@ use dwcp_ffi::poll::Waker;
 use dwcp_ffi::region::Region;
 use dwcp_ffi::spsc::{Consumer, Full, Producer};
 pub use dwcp_proto::ids::ChannelId;
-use dwcp_proto::ids::{Incarnation, LaneId, LinkId, Round, Sequence, SessionKey, StreamId};
+use dwcp_proto::ids::{LaneId, LinkId, Round, Sequence, SessionKey, StreamId};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::record::StreamKeys;
+pub use dwcp_proto::wire::record::StreamPlace;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -108,10 +109,8 @@ pub enum Spread {
 pub struct StreamSetup {
     /// The link.
     pub link: LinkId,
-    /// The stream's number on the link.
-    pub stream: StreamId,
-    /// Which opening of that stream this is.
-    pub incarnation: Incarnation,
+    /// What the records on it say of themselves.
+    pub place: StreamPlace,
     /// The connected socket, past its preface.
     pub socket: OwnedFd,
     /// The keys of both directions.

@@ -17,14 +17,15 @@ pub(super) fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
 
 /// One line per link.
 pub(super) fn render_links(links: &Value) -> String {
-    let mut table = TextTable::new(&["peer", "epoch", "lanes", "streams"]);
+    let mut table = TextTable::new(&["peer", "wire", "epoch", "lanes", "streams"]);
     for link in links.as_array().into_iter().flatten() {
         let streams = match &link["streams"] {
             Value::Array(streams) => streams.len().to_string(),
             other => show::plain(other),
         };
-        let peer = show::text(link, "peer");
-        table.push(vec![peer, show::text(link, "epoch"), show::text(link, "lanes"), streams]);
+        let text = |name| show::text(link, name);
+        let row = [text("peer"), text("wire_version"), text("epoch"), text("lanes"), streams];
+        table.push(row.into());
     }
     if table.is_empty() { "no link is open\n".to_owned() } else { table.render() }
 }
@@ -99,7 +100,7 @@ mod tests {
 
     #[test]
     fn links_and_their_streams_render() {
-        let links = json!([{"peer": "b", "epoch": 2, "lanes": 1, "streams": [
+        let links = json!([{"peer": "b", "wire_version": 2, "epoch": 2, "lanes": 1, "streams": [
             {"id": 0, "lane": 0, "sent_bytes": 1048576, "received_bytes": 10, "rtt_ms": 0.5,
              "in_flight_bytes": 0, "zero_copy": "kernel copies",
              "tcp": {"rtt_us": 40123, "retransmitted_bytes": 3072, "busy_ms": 7}}]}]);

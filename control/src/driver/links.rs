@@ -6,14 +6,16 @@
 use super::core::{Core, unix_ms};
 use super::parking::{Parked, Redial};
 use super::room::StreamsHeld;
-use super::stream_options::{OptionFault, set_options};
+use super::stream_options::set_options;
 use crate::api::{ApiError, PeerAddress, Reply, SessionOpen};
 use crate::migration::{Memory, Silence};
 use crate::peer::{
     ChannelHandle, ConnectionId, Established, Link, LinkInput, LinkOutput, LinkPhase, PeerError,
     PeerInput, dial_peer, dial_stream, random,
 };
-use dwcp_dataplane::port::{Command, HashKey, LaneSetup, Spread, StreamEnd, StreamSetup};
+use dwcp_dataplane::port::{
+    Command, HashKey, LaneSetup, Spread, StreamEnd, StreamPlace, StreamSetup,
+};
 use dwcp_dataplane::stats::StreamStatsReader;
 use dwcp_ffi::counters::{HistogramReader, counters, histogram};
 use dwcp_ffi::sys::tcp::tcp_congestion;
@@ -232,8 +234,9 @@ impl Core {
             }
         }
         let version = peer.agreed.version;
+        entry.link.set_version(version);
         entry.features = peer.agreed.features;
-        tracing::info!(%link, peer = %peer.peer_name, address = %peer.address, version, "peer up");
+        tracing::info!(%link, peer = %peer.peer_name, address = %peer.address, %version, "peer up");
         let live = self.live.clone();
         entry.connection = Some(connection);
         entry.channel = Some(ChannelHandle::start(connection, peer, self.peers.clone(), live));
@@ -322,19 +325,11 @@ impl Core {
         let readers = StreamReaders { stats: reader, congestion, frame_rtt_ns: rtt_reader };
         entry.streams.insert(stream, readers);
         let lane = entry.link.lane_of(stream);
+        let place = StreamPlace { version: entry.link.version(), stream, incarnation };
         faults.iter().for_each(|fault| self.note_option(link, stream, fault));
         let socket = OwnedFd::from(socket);
-        let setup = Box::new(StreamSetup { link, stream, incarnation, socket, keys, stats });
+        let setup = Box::new(StreamSetup { link, place, socket, keys, stats });
         Ok((lane, Command::AddStream { setup, frame_rtt_ns }))
-    }
-
-    /// A stream works without its option, but worse than it could.
-    fn note_option(&mut self, link: LinkId, stream: StreamId, fault: &OptionFault) {
-        self.counters.stream_options.add(fault.code());
-        if let Some(suppressed) = self.option_log.allow(self.now()) {
-            let (code, cure) = (fault.code(), fault.cure());
-            tracing::warn!(%link, %stream, code, %fault, cure, suppressed, "a socket option");
-        }
     }
 
     pub(super) fn on_stream_up(&mut self, link: LinkId, stream: StreamId) {

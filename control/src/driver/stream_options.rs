@@ -3,10 +3,12 @@
 //! On the control thread, called by the links of the core. A stream works without any of them, only
 //! slower, or its death is noticed later; so nothing here ends one.
 
+use super::core::Core;
 use crate::config::Congestion;
 use dwcp_ffi::sys::tcp::{
     set_receive_buffer, set_send_buffer, set_tcp_congestion, set_tcp_dead_after,
 };
+use dwcp_proto::ids::{LinkId, StreamId};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -78,6 +80,17 @@ impl OptionFault {
                 Some("add bbr to net.ipv4.tcp_allowed_congestion_control (modprobe tcp_bbr)")
             }
             Self::Send(_) | Self::Receive(_) | Self::DeadAfter(_) => None,
+        }
+    }
+}
+
+impl Core {
+    /// A stream works without its option, but worse than it could.
+    pub(super) fn note_option(&mut self, link: LinkId, stream: StreamId, fault: &OptionFault) {
+        self.counters.stream_options.add(fault.code());
+        if let Some(suppressed) = self.option_log.allow(self.now()) {
+            let (code, cure) = (fault.code(), fault.cure());
+            tracing::warn!(%link, %stream, code, %fault, cure, suppressed, "a socket option");
         }
     }
 }

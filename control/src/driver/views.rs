@@ -7,7 +7,8 @@ use super::links::LinkEntry;
 use crate::state::{SessionRecord, SessionState};
 use dwcp_dataplane::stats::{SHARD_COUNTERS, StreamCounter};
 use dwcp_proto::ids::{LinkId, SessionId};
-use dwcp_proto::wire::limits::{WIRE_VERSION, WIRE_VERSION_LOWEST};
+use dwcp_proto::wire::hello::feature_names;
+use dwcp_proto::wire::version::WireVersion;
 use serde_json::{Map, Value, json};
 
 /// The state of a session whose link is lost and may come back, in place of its machine's.
@@ -87,7 +88,9 @@ impl Core {
         let facts = &self.config.facts;
         json!({
             "version": facts.version,
-            "wire_versions": { "lowest": WIRE_VERSION_LOWEST, "highest": WIRE_VERSION },
+            "wire_versions": {
+                "lowest": WireVersion::LOWEST.number(), "highest": WireVersion::HIGHEST.number(),
+            },
             "pid": std::process::id(),
             "host": self.identity.host_name(),
             "listen": self.listen,
@@ -151,6 +154,8 @@ fn link_view(id: LinkId, entry: &LinkEntry) -> Value {
         "address": entry.address,
         "role": if entry.link.is_dialled() { "source" } else { "sink" },
         "phase": entry.link.phase().name(),
+        "wire_version": entry.link.version().number(),
+        "features": feature_names(entry.features).collect::<Vec<_>>(),
         "epoch": entry.link.epoch(),
         "lanes": entry.link.lanes(),
         "streams": streams,

@@ -16,10 +16,12 @@ use crate::limits::REDIAL_WAIT_NS;
 use dwcp_dataplane::port::StreamEnd;
 use dwcp_proto::ids::{Incarnation, LaneId, LinkEpoch, SessionId, StreamId};
 use dwcp_proto::time::Nanos;
+use dwcp_proto::wire::WireError;
 use dwcp_proto::wire::limits::{LANES_MAX, STREAMS_MAX};
 use dwcp_proto::wire::peer::PeerMessage;
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::token::{LinkToken, ResumeToken};
+use dwcp_proto::wire::version::WireVersion;
 use resuming::Tokens;
 
 /// What happens to a link.
@@ -141,6 +143,7 @@ struct Stream {
 #[derive(Debug)]
 pub struct Link {
     dialled: bool,
+    version: WireVersion,
     epoch: LinkEpoch,
     lanes: u16,
     lanes_max: u16,
@@ -164,6 +167,7 @@ impl Link {
         let streams_max = streams;
         Self {
             dialled: true,
+            version: WireVersion::LOWEST,
             epoch,
             lanes: 0,
             lanes_max: lanes.min(LANES_MAX).min(streams),
@@ -188,6 +192,7 @@ impl Link {
     ) -> Self {
         Self {
             dialled: false,
+            version: WireVersion::LOWEST,
             epoch: LinkEpoch(0),
             lanes: 0,
             lanes_max: lanes.min(LANES_MAX),
@@ -200,6 +205,17 @@ impl Link {
             was_ready: false,
             agreed: false,
         }
+    }
+
+    /// Takes what the HELLOs agreed on, before any stream comes.
+    pub(crate) fn set_version(&mut self, version: WireVersion) {
+        assert!(self.streams.is_empty(), "a link has one version");
+        self.version = version;
+    }
+
+    /// The version of everything on its streams.
+    pub(crate) fn version(&self) -> WireVersion {
+        self.version
     }
 
     /// True at the end that dialled.
@@ -341,7 +357,7 @@ impl Link {
 
     /// Dials every empty place whose time has come.
     fn redial(&mut self, now: Nanos) -> Vec<LinkOutput> {
-        let token = self.token;
+        let (version, token) = (self.version, self.token);
         let mut outputs = Vec::new();
         if !self.dialled || matches!(self.phase, LinkPhase::Parked | LinkPhase::Resuming) {
             return outputs;
@@ -351,7 +367,7 @@ impl Link {
                 stream.place = Place::Dialling;
                 stream.incarnation = stream.incarnation.next();
                 let incarnation = stream.incarnation;
-                let preface = StreamPreface { token, stream: StreamId(id), incarnation };
+                let preface = StreamPreface { version, token, stream: StreamId(id), incarnation };
                 outputs.push(LinkOutput::Dial(preface));
             }
         }
@@ -378,6 +394,10 @@ impl Link {
     }
 
     fn arrived(&mut self, preface: StreamPreface) -> Result<Vec<LinkOutput>, PeerError> {
+        if preface.version != self.version {
+            let found = preface.version.number();
+            return Err(WireError::BadVersion { what: "a stream of this link", found }.into());
+        }
         let stream = self.streams.get_mut(usize::from(preface.stream.0));
         let stream = stream.ok_or(PeerError::StreamUnknown)?;
         // A stream that works is never pushed aside by a newcomer that proved nothing.
@@ -509,9 +529,13 @@ mod tests {
         link.step(Nanos(10), down).unwrap();
         assert!(link.step(Nanos(11), LinkInput::Tick).unwrap().is_empty());
         let later = Nanos(10 + REDIAL_WAIT_NS.0);
-        let preface =
-            StreamPreface { token: TOKEN, stream: StreamId(2), incarnation: Incarnation(2) };
+        let preface = preface(TOKEN, 2, 2);
         assert_eq!(link.step(later, LinkInput::Tick).unwrap(), [LinkOutput::Dial(preface)]);
+    }
+
+    fn preface(token: LinkToken, stream: u16, incarnation: u32) -> StreamPreface {
+        let (stream, incarnation) = (StreamId(stream), Incarnation(incarnation));
+        StreamPreface { version: WireVersion::V1, token, stream, incarnation }
     }
 
     fn step(link: &mut Link, input: LinkInput) -> Vec<LinkOutput> {
@@ -539,9 +563,7 @@ mod tests {
         assert_eq!(step(&mut link, LinkInput::Message(resumed())), [], "one is still there");
         let down = LinkInput::StreamDown(StreamId(3), StreamEnd::Dropped);
         let incarnation = Incarnation(2);
-        let dials = (0..4)
-            .map(StreamId)
-            .map(|stream| LinkOutput::Dial(StreamPreface { token: NEXT, stream, incarnation }));
+        let dials = (0..4).map(|stream| LinkOutput::Dial(preface(NEXT, stream, 2)));
         assert_eq!(step(&mut link, down), dials.collect::<Vec<_>>());
         let again = link.step(Nanos(0), LinkInput::Message(resumed())).unwrap_err();
         assert_eq!(again.code(), "peer_message_out_of_place");
@@ -567,10 +589,7 @@ mod tests {
         let open = PeerMessage::LinkOpen { epoch: LinkEpoch(3), lanes: 1, streams: 1 };
         step(&mut link, LinkInput::Message(open));
         assert_eq!(link.check_resume(FIRST).unwrap_err().code(), "resume_unknown", "never ready");
-        let arrived = |token, incarnation| {
-            let (stream, incarnation) = (StreamId(0), Incarnation(incarnation));
-            LinkInput::Arrived(StreamPreface { token, stream, incarnation })
-        };
+        let arrived = |token, incarnation| LinkInput::Arrived(preface(token, 0, incarnation));
         step(&mut link, arrived(TOKEN, 1));
         step(&mut link, LinkInput::StreamUp(StreamId(0)));
         assert!(link.check_resume(FIRST).is_ok());
@@ -621,10 +640,7 @@ mod tests {
         let mut listening = Link::accepted(TOKEN, None, 1, 4);
         let open = PeerMessage::LinkOpen { epoch: LinkEpoch(3), lanes: 1, streams: 2 };
         step(&mut listening, LinkInput::Message(open));
-        let arrived = |id| {
-            let (stream, incarnation) = (StreamId(id), Incarnation(1));
-            LinkInput::Arrived(StreamPreface { token: TOKEN, stream, incarnation })
-        };
+        let arrived = |id| LinkInput::Arrived(preface(TOKEN, id, 1));
         let mut dialling = Link::dialling(LinkEpoch(3), 1, 2);
         step(&mut dialling, LinkInput::ChannelUp);
         let accept = PeerMessage::LinkAccept { token: TOKEN, lanes: 1, resume: None };
@@ -654,8 +670,7 @@ mod tests {
         let outputs = link.step(Nanos(0), LinkInput::Message(open)).unwrap();
         let accept = PeerMessage::LinkAccept { token: TOKEN, lanes: 1, resume: None };
         assert_eq!(outputs, [LinkOutput::AddLanes { lanes: 1 }, LinkOutput::Send(accept)]);
-        let preface =
-            StreamPreface { token: TOKEN, stream: StreamId(0), incarnation: Incarnation(1) };
+        let preface = preface(TOKEN, 0, 1);
         assert_eq!(link.step(Nanos(0), LinkInput::Arrived(preface)).unwrap(), [LinkOutput::Join]);
         let again = link.step(Nanos(0), LinkInput::Arrived(preface)).unwrap_err();
         assert_eq!(again.code(), "stream_unknown");
@@ -664,6 +679,18 @@ mod tests {
         assert_eq!(replayed.code(), "stream_unknown");
         let outside = StreamPreface { stream: StreamId(4), ..preface };
         assert!(link.step(Nanos(0), LinkInput::Arrived(outside)).is_err());
+    }
+
+    #[test]
+    fn a_stream_has_the_version_of_its_link() {
+        let mut link = Link::accepted(TOKEN, None, 1, 4);
+        link.set_version(WireVersion::V2);
+        let open = PeerMessage::LinkOpen { epoch: LinkEpoch(3), lanes: 1, streams: 1 };
+        step(&mut link, LinkInput::Message(open));
+        let first = LinkInput::Arrived(preface(TOKEN, 0, 1));
+        assert_eq!(link.step(Nanos(0), first).unwrap_err().code(), "wire_bad_version");
+        let second = StreamPreface { version: WireVersion::V2, ..preface(TOKEN, 0, 1) };
+        assert_eq!(step(&mut link, LinkInput::Arrived(second)), [LinkOutput::Join]);
     }
 
     #[test]

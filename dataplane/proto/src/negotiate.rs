@@ -3,15 +3,16 @@
 //! Pure, used on the control thread. Both ends hold both HELLOs and come to the same result, so a
 //! refusal needs no message of its own: each end closes the connection and reports it.
 
-use crate::wire::hello::Hello;
+use crate::wire::hello::{Hello, features_of};
 use crate::wire::limits::RECORD_BYTES_MAX;
+use crate::wire::version::WireVersion;
 
 /// What both ends will do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Agreed {
     /// The highest version that both speak.
-    pub version: u16,
-    /// The features that both offer.
+    pub version: WireVersion,
+    /// The features that both offer and the version has.
     pub features: u64,
     /// The most streams of the link.
     pub streams_max: u16,
@@ -117,20 +118,13 @@ pub fn agree(ours: &Hello, theirs: &Hello) -> Result<Agreed, Refusal> {
     if ours.instance == theirs.instance {
         return Err(Refusal::SameInstance);
     }
-    let version = ours.version_highest.min(theirs.version_highest);
-    if version < ours.version_lowest.max(theirs.version_lowest) {
-        return Err(Refusal::Version {
-            ours_lowest: ours.version_lowest,
-            ours_highest: ours.version_highest,
-            lowest: theirs.version_lowest,
-            highest: theirs.version_highest,
-        });
-    }
-    let missing = ours.features_required & !theirs.features_offered;
+    let version = agree_on_version(ours, theirs)?;
+    let features = ours.features_offered & theirs.features_offered & features_of(version);
+    let missing = ours.features_required & !features;
     if missing != 0 {
         return Err(Refusal::PeerLacksFeatures { missing });
     }
-    let missing = theirs.features_required & !ours.features_offered;
+    let missing = theirs.features_required & !features;
     if missing != 0 {
         return Err(Refusal::WeLackFeatures { missing });
     }
@@ -143,10 +137,22 @@ pub fn agree(ours: &Hello, theirs: &Hello) -> Result<Agreed, Refusal> {
     }
     Ok(Agreed {
         version,
-        features: ours.features_offered & theirs.features_offered,
+        features,
         streams_max: ours.streams_max.min(theirs.streams_max),
         lanes_max: ours.lanes_max.min(theirs.lanes_max),
         record_bytes_max: record_bytes,
         page_bytes: ours.page_bytes,
+    })
+}
+
+/// The highest version that both speak.
+fn agree_on_version(ours: &Hello, theirs: &Hello) -> Result<WireVersion, Refusal> {
+    let highest = ours.version_highest.min(theirs.version_highest);
+    let lowest = ours.version_lowest.max(theirs.version_lowest);
+    WireVersion::new(highest).filter(|_| lowest <= highest).ok_or(Refusal::Version {
+        ours_lowest: ours.version_lowest,
+        ours_highest: ours.version_highest,
+        lowest: theirs.version_lowest,
+        highest: theirs.version_highest,
     })
 }

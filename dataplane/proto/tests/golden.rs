@@ -1,5 +1,5 @@
-//! The bytes of version 1, pinned. `golden/v1.txt` holds one layout per line: its name and its
-//! bytes.
+//! The bytes of each version, pinned. `golden/v1.txt`, `golden/v2.txt` .. hold one layout per line:
+//! its name and its bytes.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -9,30 +9,38 @@ use dwcp_proto::ids::{
 };
 use dwcp_proto::session::resolve::RunAt;
 use dwcp_proto::wire::frame::{Frame, NackReason, StreamKind, StreamPart};
-use dwcp_proto::wire::hello::{Hello, HostName};
+use dwcp_proto::wire::hello::{Hello, HostName, features_of};
 use dwcp_proto::wire::keys::{Direction, key_context, nonce};
 use dwcp_proto::wire::peer::{
     Code, Message, Outcome, PeerCodec, PeerCoding, PeerMessage, RegionName,
 };
 use dwcp_proto::wire::preface::StreamPreface;
-use dwcp_proto::wire::record::{DirectionKey, Opener, Sealer};
+use dwcp_proto::wire::record::{DirectionKey, Opener, Sealer, StreamPlace};
 use dwcp_proto::wire::token::{JournalId, LinkToken, ResumeToken};
+use dwcp_proto::wire::version::WireVersion;
 use dwcp_proto::wire::vm::{FactsText, PeerFinding, PeerFindings, VmOffer, VmTerms};
 use std::fmt::Write;
 
-const GOLDEN: &str = include_str!("../golden/v1.txt");
+/// The layouts of each version.
+const GOLDEN: [(WireVersion, &str); 2] = [
+    (WireVersion::V1, include_str!("../golden/v1.txt")),
+    (WireVersion::V2, include_str!("../golden/v2.txt")),
+];
 const SESSION: SessionId = SessionId([0x11; 16]);
 const NUMBER: SessionNumber = SessionNumber(0x0203_0405);
 
-fn hello() -> Hello {
+/// What a program says whose highest version it is.
+fn hello(version: WireVersion) -> Hello {
     let mut instance = [0; 16];
     instance.iter_mut().zip(0xa0..).for_each(|(byte, value)| *byte = value);
-    Hello::ours(HostName::new("host-a.example").unwrap(), instance)
+    let ours = Hello::ours(HostName::new("host-a.example").unwrap(), instance);
+    let features_offered = ours.features_offered & features_of(version);
+    Hello { version_highest: version.number(), features_offered, ..ours }
 }
 
-fn preface() -> StreamPreface {
+fn preface(version: WireVersion) -> StreamPreface {
     let (stream, incarnation) = (StreamId(0x0102), Incarnation(0x0304_0506));
-    StreamPreface { token: LinkToken([0x77; 16]), stream, incarnation }
+    StreamPreface { version, token: LinkToken([0x77; 16]), stream, incarnation }
 }
 
 fn frames() -> Vec<(&'static str, Frame<'static>)> {
@@ -135,9 +143,13 @@ fn key() -> DirectionKey {
     DirectionKey::from_exported(&exported)
 }
 
+fn place(version: WireVersion) -> StreamPlace {
+    StreamPlace { version, stream: StreamId(3), incarnation: Incarnation(0x0001_0002) }
+}
+
 /// The third record under a key: the counter shows in header and nonce.
-fn record(key: DirectionKey) -> Vec<u8> {
-    let mut sealer = Sealer::new(key, StreamId(3), Incarnation(0x0001_0002));
+fn record(key: DirectionKey, version: WireVersion) -> Vec<u8> {
+    let mut sealer = Sealer::new(key, place(version));
     let mut buf = vec![0; 256];
     let mut bytes = 0;
     for _ in 0..3 {
@@ -155,19 +167,19 @@ fn hexadecimal(bytes: &[u8]) -> String {
     })
 }
 
-fn lines() -> Vec<String> {
+fn lines(version: WireVersion) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = |name: &str, bytes: &[u8]| lines.push(format!("{name} {}", hexadecimal(bytes)));
-    line("hello", &hello().encode());
-    line("hello_plain", &hello().with_plain_records().encode());
-    line("preface", &preface().encode());
+    line("hello", &hello(version).encode());
+    line("hello_plain", &hello(version).with_plain_records().encode());
+    line("preface", &preface(version).encode());
     for (name, frame) in frames() {
         let mut buf = [0; 64];
         let bytes = frame.encode_into(&mut buf);
         line(&format!("frame_{name}"), &buf[..bytes]);
     }
-    line("record_sealed", &record(key()));
-    line("record_plain", &record(DirectionKey::Plain));
+    line("record_sealed", &record(key(), version));
+    line("record_plain", &record(DirectionKey::Plain, version));
     line("nonce", &nonce(&[0xf0; 12], 0x0001_0203));
     let (epoch, stream, incarnation) = (LinkEpoch(1), StreamId(2), Incarnation(3));
     line("context_out", &key_context(epoch, stream, incarnation, Direction::SourceToSink));
@@ -183,37 +195,43 @@ fn lines() -> Vec<String> {
 }
 
 #[test]
-fn the_bytes_of_version_1_never_change() {
-    let golden: Vec<&str> = GOLDEN.lines().collect();
-    let actual = lines();
-    let changed: Vec<_> =
-        actual.iter().filter(|line| !golden.contains(&line.as_str())).cloned().collect();
-    assert!(
-        changed.is_empty() && golden.len() == actual.len(),
-        "the bytes of wire version 1 changed. Peers in the field speak it: a change needs a new \
-         WIRE_VERSION with golden bytes of its own. Lines that are not in golden/v1.txt \
-         ({} lines there, {} here):\n{}",
-        golden.len(),
-        actual.len(),
-        changed.join("\n")
-    );
+fn the_bytes_of_a_version_never_change() {
+    assert_eq!(GOLDEN.map(|(version, _)| version), WireVersion::ALL);
+    for (version, golden) in GOLDEN {
+        let golden: Vec<&str> = golden.lines().collect();
+        let actual = lines(version);
+        let changed: Vec<_> =
+            actual.iter().filter(|line| !golden.contains(&line.as_str())).cloned().collect();
+        assert!(
+            changed.is_empty() && golden.len() == actual.len(),
+            "the bytes of wire version {version} changed. Peers in the field speak it: a change \
+             needs a new version with golden bytes of its own. Lines that are not in \
+             golden/v{version}.txt ({} lines there, {} here):\n{}",
+            golden.len(),
+            actual.len(),
+            changed.join("\n")
+        );
+    }
 }
 
 #[test]
 fn every_golden_layout_is_read_back() {
-    let bytes = hello().encode();
-    assert_eq!(Hello::decode(&bytes), Ok(Some((hello(), bytes.len()))));
-    assert_eq!(StreamPreface::decode(&preface().encode()), Ok(Some(preface())));
-    for (_, frame) in frames() {
-        let mut buf = [0; 64];
-        let bytes = frame.encode_into(&mut buf);
-        assert_eq!(Frame::decode(&buf[..bytes]), Ok((frame, bytes)));
+    for version in WireVersion::ALL {
+        let bytes = hello(version).encode();
+        assert_eq!(Hello::decode(&bytes), Ok(Some((hello(version), bytes.len()))));
+        let preface = preface(version);
+        assert_eq!(StreamPreface::decode(&preface.encode()), Ok(Some(preface)));
+        for (_, frame) in frames() {
+            let mut buf = [0; 64];
+            let bytes = frame.encode_into(&mut buf);
+            assert_eq!(Frame::decode(version, &buf[..bytes]), Ok((frame, bytes)));
+        }
+        let mut opener = Opener::new(key(), place(version));
+        let error = opener.open(&mut record(key(), version)).unwrap_err();
+        assert_eq!(error.code(), "record_out_of_place", "it is the third record, not the first");
     }
     for message in messages() {
         let bytes = PeerCodec::encode(&message);
         assert_eq!(PeerCodec::decode(&bytes).unwrap(), Some((message, bytes.len())));
     }
-    let mut opener = Opener::new(key(), StreamId(3), Incarnation(0x0001_0002));
-    let error = opener.open(&mut record(key())).unwrap_err();
-    assert_eq!(error.code(), "record_out_of_place", "it is the third record, not the first");
 }

@@ -6,11 +6,11 @@
 use dwcp_proto::ids::{
     ChannelId, Incarnation, Position, Round, Sequence, SessionId, SessionNumber, StreamId,
 };
-use dwcp_proto::negotiate::{Refusal, agree};
+use dwcp_proto::negotiate::agree;
 use dwcp_proto::wire::frame::{
     Frame, NackReason, StreamKind, StreamPart, write_pages_header, write_stream_header,
 };
-use dwcp_proto::wire::hello::{FEATURE_PAGES_ZSTD, Hello, HostName};
+use dwcp_proto::wire::hello::{Hello, HostName};
 use dwcp_proto::wire::limits::{
     CHANNELS_MAX, HELLO_BYTES_MAX, PAGES_FRAME_HEADER_BYTES, PAGES_PAYLOAD_BYTES_MAX,
     RECORD_BYTES_MAX, RECORD_HEADER_BYTES, REPLY_BYTES_MAX, REPLY_FRAME_HEADER_BYTES,
@@ -19,23 +19,25 @@ use dwcp_proto::wire::limits::{
 use dwcp_proto::wire::peer::{Code, Message, PeerCodec, PeerCoding, PeerMessage, RegionName};
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::reader::{FrameIter, next_record};
-use dwcp_proto::wire::record::{DirectionKey, Opener, RecordError, Sealer};
+use dwcp_proto::wire::record::{DirectionKey, Opener, RecordError, Sealer, StreamPlace};
+use dwcp_proto::wire::version::WireVersion;
 use dwcp_proto::wire::vm::{FactsText, PeerFinding, PeerFindings, VmOffer, VmTerms};
 use proptest::prelude::*;
 
-const STREAM: StreamId = StreamId(4);
-const INCARNATION: Incarnation = Incarnation(1);
+const VERSION: WireVersion = WireVersion::HIGHEST;
+const PLACE: StreamPlace =
+    StreamPlace { version: VERSION, stream: StreamId(4), incarnation: Incarnation(1) };
 
 fn key() -> DirectionKey {
     DirectionKey::from_exported(&[0x42; 44])
 }
 
 fn sealer() -> Sealer {
-    Sealer::new(key(), STREAM, INCARNATION)
+    Sealer::new(key(), PLACE)
 }
 
 fn opener() -> Opener {
-    Opener::new(key(), STREAM, INCARNATION)
+    Opener::new(key(), PLACE)
 }
 
 /// A record with one frame.
@@ -67,7 +69,7 @@ fn a_whole_batch_fits_one_record_to_the_byte() {
     assert_eq!(next_record(&buf), Ok(Some(bytes)));
     let mut opener = opener();
     let plain = opener.open(&mut buf).unwrap();
-    let frame = FrameIter::new(plain).unwrap().next().unwrap();
+    let frame = FrameIter::new(VERSION, plain).unwrap().next().unwrap();
     assert_eq!(frame, Frame::Stream { part, payload: &[7; STREAM_PAYLOAD_BYTES_MAX] });
 }
 
@@ -82,7 +84,7 @@ fn a_whole_extent_fits_one_record() {
     let bytes = sealer().seal(&mut buf, head + PAGES_PAYLOAD_BYTES_MAX).unwrap();
     let mut opener = opener();
     let plain = opener.open(&mut buf[..bytes]).unwrap();
-    let frame = FrameIter::new(plain).unwrap().next().unwrap();
+    let frame = FrameIter::new(VERSION, plain).unwrap().next().unwrap();
     let payload = &[7; PAGES_PAYLOAD_BYTES_MAX][..];
     assert_eq!(frame, Frame::Pages { session, sequence, round, payload });
 }
@@ -102,7 +104,7 @@ fn a_frame_of_a_migration_stream_is_read_strictly() {
         let mut buf = vec![0; frame.encoded_bytes()];
         frame.encode_into(&mut buf);
         changes.iter().for_each(|&(at, byte)| buf[at] = byte);
-        Frame::decode(&buf).map(|_| ()).map_err(|error| error.code())
+        Frame::decode(VERSION, &buf).map(|_| ()).map_err(|error| error.code())
     };
     assert_eq!(read(opaque, &[]), Ok(()));
     assert_eq!(read(end, &[]), Ok(()));
@@ -117,7 +119,7 @@ fn a_frame_of_a_migration_stream_is_read_strictly() {
     let mut long = vec![0; REPLY_FRAME_HEADER_BYTES + REPLY_BYTES_MAX + 1];
     reply.encode_into(&mut long);
     long[4..8].copy_from_slice(&(16 + REPLY_BYTES_MAX as u32 + 1).to_be_bytes());
-    assert_eq!(Frame::decode(&long).unwrap_err().code(), "wire_frame_length");
+    assert_eq!(Frame::decode(VERSION, &long).unwrap_err().code(), "wire_frame_length");
 }
 
 #[test]
@@ -145,72 +147,48 @@ fn a_record_opens_once_and_only_in_its_place() {
 #[test]
 fn a_record_opens_on_its_own_stream_and_incarnation_only() {
     let record = seal(&mut sealer(), ping(1));
-    let mut other = Opener::new(key(), StreamId(5), INCARNATION);
+    let mut other = Opener::new(key(), StreamPlace { stream: StreamId(5), ..PLACE });
     assert_eq!(code(other.open(&mut record.clone())), "record_wrong_stream");
-    let mut other = Opener::new(key(), STREAM, Incarnation(2));
+    let mut other = Opener::new(key(), StreamPlace { incarnation: Incarnation(2), ..PLACE });
     assert_eq!(code(other.open(&mut record.clone())), "record_wrong_stream");
-    let mut other = Opener::new(DirectionKey::from_exported(&[0x43; 44]), STREAM, INCARNATION);
+    let mut other = Opener::new(DirectionKey::from_exported(&[0x43; 44]), PLACE);
     assert_eq!(code(other.open(&mut record.clone())), "record_altered");
+    let mut other = Opener::new(key(), StreamPlace { version: WireVersion::V1, ..PLACE });
+    assert_eq!(code(other.open(&mut record.clone())), "wire_bad_version");
 }
 
 #[test]
 fn plain_and_sealed_never_mix() {
-    let mut plain_sealer = Sealer::new(DirectionKey::Plain, STREAM, INCARNATION);
-    let mut plain_opener = Opener::new(DirectionKey::Plain, STREAM, INCARNATION);
+    let mut plain_sealer = Sealer::new(DirectionKey::Plain, PLACE);
+    let mut plain_opener = Opener::new(DirectionKey::Plain, PLACE);
     let plain = seal(&mut plain_sealer, ping(1));
     assert_eq!(code(opener().open(&mut plain.clone())), "record_plain_refused");
     let sealed = seal(&mut sealer(), ping(1));
     assert_eq!(code(plain_opener.open(&mut sealed.clone())), "record_sealed_unexpected");
     let mut plain = plain;
     let opened = plain_opener.open(&mut plain).unwrap();
-    assert_eq!(FrameIter::new(opened).unwrap().next(), Some(ping(1)));
+    assert_eq!(FrameIter::new(VERSION, opened).unwrap().next(), Some(ping(1)));
 }
 
 #[test]
 fn a_record_with_a_bad_frame_is_refused_as_a_whole() {
     let mut plain = [0; 64];
     let bytes = ping(1).encode_into(&mut plain);
-    assert_eq!(FrameIter::new(&plain[..0]).unwrap_err().code(), "wire_record_too_short");
-    assert_eq!(FrameIter::new(&plain[..bytes + 1]).unwrap_err().code(), "wire_truncated");
-    assert_eq!(FrameIter::new(&plain[..bytes + 8]).unwrap_err().code(), "wire_unknown_value");
+    assert_eq!(FrameIter::new(VERSION, &plain[..0]).unwrap_err().code(), "wire_record_too_short");
+    assert_eq!(FrameIter::new(VERSION, &plain[..bytes + 1]).unwrap_err().code(), "wire_truncated");
+    assert_eq!(
+        FrameIter::new(VERSION, &plain[..bytes + 8]).unwrap_err().code(),
+        "wire_unknown_value"
+    );
     plain[1] = 1;
-    assert_eq!(FrameIter::new(&plain[..bytes]).unwrap_err().code(), "wire_reserved_not_zero");
+    assert_eq!(
+        FrameIter::new(VERSION, &plain[..bytes]).unwrap_err().code(),
+        "wire_reserved_not_zero"
+    );
 }
 
 fn hello(instance: u8) -> Hello {
     Hello::ours(HostName::cut("a"), [instance; 16])
-}
-
-#[test]
-fn unlike_daemons_refuse_each_other_with_a_cure() {
-    let ours = hello(1);
-    let later = Hello { version_lowest: 2, version_highest: 3, ..hello(2) };
-    let refusals = [
-        (agree(&ours, &later), "refused_version"),
-        (agree(&ours, &hello(2).with_plain_records()), "refused_we_lack_features"),
-        (agree(&hello(2).with_plain_records(), &ours), "refused_peer_lacks_features"),
-        (agree(&ours, &Hello { page_bytes: 16_384, ..hello(2) }), "refused_page_bytes"),
-        (agree(&ours, &Hello { record_bytes_max: 4096, ..hello(2) }), "refused_record_bytes"),
-        (agree(&ours, &ours), "refused_same_instance"),
-    ];
-    for (result, code) in refusals {
-        let refusal: Refusal = result.unwrap_err();
-        assert_eq!(refusal.code(), code);
-        assert!(!refusal.cure().is_empty());
-    }
-    let agreed = agree(&ours, &Hello { version_highest: 9, streams_max: 3, ..hello(2) }).unwrap();
-    assert_eq!((agreed.version, agreed.streams_max), (1, 3));
-    assert!(agreed.has(FEATURE_PAGES_ZSTD));
-}
-
-#[test]
-fn a_hello_of_a_later_version_is_read_and_its_new_fields_skipped() {
-    let mut bytes = hello(1).encode();
-    bytes.extend([9; 30]);
-    let length = u16::try_from(bytes.len()).unwrap();
-    bytes[4..6].copy_from_slice(&length.to_be_bytes());
-    bytes.push(0x55);
-    assert_eq!(Hello::decode(&bytes), Ok(Some((hello(1), bytes.len() - 1))));
 }
 
 #[test]
@@ -368,7 +346,7 @@ proptest! {
         let bytes = sealer().seal(&mut buf, at - RECORD_HEADER_BYTES).unwrap();
         let mut opener = opener();
         let plain = opener.open(&mut buf[..bytes]).unwrap();
-        let frames: Vec<_> = FrameIter::new(plain).unwrap().collect();
+        let frames: Vec<_> = FrameIter::new(VERSION, plain).unwrap().collect();
         prop_assert_eq!(frames, specs.iter().map(frame).collect::<Vec<_>>());
     }
 
@@ -393,7 +371,7 @@ proptest! {
             buffer.extend_from_slice(part);
             while let Some(bytes) = next_record(&buffer).unwrap() {
                 let plain = opener.open(&mut buffer[..bytes]).unwrap();
-                let frames: Vec<_> = FrameIter::new(plain).unwrap().collect();
+                let frames: Vec<_> = FrameIter::new(VERSION, plain).unwrap().collect();
                 prop_assert_eq!(frames, vec![frame(&specs[found])]);
                 buffer.drain(..bytes);
                 found += 1;
@@ -405,7 +383,7 @@ proptest! {
     #[test]
     fn no_bytes_make_a_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         let _ = next_record(&bytes);
-        let _ = FrameIter::new(&bytes);
+        let _ = FrameIter::new(VERSION, &bytes);
         let _ = Hello::decode(&bytes);
         let _ = StreamPreface::decode(&bytes);
         let _ = PeerCodec::decode(&bytes);
@@ -419,7 +397,7 @@ proptest! {
         let mut buf = vec![0; 512];
         let bytes = frame(&spec).encode_into(&mut buf);
         buf[at.index(bytes)] ^= flip;
-        if let Ok((frame, used)) = Frame::decode(&buf[..bytes]) {
+        if let Ok((frame, used)) = Frame::decode(VERSION, &buf[..bytes]) {
             let mut again = vec![0; 512];
             prop_assert_eq!(frame.encode_into(&mut again), used);
             prop_assert_eq!(&again[..used], &buf[..used]);

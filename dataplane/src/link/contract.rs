@@ -11,7 +11,8 @@ use dwcp_ffi::uring::{Interest, Wait};
 use dwcp_proto::ids::{Incarnation, LinkId, StreamId};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::limits::{RECORD_HEADER_BYTES, RECORD_PLAIN_BYTES_MAX};
-use dwcp_proto::wire::record::{DirectionKey, StreamKeys};
+use dwcp_proto::wire::record::{DirectionKey, StreamKeys, StreamPlace};
+use dwcp_proto::wire::version::WireVersion;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -120,15 +121,20 @@ fn key(byte: u8) -> DirectionKey {
     DirectionKey::from_exported(&[byte; 44])
 }
 
+fn place(stream: u16) -> StreamPlace {
+    let (version, incarnation) = (WireVersion::HIGHEST, Incarnation(1));
+    StreamPlace { version, stream: StreamId(stream), incarnation }
+}
+
 /// Both ends of a new stream; `far_receives` is 1 if they have the same keys.
 fn join<P: Pair>(pair: &mut P, stream: u16, far_receives: u8) -> [StreamSlot; 2] {
     let [near, far] = pair.connect();
     let [first, second] = pair.links();
     let add = |link: &mut P::Link, socket, send, receive| {
-        let (link_id, stream, incarnation) = (LinkId(0), StreamId(stream), Incarnation(1));
         let keys = StreamKeys { send: key(send), receive: key(receive) };
         let stats = counters().0;
-        link.add_stream(StreamSetup { link: link_id, stream, incarnation, socket, keys, stats })
+        let place = place(stream);
+        link.add_stream(StreamSetup { link: LinkId(0), place, socket, keys, stats })
     };
     // Each stream has keys of its own, as derived ones are.
     let base = stream as u8 * 10;
@@ -262,9 +268,8 @@ fn more_streams_than_places_are_refused<P: Pair>() {
         join(&mut pair, stream, 1);
     }
     let [socket, _] = pair.connect();
-    let (stream, incarnation) = (StreamId(9), Incarnation(1));
     let (keys, stats) = (StreamKeys::plain(), counters().0);
-    let setup = StreamSetup { link: LinkId(0), stream, incarnation, socket, keys, stats };
+    let setup = StreamSetup { link: LinkId(0), place: place(9), socket, keys, stats };
     assert_eq!(pair.links()[0].add_stream(setup), Err(StreamEnd::NoRoom));
 }
 

@@ -44,13 +44,13 @@ impl<C: Clock> Desk<C> {
         if stream.broken.is_some() {
             return;
         }
-        let (link, id) = (stream.link, stream.id);
+        let (link, id, version) = (stream.link, stream.id, stream.version);
         if !std::mem::replace(&mut stream.up, true) {
             self.report(Event::StreamUp { link, stream: id });
         }
         let Some(lane) = self.lanes.iter().position(|lane| lane.link == link) else { return };
         let origin = Origin { slot, link, id, lane };
-        match FrameIter::new(plain) {
+        match FrameIter::new(version, plain) {
             Ok(frames) => frames.for_each(|frame| self.frame(origin, frame)),
             Err(error) => self.violation(slot, error.code()),
         }

@@ -5,13 +5,14 @@
 
 use super::outbox::Outbox;
 use crate::link::{PathState, StreamSlot};
-use crate::port::{LaneSetup, Spread};
+use crate::port::{LaneSetup, Spread, StreamPlace};
 use dwcp_ffi::counters::HistogramWriter;
 use dwcp_proto::ids::{Incarnation, LinkId, SessionNumber, StreamId};
 use dwcp_proto::sink::{SinkFlow, SinkFlowConfig};
 use dwcp_proto::source::{InFlight, SourceFlow, SourceFlowConfig};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::window::{PathReport, WindowConfig};
+use dwcp_proto::wire::version::WireVersion;
 
 /// Frames in flight on a lane. A window of 64 MiB holds 256 full extents; small deltas are bounded
 /// by this number instead: 4096 frames of 1 KiB are 4 MiB.
@@ -25,6 +26,8 @@ const NACKS_MAX: usize = FRAMES_MAX;
 pub(super) struct Stream {
     pub(super) link: LinkId,
     pub(super) id: StreamId,
+    /// The link's version: that of the frames on it.
+    pub(super) version: WireVersion,
     pub(super) outbox: Outbox,
     /// Something waits to be said on it: answers of the sink's flow, or the outbox.
     pub(super) due: bool,
@@ -39,10 +42,11 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(link: LinkId, id: StreamId, frame_rtt_ns: HistogramWriter) -> Self {
+    pub(super) fn new(link: LinkId, place: StreamPlace, frame_rtt_ns: HistogramWriter) -> Self {
         Self {
             link,
-            id,
+            id: place.stream,
+            version: place.version,
             outbox: Outbox::new(),
             due: false,
             up: false,

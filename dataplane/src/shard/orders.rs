@@ -149,7 +149,8 @@ impl<L: Link> Shard<L> {
     }
 
     fn add_stream(&mut self, setup: StreamSetup, frame_rtt_ns: HistogramWriter) {
-        let (link, id, incarnation) = (setup.link, setup.stream, setup.incarnation);
+        let (link, place) = (setup.link, setup.place);
+        let id = place.stream;
         let Some(lane) = self.desk.lanes.iter().position(|lane| lane.link == link) else {
             self.desk.refuse();
             self.desk.report(Event::StreamDown { link, stream: id, cause: StreamEnd::Dropped });
@@ -157,14 +158,14 @@ impl<L: Link> Shard<L> {
         };
         match self.link.add_stream(setup) {
             Ok(slot) => {
-                if !self.desk.lanes[lane].add_stream(slot, id, incarnation) {
+                if !self.desk.lanes[lane].add_stream(slot, id, place.incarnation) {
                     self.desk.refuse();
                     self.link.close_stream(slot, StreamEnd::Dropped);
                     let cause = StreamEnd::Dropped;
                     self.desk.report(Event::StreamDown { link, stream: id, cause });
                     return;
                 }
-                self.desk.streams[slot.index()] = Some(Stream::new(link, id, frame_rtt_ns));
+                self.desk.streams[slot.index()] = Some(Stream::new(link, place, frame_rtt_ns));
                 // The first record of each side proves that it has the keys.
                 self.desk.queue(slot, Frame::Ping { stamp: self.desk.now.0 });
             }

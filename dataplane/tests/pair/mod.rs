@@ -10,7 +10,8 @@ use dwcp_ffi::counters::{counters, histogram};
 use dwcp_ffi::poll::{WakeReceiver, waker};
 use dwcp_ffi::region::{HugePages, Region};
 use dwcp_proto::ids::{Incarnation, LaneId, LinkId, Round, SessionKey, SessionNumber, StreamId};
-use dwcp_proto::wire::record::{DirectionKey, StreamKeys};
+use dwcp_proto::wire::record::{DirectionKey, StreamKeys, StreamPlace};
+use dwcp_proto::wire::version::WireVersion;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -143,8 +144,11 @@ impl Pair {
         {
             let setup = Box::new(StreamSetup {
                 link: self.session.link,
-                stream,
-                incarnation: self.incarnation,
+                place: StreamPlace {
+                    version: WireVersion::HIGHEST,
+                    stream,
+                    incarnation: self.incarnation,
+                },
                 socket: socket.into(),
                 keys: StreamKeys { send: key(send), receive: key(receive) },
                 stats: counters().0,

@@ -7,7 +7,7 @@
 
 use dwcp_codec::{ENCODED_BYTES_MAX, Encoder, EncoderConfig};
 use dwcp_fuzz::control::{Read, framing_input};
-use dwcp_fuzz::wire::{INCARNATION, STREAM};
+use dwcp_fuzz::wire::PLACE;
 use dwcp_proto::ids::{ChannelId, LinkEpoch, Position, Round, Sequence, SessionId, SessionNumber};
 use dwcp_proto::session::resolve::RunAt;
 use dwcp_proto::wire::frame::{Frame, NackReason, StreamKind, StreamPart};
@@ -18,8 +18,9 @@ use dwcp_proto::wire::peer::{
     Code, Message, Outcome, PeerCodec, PeerCoding, PeerMessage, RegionName,
 };
 use dwcp_proto::wire::preface::StreamPreface;
-use dwcp_proto::wire::record::Sealer;
+use dwcp_proto::wire::record::{Sealer, StreamPlace};
 use dwcp_proto::wire::token::{JournalId, LinkToken, ResumeToken};
+use dwcp_proto::wire::version::WireVersion;
 use dwcp_proto::wire::vm::{FactsText, PeerFinding, PeerFindings, VmOffer, VmTerms};
 use std::path::Path;
 
@@ -29,9 +30,11 @@ fn main() -> std::io::Result<()> {
     save("hello", "one", &hello.encode())?;
     let plain = hello.clone().with_plain_records().encode();
     save("hello", "plain-then-sealed", &[plain, hello.encode()].concat())?;
-    let preface =
-        StreamPreface { token: LinkToken([2; 16]), stream: STREAM, incarnation: INCARNATION };
-    save("preface", "one", &preface.encode())?;
+    for version in WireVersion::ALL {
+        let StreamPlace { stream, incarnation, .. } = PLACE;
+        let preface = StreamPreface { version, token: LinkToken([2; 16]), stream, incarnation };
+        save("preface", &format!("v{version}"), &preface.encode())?;
+    }
     for message in peer_messages() {
         let written = PeerCodec::encode(&message);
         save("peer_message", message.name(), &written)?;
@@ -88,7 +91,7 @@ fn frames_and_records() -> std::io::Result<()> {
         Frame::Reply { session, channel, offset: 16, payload: b"answer" },
         Frame::ReplyAck { session, channel, offset: 16 },
     ];
-    let mut sealer = Sealer::new(DirectionKey::Plain, STREAM, INCARNATION);
+    let mut sealer = Sealer::new(DirectionKey::Plain, PLACE);
     let mut stream = Vec::new();
     let mut row = Vec::new();
     for (index, frame) in kinds.iter().enumerate() {

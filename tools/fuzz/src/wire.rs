@@ -12,12 +12,12 @@ use dwcp_proto::wire::limits::{
 use dwcp_proto::wire::peer::{PeerCodec, PeerMessage};
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::reader::{FrameIter, next_record, record_bytes};
-use dwcp_proto::wire::record::{Opener, Sealer};
+use dwcp_proto::wire::record::{Opener, Sealer, StreamPlace};
+use dwcp_proto::wire::version::WireVersion;
 
 /// The stream that all records here belong to.
-pub const STREAM: StreamId = StreamId(3);
-/// Its incarnation.
-pub const INCARNATION: Incarnation = Incarnation(1);
+pub const PLACE: StreamPlace =
+    StreamPlace { version: WireVersion::HIGHEST, stream: StreamId(3), incarnation: Incarnation(1) };
 
 /// Any 16 bytes are refused, or are exactly what the decoded header encodes to.
 pub fn record_header(data: &[u8]) {
@@ -32,12 +32,12 @@ pub fn record_header(data: &[u8]) {
 pub fn record_stream(data: &[u8]) {
     let mut buffer = data.to_vec();
     let mut rest = &mut buffer[..];
-    let mut opener = Opener::new(DirectionKey::Plain, STREAM, INCARNATION);
+    let mut opener = Opener::new(DirectionKey::Plain, PLACE);
     while let Ok(Some(bytes)) = next_record(rest) {
         assert!(bytes <= rest.len());
         let (record, behind) = rest.split_at_mut(bytes);
         let Ok(plain) = opener.open(record) else { return };
-        let Ok(all) = FrameIter::new(plain) else { return };
+        let Ok(all) = FrameIter::new(PLACE.version, plain) else { return };
         let total: usize = all.map(|frame| frame.encoded_bytes()).sum();
         assert_eq!(total, plain.len(), "frames fill their record");
         rest = behind;
@@ -53,7 +53,7 @@ pub fn record_open(data: &[u8]) {
         return;
     }
     let key = || DirectionKey::from_exported(&[7; EXPORTED_BYTES]);
-    let mut sealer = Sealer::new(key(), STREAM, INCARNATION);
+    let mut sealer = Sealer::new(key(), PLACE);
     let mut record = vec![0; plain.len() + sealer.overhead_bytes()];
     record[RECORD_HEADER_BYTES..][..plain.len()].copy_from_slice(plain);
     let bytes = sealer.seal(&mut record, plain.len()).expect("a new key seals");
@@ -62,10 +62,10 @@ pub fn record_open(data: &[u8]) {
     let mut altered = record.clone();
     let place = usize::from(u16::from_be_bytes([choice[0], choice[1]])) % altered.len();
     altered[place] ^= choice[2];
-    let outcome = Opener::new(key(), STREAM, INCARNATION).open(&mut altered).is_ok();
+    let outcome = Opener::new(key(), PLACE).open(&mut altered).is_ok();
     assert_eq!(outcome, choice[2] == 0, "an altered record must not open");
 
-    let mut opener = Opener::new(key(), STREAM, INCARNATION);
+    let mut opener = Opener::new(key(), PLACE);
     let mut again = record.clone();
     assert_eq!(opener.open(&mut record), Ok(plain));
     assert!(opener.open(&mut again).is_err(), "a replayed record must not open");
@@ -74,20 +74,25 @@ pub fn record_open(data: &[u8]) {
     assert!(opener.open(&mut foreign).is_err());
 }
 
-/// Frames that decode are exactly what they encode to.
+/// Frames that decode are exactly what they encode to, in every version alike where two know them.
 pub fn frames(data: &[u8]) {
-    let mut rest = data;
-    let mut count = 0_usize;
-    while let Ok((frame, used)) = Frame::decode(rest) {
-        let mut out = vec![0; frame.encoded_bytes()];
-        assert_eq!(frame.encode_into(&mut out), used);
-        assert_eq!(out, &rest[..used]);
-        rest = &rest[used..];
-        count += 1;
-    }
-    if let Ok(all) = FrameIter::new(data) {
-        assert!(rest.is_empty());
-        assert_eq!(all.count(), count);
+    let mut longest = 0;
+    for version in WireVersion::ALL {
+        let mut rest = data;
+        let mut count = 0_usize;
+        while let Ok((frame, used)) = Frame::decode(version, rest) {
+            let mut out = vec![0; frame.encoded_bytes()];
+            assert_eq!(frame.encode_into(&mut out), used);
+            assert_eq!(out, &rest[..used]);
+            rest = &rest[used..];
+            count += 1;
+        }
+        if let Ok(all) = FrameIter::new(version, data) {
+            assert!(rest.is_empty());
+            assert_eq!(all.count(), count);
+        }
+        assert!(count >= longest, "a later version reads what an earlier one does");
+        longest = count;
     }
 }
 

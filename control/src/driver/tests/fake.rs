@@ -141,7 +141,7 @@ impl FakeShard {
     fn obey(&mut self, command: Command) {
         match command {
             Command::AddStream { setup, .. } => {
-                let (link, stream) = (setup.link, setup.stream);
+                let (link, stream) = (setup.link, setup.place.stream);
                 self.held.push(Event::StreamUp { link, stream });
                 self.sockets.push((link, stream, setup.socket));
             }

@@ -2,7 +2,9 @@
 //! early or its link is lost: above all, who may touch its region.
 
 use super::fake::{Client, Daemon, Pair, run};
-use serde_json::json;
+use dwcp_proto::wire::hello::{feature_names, features_of};
+use dwcp_proto::wire::version::WireVersion;
+use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -25,6 +27,23 @@ fn a_session_goes_from_opening_to_commit_at_both_ends() {
         while pair.at_b.ask("region.release", json!({ "name": "r" })).await["error"].is_object() {
             tokio::task::yield_now().await;
         }
+    });
+}
+
+#[test]
+fn both_ends_of_a_link_tell_what_they_agreed_on() {
+    run(|directory| async move {
+        let mut pair = Pair::start(directory).await;
+        pair.open().await;
+        let of = |shown: Value| {
+            let link = &shown["result"][0];
+            (link["wire_version"].clone(), link["features"].clone())
+        };
+        let here = of(pair.at_a.ask("net.show", json!({})).await);
+        assert_eq!(here.0, WireVersion::HIGHEST.number());
+        let features = features_of(WireVersion::HIGHEST);
+        assert_eq!(here.1, json!(feature_names(features).collect::<Vec<_>>()), "a plain link");
+        assert_eq!(here, of(pair.at_b.ask("net.show", json!({})).await));
     });
 }
 

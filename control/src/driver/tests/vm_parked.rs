@@ -10,6 +10,7 @@ use dwcp_proto::ids::{Incarnation, LinkEpoch, SessionId, StreamId};
 use dwcp_proto::wire::peer::PeerMessage;
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::token::{LinkToken, ResumeToken};
+use dwcp_proto::wire::version::WireVersion;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -309,7 +310,8 @@ async fn stream(pair: &VmPair, token: LinkToken, incarnation: u32) -> TcpStream 
     let address = pair.b.info["listen"].as_str().unwrap();
     let mut stream = TcpStream::connect(address).await.unwrap();
     let (id, incarnation) = (StreamId(0), Incarnation(incarnation));
-    let preface = StreamPreface { token, stream: id, incarnation };
+    let version = WireVersion::HIGHEST;
+    let preface = StreamPreface { version, token, stream: id, incarnation };
     stream.write_all(&preface.encode()).await.unwrap();
     stream
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0      magic 0xd7
-//! 1      wire version
+//! 1      wire version, the link's
 //! 2      kind (1 = frames)
 //! 3      flags (bit 0 = plain: the body is neither encrypted nor tagged)
 //! 4..6   stream
@@ -12,19 +12,20 @@
 //! ```
 //!
 //! Runs on the shard that owns the stream. Decoding checks every field against its range; whether
-//! stream, incarnation and counter are the expected ones is for [`super::record::Opener`].
+//! version, stream, incarnation and counter are the expected ones is for [`super::record::Opener`].
 
 use super::WireError;
 use super::bytes::{put, u16_at, u32_at};
 use super::limits::{
     FRAME_HEADER_BYTES, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, RECORD_PLAIN_BYTES_MAX,
-    RECORD_TAG_BYTES, WIRE_VERSION,
+    RECORD_TAG_BYTES,
 };
+use super::version::WireVersion;
 use crate::ids::StreamId;
 
 /// The first byte of every record.
 pub const RECORD_MAGIC: u8 = 0xd7;
-/// The only kind of record in version 1: its plaintext is a row of frames.
+/// The only kind of record so far: its plaintext is a row of frames.
 pub const RECORD_KIND_FRAMES: u8 = 1;
 /// The flag of a record that is neither encrypted nor tagged.
 pub const RECORD_FLAG_PLAIN: u8 = 1;
@@ -32,6 +33,8 @@ pub const RECORD_FLAG_PLAIN: u8 = 1;
 /// The decoded header of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordHeader {
+    /// The version of the link, so of the record's frames.
+    pub version: WireVersion,
     /// True when the body is neither encrypted nor tagged.
     pub plain: bool,
     /// The stream that carries the record.
@@ -53,7 +56,7 @@ impl RecordHeader {
         let mut out = [0; RECORD_HEADER_BYTES];
         let mut at = 0;
         let flags = if self.plain { RECORD_FLAG_PLAIN } else { 0 };
-        put(&mut out, &mut at, &[RECORD_MAGIC, WIRE_VERSION as u8, RECORD_KIND_FRAMES, flags]);
+        put(&mut out, &mut at, &[RECORD_MAGIC, self.version.byte(), RECORD_KIND_FRAMES, flags]);
         put(&mut out, &mut at, &self.stream.0.to_be_bytes());
         put(&mut out, &mut at, &self.incarnation_low.to_be_bytes());
         put(&mut out, &mut at, &self.body_bytes.to_be_bytes());
@@ -69,9 +72,9 @@ impl RecordHeader {
         if bytes[0] != RECORD_MAGIC {
             return Err(WireError::BadMagic { what: "record", found: bytes[0] });
         }
-        if u16::from(bytes[1]) != WIRE_VERSION {
-            return Err(WireError::BadVersion { what: "a record", found: bytes[1].into() });
-        }
+        let found = u16::from(bytes[1]);
+        let version =
+            WireVersion::new(found).ok_or(WireError::BadVersion { what: "a record", found })?;
         if bytes[2] != RECORD_KIND_FRAMES {
             return Err(WireError::Unknown { what: "record kind", found: bytes[2].into() });
         }
@@ -79,6 +82,7 @@ impl RecordHeader {
             return Err(WireError::Reserved { what: "a record header" });
         }
         let header = Self {
+            version,
             plain: bytes[3] & RECORD_FLAG_PLAIN != 0,
             stream: StreamId(u16_at(bytes, 4)),
             incarnation_low: u16_at(bytes, 6),
@@ -114,6 +118,7 @@ mod tests {
     use super::*;
 
     const HEADER: RecordHeader = RecordHeader {
+        version: WireVersion::V1,
         plain: false,
         stream: StreamId(3),
         incarnation_low: 2,
@@ -123,7 +128,10 @@ mod tests {
 
     #[test]
     fn header_survives_its_wire_form() {
-        assert_eq!(RecordHeader::decode(&HEADER.encode()), Ok(HEADER));
+        for version in WireVersion::ALL {
+            let header = RecordHeader { version, ..HEADER };
+            assert_eq!(RecordHeader::decode(&header.encode()), Ok(header));
+        }
     }
 
     #[test]
@@ -134,7 +142,8 @@ mod tests {
             RecordHeader::decode(&bytes).unwrap_err().code()
         };
         assert_eq!(refuse(0, b'D'), "wire_bad_magic");
-        assert_eq!(refuse(1, 2), "wire_bad_version");
+        assert_eq!(refuse(1, 0), "wire_bad_version");
+        assert_eq!(refuse(1, WireVersion::HIGHEST.byte() + 1), "wire_bad_version");
         assert_eq!(refuse(2, 0), "wire_unknown_value");
         assert_eq!(refuse(3, 2), "wire_reserved_not_zero");
         assert_eq!(refuse(8, 1), "wire_record_too_long");

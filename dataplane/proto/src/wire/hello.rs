@@ -20,9 +20,10 @@ use super::WireError;
 use super::bytes::{array, put, u16_at, u32_at, u64_at};
 use super::limits::{
     HELLO_BYTES_MAX, HELLO_FIXED_BYTES, HOST_NAME_BYTES_MAX, LANES_MAX, PAGE_BYTES,
-    RECORD_BYTES_MAX, STREAMS_MAX, WIRE_VERSION, WIRE_VERSION_LOWEST,
+    RECORD_BYTES_MAX, STREAMS_MAX,
 };
 use super::text::Text;
+use super::version::WireVersion;
 
 /// The first bytes of a HELLO.
 pub const HELLO_MAGIC: [u8; 4] = *b"DWCP";
@@ -37,9 +38,33 @@ pub const FEATURE_PLAIN_RECORDS: u64 = 1 << 2;
 pub const FEATURE_STREAM: u64 = 1 << 3;
 /// A link may go on over another connection (`link_resume`).
 pub const FEATURE_RESUME: u64 = 1 << 4;
-/// What this version offers.
-pub const FEATURES_OFFERED: u64 =
-    FEATURE_PAGES_DELTA | FEATURE_PAGES_ZSTD | FEATURE_STREAM | FEATURE_RESUME;
+
+/// Every feature that this program knows, and its name for people.
+const FEATURES: [(u64, &str); 5] = [
+    (FEATURE_PAGES_DELTA, "pages_delta"),
+    (FEATURE_PAGES_ZSTD, "pages_zstd"),
+    (FEATURE_PLAIN_RECORDS, "plain_records"),
+    (FEATURE_STREAM, "stream"),
+    (FEATURE_RESUME, "resume"),
+];
+
+/// The names of the features that are in a set.
+pub fn feature_names(features: u64) -> impl Iterator<Item = &'static str> {
+    FEATURES.into_iter().filter(move |(bit, _)| features & bit != 0).map(|(_, name)| name)
+}
+
+/// The features that a version has. What a peer offers beyond them counts for nothing on its link.
+#[must_use]
+pub const fn features_of(version: WireVersion) -> u64 {
+    let first = FEATURE_PAGES_DELTA
+        | FEATURE_PAGES_ZSTD
+        | FEATURE_PLAIN_RECORDS
+        | FEATURE_STREAM
+        | FEATURE_RESUME;
+    match version {
+        WireVersion::V1 | WireVersion::V2 => first,
+    }
+}
 
 /// A host's name for people.
 pub type HostName = Text<HOST_NAME_BYTES_MAX>;
@@ -74,9 +99,9 @@ impl Hello {
     #[must_use]
     pub const fn ours(host: HostName, instance: [u8; 16]) -> Self {
         Self {
-            version_lowest: WIRE_VERSION_LOWEST,
-            version_highest: WIRE_VERSION,
-            features_offered: FEATURES_OFFERED,
+            version_lowest: WireVersion::LOWEST.number(),
+            version_highest: WireVersion::HIGHEST.number(),
+            features_offered: features_of(WireVersion::HIGHEST) & !FEATURE_PLAIN_RECORDS,
             features_required: 0,
             streams_max: STREAMS_MAX,
             lanes_max: LANES_MAX,

@@ -1,14 +1,10 @@
 //! Every limit of the protocol in one place, each with its derivation.
 //!
 //! Plain constants, used on every thread. A change of a value that a peer can notice needs a new
-//! [`WIRE_VERSION`]. Relations between limits are checked when the crate is compiled.
+//! [`WireVersion`](super::version::WireVersion). Relations between limits are checked when the
+//! crate is compiled.
 
 use crate::time::Nanos;
-
-/// The lowest version of records, frames and peer messages that this program speaks.
-pub const WIRE_VERSION_LOWEST: u16 = 1;
-/// The version that this program speaks at best.
-pub const WIRE_VERSION: u16 = 1;
 
 /// Bytes of a page: what x86-64 and most arm64 guests use, and the unit of dirty tracking.
 pub const PAGE_BYTES: usize = 4096;
@@ -129,9 +125,6 @@ pub const fn held_bytes(payload_bytes: usize) -> usize {
 }
 
 const _: () = {
-    assert!(WIRE_VERSION_LOWEST >= 1 && WIRE_VERSION_LOWEST <= WIRE_VERSION);
-    // The record header carries the version in one byte.
-    assert!(WIRE_VERSION <= u8::MAX as u16);
     assert!(EXTENT_PAGES == u64::BITS as usize);
     assert!(LANES_MAX as u32 <= u64::BITS && LANES_MAX <= STREAMS_MAX);
     assert!(CODING_OVERHEAD_BYTES_MAX == 4096);

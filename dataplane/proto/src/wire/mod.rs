@@ -17,6 +17,7 @@ pub mod reader;
 pub mod record;
 pub mod text;
 pub mod token;
+pub mod version;
 pub mod vm;
 
 mod bytes;

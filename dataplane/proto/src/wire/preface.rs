@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0..4   magic "DWCS"
-//! 4..6   version
+//! 4..6   version, the link's
 //! 6..8   stream
 //! 8..12  incarnation
 //! 12..28 link token
@@ -14,8 +14,8 @@
 
 use super::WireError;
 use super::bytes::{array, put, u16_at, u32_at};
-use super::limits::WIRE_VERSION;
 use super::token::LinkToken;
+use super::version::WireVersion;
 use crate::ids::{Incarnation, StreamId};
 
 /// The first bytes of a preface. A TLS connection starts with 0x16 instead.
@@ -26,6 +26,8 @@ pub const PREFACE_BYTES: usize = 32;
 /// Which stream a new connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamPreface {
+    /// The link's version.
+    pub version: WireVersion,
     /// The link's token, as the sink gave it.
     pub token: LinkToken,
     /// The stream.
@@ -41,7 +43,7 @@ impl StreamPreface {
         let mut out = [0; PREFACE_BYTES];
         let mut at = 0;
         put(&mut out, &mut at, &PREFACE_MAGIC);
-        put(&mut out, &mut at, &WIRE_VERSION.to_be_bytes());
+        put(&mut out, &mut at, &self.version.number().to_be_bytes());
         put(&mut out, &mut at, &self.stream.0.to_be_bytes());
         put(&mut out, &mut at, &self.incarnation.0.to_be_bytes());
         put(&mut out, &mut at, &self.token.0);
@@ -52,7 +54,7 @@ impl StreamPreface {
     /// [`PREFACE_BYTES`] long.
     ///
     /// # Errors
-    /// The bytes are no preface of this version.
+    /// The bytes are no preface of a version that is spoken here.
     pub fn decode(bytes: &[u8]) -> Result<Option<Self>, WireError> {
         let start = bytes.len().min(PREFACE_MAGIC.len());
         if bytes[..start] != PREFACE_MAGIC[..start] {
@@ -61,14 +63,14 @@ impl StreamPreface {
         if bytes.len() < PREFACE_BYTES {
             return Ok(None);
         }
-        let version = u16_at(bytes, 4);
-        if version != WIRE_VERSION {
-            return Err(WireError::BadVersion { what: "a stream preface", found: version });
-        }
+        let found = u16_at(bytes, 4);
+        let version = WireVersion::new(found)
+            .ok_or(WireError::BadVersion { what: "a stream preface", found })?;
         if bytes[28..PREFACE_BYTES] != [0; 4] {
             return Err(WireError::Reserved { what: "a stream preface" });
         }
         Ok(Some(Self {
+            version,
             stream: StreamId(u16_at(bytes, 6)),
             incarnation: Incarnation(u32_at(bytes, 8)),
             token: LinkToken(array(bytes, 12)),

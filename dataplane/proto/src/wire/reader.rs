@@ -9,11 +9,12 @@ use super::bytes::array;
 use super::frame::Frame;
 use super::header::RecordHeader;
 use super::limits::RECORD_HEADER_BYTES;
+use super::version::WireVersion;
 
 /// The length of the record at the start of `buffer`: `None` until all of it is there.
 ///
 /// # Errors
-/// The bytes start no record of this version, or one that is too long.
+/// The bytes start no record of a version that is spoken here, or one that is too long.
 pub fn next_record(buffer: &[u8]) -> Result<Option<usize>, WireError> {
     Ok(record_bytes(buffer)?.filter(|bytes| *bytes <= buffer.len()))
 }
@@ -21,7 +22,7 @@ pub fn next_record(buffer: &[u8]) -> Result<Option<usize>, WireError> {
 /// The length that the record at the start of `buffer` will have: `None` until its header is there.
 ///
 /// # Errors
-/// The bytes start no record of this version, or one that is too long.
+/// The bytes start no record of a version that is spoken here, or one that is too long.
 pub fn record_bytes(buffer: &[u8]) -> Result<Option<usize>, WireError> {
     if buffer.len() < RECORD_HEADER_BYTES {
         return Ok(None);
@@ -33,24 +34,25 @@ pub fn record_bytes(buffer: &[u8]) -> Result<Option<usize>, WireError> {
 /// The frames of one record's plaintext, all of them already checked.
 #[derive(Clone, Copy, Debug)]
 pub struct FrameIter<'a> {
+    version: WireVersion,
     rest: &'a [u8],
 }
 
 impl<'a> FrameIter<'a> {
-    /// Checks all frames of a plaintext.
+    /// Checks all frames of a plaintext of a link of that version.
     ///
     /// # Errors
-    /// The plaintext is empty, or one of its frames is malformed or cut off.
-    pub fn new(plain: &'a [u8]) -> Result<Self, WireError> {
+    /// The plaintext is empty, or one of its frames is malformed, cut off or of a later version.
+    pub fn new(version: WireVersion, plain: &'a [u8]) -> Result<Self, WireError> {
         if plain.is_empty() {
             return Err(WireError::RecordTooShort { bytes: 0 });
         }
         let mut rest = plain;
         while !rest.is_empty() {
-            let (_, used) = Frame::decode(rest)?;
+            let (_, used) = Frame::decode(version, rest)?;
             rest = &rest[used..];
         }
-        Ok(Self { rest: plain })
+        Ok(Self { version, rest: plain })
     }
 }
 
@@ -61,7 +63,7 @@ impl<'a> Iterator for FrameIter<'a> {
         if self.rest.is_empty() {
             return None;
         }
-        match Frame::decode(self.rest) {
+        match Frame::decode(self.version, self.rest) {
             Ok((frame, used)) => {
                 self.rest = &self.rest[used..];
                 Some(frame)

@@ -15,6 +15,7 @@ use super::limits::{
     FRAME_HEADER_BYTES, KEY_RECORDS_MAX, RECORD_HEADER_BYTES, RECORD_PLAIN_BYTES_MAX,
     RECORD_TAG_BYTES,
 };
+use super::version::WireVersion;
 use crate::ids::{Incarnation, StreamId};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
@@ -116,11 +117,23 @@ impl RecordError {
     }
 }
 
+/// What every record of one opening of a stream says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamPlace {
+    /// The link's version.
+    pub version: WireVersion,
+    /// The stream.
+    pub stream: StreamId,
+    /// Which opening of it.
+    pub incarnation: Incarnation,
+}
+
 /// A cipher with its place in the row of records.
 #[derive(Debug)]
 struct Direction {
     /// `None` when records travel in the clear.
     cipher: Option<(LessSafeKey, [u8; IV_BYTES])>,
+    version: WireVersion,
     stream: StreamId,
     incarnation_low: u16,
     /// The next record's counter, so also the number of records done.
@@ -129,14 +142,15 @@ struct Direction {
 }
 
 impl Direction {
-    fn new(key: &DirectionKey, stream: StreamId, incarnation: Incarnation, max: u32) -> Self {
+    fn new(key: &DirectionKey, place: StreamPlace, max: u32) -> Self {
         assert!(max <= KEY_RECORDS_MAX, "a key ends before 2^24 records");
         let cipher = match key {
             DirectionKey::Sealed { key, iv } => Some((cipher(key), *iv)),
             DirectionKey::Plain => None,
         };
+        let StreamPlace { version, stream, incarnation } = place;
         let incarnation_low = incarnation.0 as u16;
-        Self { cipher, stream, incarnation_low, next: 0, records_max: max }
+        Self { cipher, version, stream, incarnation_low, next: 0, records_max: max }
     }
 }
 
@@ -154,8 +168,8 @@ pub struct Sealer(Direction);
 impl Sealer {
     /// A sealer for one incarnation of a stream. The key's bytes are wiped.
     #[must_use]
-    pub fn new(key: DirectionKey, stream: StreamId, incarnation: Incarnation) -> Self {
-        Self(Direction::new(&key, stream, incarnation, KEY_RECORDS_MAX))
+    pub fn new(key: DirectionKey, place: StreamPlace) -> Self {
+        Self(Direction::new(&key, place, KEY_RECORDS_MAX))
     }
 
     /// Bytes that a record adds to its plaintext.
@@ -182,6 +196,7 @@ impl Sealer {
             return Err(SealError::KeyExhausted { records: this.next });
         }
         let header = RecordHeader {
+            version: this.version,
             plain: this.cipher.is_none(),
             stream: this.stream,
             incarnation_low: this.incarnation_low,
@@ -210,8 +225,8 @@ pub struct Opener(Direction);
 impl Opener {
     /// An opener for one incarnation of a stream. The key's bytes are wiped.
     #[must_use]
-    pub fn new(key: DirectionKey, stream: StreamId, incarnation: Incarnation) -> Self {
-        Self(Direction::new(&key, stream, incarnation, KEY_RECORDS_MAX))
+    pub fn new(key: DirectionKey, place: StreamPlace) -> Self {
+        Self(Direction::new(&key, place, KEY_RECORDS_MAX))
     }
 
     /// Opens exactly one record and returns its plaintext, which lies in the same bytes.
@@ -254,7 +269,11 @@ impl Opener {
             (false, false) => return Err(RecordError::SealedUnexpected),
             _ => {}
         }
-        let RecordHeader { stream, incarnation_low, counter, .. } = *header;
+        let RecordHeader { version, stream, incarnation_low, counter, .. } = *header;
+        if version != this.version {
+            let found = version.number();
+            return Err(WireError::BadVersion { what: "a record of another link", found }.into());
+        }
         if stream != this.stream || incarnation_low != this.incarnation_low {
             return Err(RecordError::WrongStream { stream, incarnation_low });
         }
@@ -280,7 +299,9 @@ mod tests {
     fn a_key_ends_at_both_ends() {
         let direction = |records_max| {
             let key = DirectionKey::from_exported(&[0x42; KEY_BYTES + IV_BYTES]);
-            Direction::new(&key, StreamId(4), Incarnation(1), records_max)
+            let (stream, incarnation) = (StreamId(4), Incarnation(1));
+            let place = StreamPlace { version: WireVersion::HIGHEST, stream, incarnation };
+            Direction::new(&key, place, records_max)
         };
         let (mut sealer, mut opener) = (Sealer(direction(2)), Opener(direction(2)));
         let mut longer = Sealer(direction(3));

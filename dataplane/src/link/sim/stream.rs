@@ -62,7 +62,7 @@ impl SimStream {
         fabric: Fabric,
         side: Side,
     ) -> Self {
-        let StreamSetup { stream, incarnation, socket, keys, stats, .. } = setup;
+        let StreamSetup { place, socket, keys, stats, .. } = setup;
         let key = match &keys.send {
             DirectionKey::Sealed { key, iv } => [&key[..], &iv[..]].concat(),
             DirectionKey::Plain => Vec::new(),
@@ -76,8 +76,8 @@ impl SimStream {
             connection,
             _token: socket,
             key,
-            sealer: Sealer::new(keys.send, stream, incarnation),
-            opener: Opener::new(keys.receive, stream, incarnation),
+            sealer: Sealer::new(keys.send, place),
+            opener: Opener::new(keys.receive, place),
             stats,
             queue: VecDeque::with_capacity(QUEUE_RECORDS_MAX),
             unread: Vec::new(),

@@ -141,8 +141,7 @@ impl Link for TcpLink {
         // The ring's places are the link's slots: below `streams_max` and free again after
         // `Closed`.
         let slot = StreamSlot(socket.slot() as u16);
-        let mut stream =
-            TcpStream::new(socket, setup.stream, setup.incarnation, setup.keys, setup.stats, lease);
+        let mut stream = TcpStream::new(socket, setup.place, setup.keys, setup.stats, lease);
         stream.pump(&mut self.ring, self.zero_copy);
         stream.sample(&self.ring);
         let before = self.streams[slot.index()].replace(stream);

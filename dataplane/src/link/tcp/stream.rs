@@ -12,11 +12,10 @@ use dwcp_ffi::arena::Lease;
 use dwcp_ffi::spsc::Full;
 use dwcp_ffi::sys::tcp::{bbr_info, set_pacing_rate_max, tcp_info};
 use dwcp_ffi::uring::{SocketIndex, Uring};
-use dwcp_proto::ids::{Incarnation, StreamId};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::limits::RECORD_HEADER_BYTES;
 use dwcp_proto::wire::reader::{next_record, record_bytes};
-use dwcp_proto::wire::record::{Opener, Sealer, StreamKeys};
+use dwcp_proto::wire::record::{Opener, Sealer, StreamKeys, StreamPlace};
 use std::collections::VecDeque;
 use std::ops::Range;
 
@@ -81,16 +80,15 @@ pub(super) struct TcpStream {
 impl TcpStream {
     pub(super) fn new(
         socket: SocketIndex,
-        stream: StreamId,
-        incarnation: Incarnation,
+        place: StreamPlace,
         keys: StreamKeys,
         stats: StreamStats,
         buffer: Lease,
     ) -> Self {
         Self {
             socket,
-            sealer: Sealer::new(keys.send, stream, incarnation),
-            opener: Opener::new(keys.receive, stream, incarnation),
+            sealer: Sealer::new(keys.send, place),
+            opener: Opener::new(keys.receive, place),
             stats,
             queue: VecDeque::with_capacity(QUEUE_RECORDS_MAX),
             sending: None,

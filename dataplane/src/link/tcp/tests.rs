@@ -9,7 +9,8 @@ use dwcp_ffi::poll::{Waker, waker};
 use dwcp_ffi::sys::tcp::{set_receive_buffer, set_send_buffer};
 use dwcp_proto::ids::{Incarnation, LinkId, StreamId};
 use dwcp_proto::wire::limits::{RECORD_HEADER_BYTES, RECORD_TAG_BYTES};
-use dwcp_proto::wire::record::{DirectionKey, StreamKeys};
+use dwcp_proto::wire::record::{DirectionKey, StreamKeys, StreamPlace};
+use dwcp_proto::wire::version::WireVersion;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -58,8 +59,11 @@ impl End {
         let key = |byte| DirectionKey::from_exported(&[byte; 44]);
         let slot = self.link.add_stream(StreamSetup {
             link: LinkId(1),
-            stream: StreamId(stream),
-            incarnation: Incarnation(1),
+            place: StreamPlace {
+                version: WireVersion::HIGHEST,
+                stream: StreamId(stream),
+                incarnation: Incarnation(1),
+            },
             socket,
             keys: StreamKeys { send: key(send), receive: key(receive) },
             stats,

@@ -30,41 +30,31 @@ impl Curve {
     /// begins at `from_s` or later, less `from_s`.
     #[must_use]
     pub fn reached_s(&self, from_s: f64, level_bits: f64, window_s: f64) -> Option<f64> {
-        self.first_window(from_s, window_s, |rate| rate >= level_bits)
-    }
-
-    /// When the mean over a window first came within a share of a rate and stayed there for all of
-    /// the next `stays_s`: the beginning of that window, less `from_s`.
-    #[must_use]
-    pub fn settled_s(&self, from_s: f64, level_bits: f64, share: f64, stays_s: f64) -> Option<f64> {
-        /// Long enough to hold a round trip and what a burst adds.
-        const WINDOW_S: f64 = 0.5;
-        let is_near = |rate: f64| (rate / level_bits - 1.0).abs() <= share;
-        let mut near_since = None;
-        let mut at_s = from_s;
-        while at_s + WINDOW_S <= self.seconds() + 1e-9 {
-            if is_near(self.rate_bits(at_s, at_s + WINDOW_S)) {
-                let since = *near_since.get_or_insert(at_s);
-                if at_s + WINDOW_S - since >= stays_s {
-                    return Some(since - from_s);
-                }
-            } else {
-                near_since = None;
-            }
-            at_s += WINDOW_S / 10.0;
-        }
-        None
-    }
-
-    fn first_window(&self, from_s: f64, window_s: f64, fits: impl Fn(f64) -> bool) -> Option<f64> {
         let length = self.step_at(window_s).max(1);
         let first = self.step_at(from_s);
         let mut ends = first + length..=self.bytes.len();
         let end = ends.find(|end| {
             let bytes: u64 = self.bytes[end - length..*end].iter().sum();
-            fits(bytes as f64 * 8.0 / (length as f64 * self.step_s))
+            bytes as f64 * 8.0 / (length as f64 * self.step_s) >= level_bits
         })?;
         Some((end - first) as f64 * self.step_s)
+    }
+
+    /// When the curve came to rest near a level: the end of the last window between two times whose
+    /// mean is further away than a share of it, less `from_s`.
+    #[must_use]
+    pub fn settled_s(&self, from_s: f64, to_s: f64, level_bits: f64, share: f64) -> f64 {
+        /// BBR's look for the round trip, a fifth of a second, is no more than a dent in it.
+        const WINDOW_S: f64 = 1.0;
+        let length = self.step_at(WINDOW_S).max(1);
+        let (first, end) = (self.step_at(from_s), self.step_at(to_s));
+        let is_away = |at: &usize| {
+            let bytes: u64 = self.bytes[*at..at + length].iter().sum();
+            let rate = bytes as f64 * 8.0 / (length as f64 * self.step_s);
+            (rate / level_bits - 1.0).abs() > share
+        };
+        let last = (first..(end + 1).saturating_sub(length)).rev().find(is_away);
+        last.map_or(0.0, |at| (at + length - first) as f64 * self.step_s)
     }
 
     /// The longest time between two times in which nothing arrived.
@@ -118,9 +108,11 @@ mod tests {
 
     #[test]
     fn settled_is_what_stays() {
-        let settled = curve().settled_s(1.0, 2e6, 0.05, 1.0).unwrap();
-        assert!((settled - 1.0).abs() < 0.06, "{settled}");
-        assert_eq!(curve().settled_s(0.0, 1e6, 0.05, 2.0), None, "a second is not two");
+        let curve = curve();
+        let settled = curve.settled_s(1.0, 4.0, 2e6, 0.25);
+        assert!((settled - 1.7).abs() < 1e-9, "{settled}");
+        assert_eq!(curve.settled_s(2.0, 4.0, 2e6, 0.25), 0.0);
+        assert!((curve.settled_s(0.0, 4.0, 1e6, 0.25) - 4.0).abs() < 1e-9, "it left again");
     }
 
     #[test]

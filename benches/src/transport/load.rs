@@ -6,6 +6,7 @@
 use super::carriers::Carriers;
 use super::curve::Curve;
 use super::error::{BenchError, io};
+use dwcp_tools::lab::wait_for;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -18,6 +19,9 @@ const STEP: Duration = Duration::from_millis(5);
 
 /// How often a thread that waits looks whether it should end.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Longer than that nobody waits beyond the time that was asked for.
+const BOUND_BEYOND: Duration = Duration::from_secs(60);
 
 const PIECE_BYTES: usize = 256 << 10;
 
@@ -69,25 +73,33 @@ impl Load {
         Ok(Self { shared, started, writing: Some(writing), reading: Some(reading) })
     }
 
-    /// When it began; the curve counts from here.
-    #[must_use]
-    pub fn started(&self) -> Instant {
-        self.started
-    }
-
-    /// Waits until so much time has passed since it began, or somebody wants the program to end.
+    /// Waits until so much time has passed since it began.
     ///
     /// # Errors
-    /// It ended before, or a signal came.
+    /// A signal came.
     pub fn wait_until(&self, seconds: f64) -> Result<(), BenchError> {
-        let left = (self.started + Duration::from_secs_f64(seconds))
-            .saturating_duration_since(Instant::now());
+        self.watch_until(seconds, |_| ())
+    }
+
+    /// The same; `each` is called some fifty times a second.
+    ///
+    /// # Errors
+    /// A signal came.
+    pub fn watch_until(&self, seconds: f64, mut each: impl FnMut(&Self)) -> Result<(), BenchError> {
+        // Who ended before its time says so when it is stopped.
         let is_over = || self.writing.as_ref().is_none_or(JoinHandle::is_finished);
-        let until = Instant::now() + left;
-        dwcp_tools::lab::wait_for("time", left + Duration::from_secs(60), || {
-            Ok((is_over() || Instant::now() >= until).then_some(()))
+        let bound = Duration::from_secs_f64(seconds) + BOUND_BEYOND;
+        wait_for("time", bound, || {
+            each(self);
+            Ok((is_over() || self.elapsed_s() >= seconds).then_some(()))
         })?;
         Ok(())
+    }
+
+    /// The time since it began.
+    #[must_use]
+    pub fn elapsed_s(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
     }
 
     /// Bytes that were taken and have not arrived.

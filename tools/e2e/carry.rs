@@ -1,7 +1,9 @@
 //! Carrier mode: two `dwcp carry` processes between what stands for VMMs, and between real QEMUs.
 
 use crate::harness::carrier::{Carrier, Carriers, accept};
+use crate::harness::daemon::free_address;
 use crate::harness::lab::{SINK, SOURCE};
+use crate::harness::metrics::Metrics;
 use crate::harness::pki::Pki;
 use crate::harness::qemu::Qemu;
 use crate::harness::{Rng, SOON, wait_until};
@@ -85,6 +87,24 @@ fn bytes_go_both_ways_one_session_after_the_other() {
         assert_eq!((&near["session"], &near["vmm_bytes"]), (&far["session"], &json!(count)));
         assert_eq!((&far["vmm_bytes"], &far["channels"]), (&json!(count), &json!(1)));
         assert_eq!(near["reply_bytes"], json!(count / 50));
+    }
+}
+
+#[test]
+fn the_metrics_count_what_is_carried() {
+    let addresses = [free_address(), free_address()];
+    let [near, far] = addresses.map(|address| address.to_string());
+    let lab = Lab::start_with(&["--metrics", &near], &["--metrics", &far]);
+    let listener = lab.carriers.listen();
+    let (mut near, mut far) = lab.carriers.channel(&listener);
+    let sent = bytes(61, 300_000);
+    near.write_all(&sent).expect("the carrier takes it");
+    far.read_exact(&mut vec![0; sent.len()]).expect("it arrives");
+    let families = ["dwcp_session_vmm_in_bytes_total", "dwcp_session_vmm_out_bytes_total"];
+    for ((address, family), role) in addresses.iter().zip(families).zip(["source", "sink"]) {
+        let counted = || Metrics::scrape(*address).sum(family, &[&format!("role=\"{role}\"")]);
+        // The VMM may have its bytes before the shard has counted them.
+        wait_until(family, SOON, || counted() == 300_000.0);
     }
 }
 

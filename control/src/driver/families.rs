@@ -5,6 +5,7 @@
 
 use super::core::Core;
 use super::links::StreamReaders;
+use crate::carry::CarrySession;
 use crate::migration::Session;
 use crate::network::metrics::{Kind, TextBuilder, summary_of};
 use crate::tally::Tally;
@@ -33,7 +34,8 @@ impl Core {
             .collect();
         table(&mut text, &SHARD_COUNTERS, &shards);
         table(&mut text, &STREAM_COUNTERS, &self.stream_rows());
-        let sessions: Vec<Row> = self.sessions.values().map(session_row).collect();
+        let mut sessions: Vec<Row> = self.sessions.values().map(session_row).collect();
+        sessions.extend(self.carry.as_ref().and_then(|carry| carried_row(carry.session.as_ref()?)));
         table(&mut text, &SESSION_COUNTERS, &sessions);
         text.family("dwcp_encode_seconds", Kind::Summary, "Time per coded extent.");
         for (number, port) in (0..).zip(self.shards.ports()) {
@@ -211,6 +213,16 @@ fn session_row(session: &Session) -> Row {
         ],
         values: (0..SESSION_COUNTERS.len()).map(|index| session.count(index)).collect(),
     }
+}
+
+/// A carrier's session; its shard counts from the time that it takes part.
+fn carried_row(session: &CarrySession) -> Option<Row> {
+    let labels = vec![
+        ("session", session.id.to_string()),
+        ("role", session.role.name().to_owned()),
+        ("peer", session.peer.clone()),
+    ];
+    Some(Row { labels, values: session.stats.as_ref()?.snapshot().to_vec() })
 }
 
 /// Writes one family for each counter of a table.

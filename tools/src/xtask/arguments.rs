@@ -12,6 +12,7 @@ Usage: cargo xtask COMMAND
   tidy               check the rules that no compiler checks
   fuzz [TARGET] [--seconds N]
                      build the fuzzers and run one or all of them, 60 seconds each by default
+  previous           build the binary of the wire version before, which the tests of versions run
   lab setup [--real] make this machine ready to run real guests in emulated networks (root);
                      --real adds redis, nginx, gcc and sqlite for them
   lab up LINK WORD.. hosts joined by emulated links, until the end of the input; `lab` for more
@@ -29,6 +30,7 @@ pub(crate) enum Task {
     Help,
     Ci(CiOptions),
     Tidy,
+    Previous,
     Fuzz { target: Option<String>, seconds: u32 },
     Lab(Vec<String>),
     Guest(Vec<String>),
@@ -65,10 +67,8 @@ pub(crate) fn parse(words: &[String]) -> Result<Task, ArgumentError> {
     match words.next() {
         None | Some("help" | "--help" | "-h") => Ok(Task::Help),
         Some("ci") => ci(words),
-        Some("tidy") => match words.next() {
-            None => Ok(Task::Tidy),
-            Some(word) => Err(ArgumentError::Word { word: word.to_owned() }),
-        },
+        Some("tidy") => alone(Task::Tidy, words.next()),
+        Some("previous") => alone(Task::Previous, words.next()),
         Some("fuzz") => fuzz(words),
         // What follows is a language of its own, parsed by the module that speaks it.
         Some("lab") => Ok(Task::Lab(words.map(str::to_owned).collect())),
@@ -76,6 +76,11 @@ pub(crate) fn parse(words: &[String]) -> Result<Task, ArgumentError> {
         Some("peers") => Ok(Task::Peers(words.map(str::to_owned).collect())),
         Some(word) => Err(ArgumentError::Command { word: word.to_owned() }),
     }
+}
+
+/// A task without words of its own.
+fn alone(task: Task, next: Option<&str>) -> Result<Task, ArgumentError> {
+    next.map_or(Ok(task), |word| Err(ArgumentError::Word { word: word.to_owned() }))
 }
 
 fn ci<'a>(mut words: impl Iterator<Item = &'a str>) -> Result<Task, ArgumentError> {
@@ -131,6 +136,7 @@ mod tests {
     fn every_command_is_understood() {
         assert_eq!(parsed(""), Ok(Task::Help));
         assert_eq!(parsed("tidy"), Ok(Task::Tidy));
+        assert_eq!(parsed("previous"), Ok(Task::Previous));
         assert_eq!(parsed("fuzz"), Ok(Task::Fuzz { target: None, seconds: FUZZ_SECONDS }));
         let target = Some("frames".to_owned());
         assert_eq!(parsed("fuzz frames --seconds 5"), Ok(Task::Fuzz { target, seconds: 5 }));
@@ -141,9 +147,16 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for line in
-            ["x", "tidy x", "ci x", "ci --only", "fuzz a b", "fuzz --seconds 0", "fuzz --seconds x"]
-        {
+        for line in [
+            "x",
+            "tidy x",
+            "previous x",
+            "ci x",
+            "ci --only",
+            "fuzz a b",
+            "fuzz --seconds 0",
+            "fuzz --seconds x",
+        ] {
             assert!(parsed(line).is_err(), "{line}");
         }
     }

@@ -8,7 +8,7 @@ use crate::call::{Call, Stream};
 use crate::context::Context;
 use crate::error::TaskError;
 use crate::tally::Tally;
-use crate::{demo, fuzz, metrics, setup, tidy};
+use crate::{demo, fuzz, metrics, previous, setup, tidy};
 use std::time::{Duration, Instant};
 
 /// Seconds for each fuzzer: a smoke test in CI, a search in a full run.
@@ -37,7 +37,7 @@ struct Step {
     run: fn(&mut Context) -> Result<Outcome, TaskError>,
 }
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     Step {
         name: "fmt",
         why: "one form of the text, so that diffs show changes only",
@@ -62,6 +62,12 @@ const STEPS: [Step; 9] = [
         repeat: "RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' \
                  cargo doc --workspace --no-deps --document-private-items --locked",
         run: doc,
+    },
+    Step {
+        name: "previous",
+        why: "the binary of the wire version before, for the tests of versions",
+        repeat: "cargo xtask previous",
+        run: |context| previous::run(context).map(done),
     },
     Step {
         name: "tests",
@@ -207,6 +213,9 @@ fn tests(context: &mut Context) -> Result<Outcome, TaskError> {
     } else {
         Call::new(&words)
     };
+    // With it named, a test that does not find it fails instead of being passed over.
+    let previous = context.root.join(previous::BINARY);
+    let call = call.set("DWCP_PREVIOUS", previous.to_string_lossy());
     let mut tally = Tally::default();
     let outcome = call.within(limit).run_with(&context.root, &mut |stream, line| {
         if stream == Stream::Out {

@@ -17,6 +17,7 @@ mod guest;
 mod lab;
 mod metrics;
 mod peers;
+mod previous;
 mod scratch;
 mod setup;
 mod tally;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Task::Ci(options) => ci::run(&mut context, &options),
         Task::Tidy => tidy::run(&context),
         Task::Fuzz { target, seconds } => fuzz::run(&context, target.as_deref(), seconds),
+        Task::Previous => previous::run(&context),
         Task::Lab(words) => lab::run(&words),
         Task::Guest(words) => guest::run(&words),
         Task::Peers(words) => peers::run(&words),

@@ -39,8 +39,7 @@ pub enum Command {
         /// The link to drop.
         link: LinkId,
     },
-    /// Close all streams of the link and keep its lane: sessions with VMMs' streams wait for other
-    /// streams, all others fail.
+    /// Close all streams of the link and keep its lane: its sessions wait for other streams.
     CutStreams {
         /// The link.
         link: LinkId,
@@ -319,8 +318,8 @@ pub enum Event {
         /// The stream.
         stream: StreamId,
     },
-    /// A stream ended. When it was the lane's last one, sessions of regions fail with it; those of
-    /// VMMs' streams wait until the link is dropped or has a stream again.
+    /// A stream ended. When it was the lane's last one, its sessions wait until the link is dropped
+    /// or has a stream again.
     StreamDown {
         /// The link.
         link: LinkId,
@@ -434,7 +433,7 @@ impl StreamEnd {
 /// Why a session can't go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionEnd {
-    /// The last stream of the lane ended.
+    /// The link was dropped, and the last stream of the lane ended.
     #[error("the link was lost: {0}")]
     LinkLost(StreamEnd),
     /// A page at the sink differs from the source's after the last round.

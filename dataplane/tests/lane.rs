@@ -9,7 +9,7 @@ use dwcp_dataplane::port::{Coding, DirtyPages, Event, SessionEnd, StreamEnd};
 use dwcp_dataplane::stats::SessionCounter;
 use dwcp_ffi::dirty::DirtyBitmap;
 use dwcp_proto::ids::Round;
-use pair::{PAGES, Pair, fill, scribble};
+use pair::{Cuts, PAGES, Pair, fill, scribble};
 use std::sync::Arc;
 
 #[test]
@@ -87,12 +87,37 @@ fn a_stream_that_dies_in_a_round_costs_nothing_but_its_frames() {
 }
 
 #[test]
-fn the_last_stream_takes_the_session_with_it_and_the_region_stays() {
+fn a_session_outlives_all_streams_of_its_lane() {
+    for cuts in [Cuts::Network, Cuts::Source, Cuts::Sink] {
+        let mut pair = Pair::new(2);
+        fill(&pair.source_region, 6);
+        pair.open(DirtyPages::Compare);
+        pair.start_round(Round(1));
+        pair.renew_streams(cuts);
+        pair.wait_round(Round(1));
+        pair.renew_streams(cuts);
+        scribble(&pair.source_region, 7, 100);
+        let count = pair.cut_all(cuts);
+        // Without a stream nothing is lost of what the shard is told.
+        pair.start_round(Round(2));
+        pair.next_streams(count);
+        pair.wait_round(Round(2));
+        let count = pair.cut_all(cuts);
+        pair.start_verify();
+        pair.next_streams(count);
+        pair.wait_verified();
+        pair.assert_same();
+        pair.close();
+    }
+}
+
+#[test]
+fn a_dropped_link_takes_the_session_with_it_and_the_region_stays() {
     let mut pair = Pair::new(1);
     fill(&pair.source_region, 6);
     pair.open(DirtyPages::Compare);
     pair.start_round(Round(1));
-    pair.cut_stream(0);
+    pair.drop_link();
     let ended = pair.source_event(|event| match event {
         Event::Failed { cause, .. } => Some(cause),
         _ => None,

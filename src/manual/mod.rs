@@ -83,4 +83,7 @@ pub(crate) mod decisions {
 
     #[doc = include_str!("decisions/0015-one-stream-while-it-is-enough.md")]
     pub(crate) mod one_stream_while_it_is_enough {}
+
+    #[doc = include_str!("decisions/0021-regions-wait-for-their-link.md")]
+    pub(crate) mod regions_wait_for_their_link {}
 }

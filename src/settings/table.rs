@@ -279,7 +279,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
         "resume-window",
         Group::Links,
         Kind::Time { min: Duration::ZERO, max: Duration::from_secs(86_400) },
-        "How long migrations of running guests wait for a lost link to come back. 0s: not at all.",
+        "How long sessions wait for a lost link to come back while the guest, or the writer of a \
+         region, runs. 0s: not at all.",
     )
     .default("10min")
     .live(),
@@ -287,8 +288,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
         "blackout-max",
         Group::Links,
         Kind::Time { min: Duration::from_millis(100), max: Duration::from_secs(600) },
-        "How long a guest that stands still for its last round waits for a link that says \
-         nothing; then it runs on at the source.",
+        "How long a guest, or a region's owner, that stands still for its last round waits for a \
+         link that says nothing; then it runs on at the source.",
     )
     .default("2s")
     .live(),

@@ -98,6 +98,9 @@ pub(crate) struct Core {
     /// Tasks that bring guests of ended sessions to where they belong.
     pub(super) vm_settling: VmSettling,
     pub(super) errands: Errands,
+    /// Source: sessions of regions that ended while their sinks could not hear of it, and whose
+    /// peers those are.
+    pub(super) untold: BTreeMap<SessionId, String>,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) keys: BTreeMap<SessionKey, SessionId>,
     pub(super) history: History,
@@ -159,6 +162,7 @@ impl Core {
             vm_sinks: VmSinks::new(),
             vm_settling: VmSettling::new(),
             errands: Errands::new(),
+            untold: BTreeMap::new(),
             sessions: BTreeMap::new(),
             keys: BTreeMap::new(),
             history: History::default(),

@@ -15,7 +15,7 @@ use dwcp_proto::ids::{LinkId, SessionId, SessionKey, SessionNumber};
 use dwcp_proto::session::sink::{SinkAction, SinkSession, SinkSpec};
 use dwcp_proto::session::source::{SourceSession, SourceSpec, SourceWhat};
 use dwcp_proto::session::timing::SessionTiming;
-use dwcp_proto::wire::hello::{FEATURE_PAGES_DELTA, FEATURE_PAGES_ZSTD};
+use dwcp_proto::wire::hello::{FEATURE_PAGES_DELTA, FEATURE_PAGES_ZSTD, FEATURE_RESUME_REGIONS};
 use dwcp_proto::wire::peer::{Code, Message, PeerCoding, PeerMessage, RegionName};
 use dwcp_proto::wire::vm::{PeerFinding, PeerFindings};
 use serde_json::Value;
@@ -67,6 +67,7 @@ impl Core {
             base_pages_max: usize::try_from(base_pages).unwrap_or(usize::MAX),
         });
         state.link = Some(link);
+        state.resumes = has(FEATURE_RESUME_REGIONS);
         state.key = Some(SessionKey { link, number });
         state.memory_bytes = memory_bytes;
         state.waiting = Some(Waiting { what: WaitingFor::Open, reply });
@@ -117,7 +118,9 @@ impl Core {
         pages: u64,
         _coding: PeerCoding,
     ) -> Result<Vec<SinkAction>, ApiError> {
-        let lanes = self.links.get(&link).map_or(0, |entry| entry.link.lanes());
+        let entry = self.links.get(&link);
+        let lanes = entry.map_or(0, |entry| entry.link.lanes());
+        let resumes = entry.is_some_and(|entry| entry.features & FEATURE_RESUME_REGIONS != 0);
         let known = self.sessions.contains_key(&id) || self.history.find(id).is_some();
         if lanes == 0 || known || self.keys.contains_key(&SessionKey { link, number }) {
             return Err(ApiError::new(ApiCode::SessionState, "this session is known already"));
@@ -152,6 +155,7 @@ impl Core {
         session.plan =
             Some(Plan { memory, lanes, coding, measure_baseline: false, base_pages_max: 0 });
         session.link = Some(link);
+        session.resumes = resumes;
         session.key = Some(SessionKey { link, number });
         session.memory_bytes = memory_bytes;
         self.add_session(session);

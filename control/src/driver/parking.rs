@@ -1,13 +1,15 @@
 //! The core's links without a connection: sessions that wait, attempts at another connection, and
 //! going on over it.
 //!
-//! Part of [`Core`], on the control thread. A parked link keeps its lanes, and its sessions of
-//! virtual machines their memory and the VMMs' sockets, which stand still by backpressure. The end
-//! that dialled looks for another connection; the one that listens waits. Every parked link ends:
-//! by going on, by its window, or when nobody waits for it any more. What was under way on the lost
-//! channel is gone: what still matters is said again here.
+//! Part of [`Core`], on the control thread. A parked link keeps its lanes, and its sessions that
+//! can wait keep their memory and the VMMs' sockets, which stand still by backpressure. These are
+//! the ones of virtual machines, and those of regions if both ends know how. The end that dialled
+//! looks for another connection; the one that listens waits. Every parked link ends: by going on,
+//! by its window, or when nobody waits for it any more. What was under way on the lost channel is
+//! gone: what still matters is said again here.
 
 use super::core::{Core, unix_ms};
+use super::links::LinkEntry;
 use super::room::refusal;
 use crate::api::Role;
 use crate::limits::{RESUME_SILENCE, RESUME_WAIT_NS, RESUMES_MAX};
@@ -16,11 +18,12 @@ use crate::peer::{
     ChannelHandle, ConnectionId, Established, LinkInput, LinkPhase, PeerError, dial_peer, random,
 };
 use dwcp_proto::ids::{LinkEpoch, LinkId, SessionId};
-use dwcp_proto::session::phase::SinkPhase;
+use dwcp_proto::session::phase::{SinkPhase, SourcePhase};
 use dwcp_proto::session::sink::SinkInput;
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::peer::{Code, Message, PeerMessage};
 use dwcp_proto::wire::token::{LinkToken, ResumeToken};
+use dwcp_proto::wire::version::WireVersion;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -52,6 +55,13 @@ impl Redial {
         let young = self.taken_at.is_some_and(|taken| now.since(taken).0 < RESUME_WAIT_NS.1);
         let rest = if young { RESUME_WAIT_NS.1 } else { 0 };
         (self.at, self.wait) = (now + Nanos(rest), Nanos(RESUME_WAIT_NS.0));
+    }
+}
+
+impl LinkEntry {
+    /// The version and the features of both ends.
+    fn agreed(&self) -> (WireVersion, u64) {
+        (self.link.version(), self.features)
     }
 }
 
@@ -138,6 +148,41 @@ impl Core {
         }
     }
 
+    /// What stands still for its end, a guest or a region whose owner has paused, does so for as
+    /// long as its peer lives, and not for a peer that says nothing or a link that does not come
+    /// back.
+    pub(super) fn tick_blackouts(&mut self) {
+        let blackout_max = self.live.get().blackout_max;
+        let mut silent = Vec::new();
+        for (id, session) in &mut self.sessions {
+            let stopped = match &session.machine {
+                Machine::Source(machine) => {
+                    matches!(machine.phase(), SourcePhase::LastRound | SourcePhase::Verifying)
+                }
+                Machine::Sink(_) => false,
+            };
+            let heard = session.link.and_then(|link| Some((link, self.links.get(&link)?.heard()?)));
+            if let (true, Some((link, heard))) = (stopped, heard)
+                && session.silence.tick(heard) >= blackout_max
+                && session.may_park()
+            {
+                silent.push((*id, link, session.is_vm()));
+            }
+        }
+        for (id, link, is_vm) in silent {
+            let silence = PeerError::Silent { seconds: blackout_max.as_secs() };
+            if !self.live.get().resume_window.is_zero() {
+                // The sink hears of the end over another connection.
+                self.lose_link(link, &silence);
+            }
+            let why = PeerError::Blackout;
+            match is_vm {
+                true => self.vm_failed(id, why.code(), &why.to_string()),
+                false => self.session_link_lost(id, &why),
+            }
+        }
+    }
+
     /// True for a link that we dialled and that has lost its connection, or seems to have.
     fn wants_connection(&self, link: LinkId, silent: Duration) -> bool {
         let Some(entry) = self.links.get(&link) else { return false };
@@ -184,6 +229,7 @@ impl Core {
         entry.redial.under_way.remove(&connection);
         let silent = entry.heard().map_or(Duration::ZERO, |heard| entry.silence.since(heard));
         let (phase, name) = (entry.link.phase(), entry.peer_name.clone());
+        let agreed = entry.agreed();
         let peer = match outcome {
             Ok(peer) => *peer,
             Err(error) if phase == LinkPhase::Parked && error.is_nobody() => {
@@ -193,6 +239,9 @@ impl Core {
         };
         if peer.peer_name != name {
             return self.refuse_peer(peer.address, &PeerError::ResumeWrongPeer);
+        }
+        if agreed != (peer.agreed.version, peer.agreed.features) {
+            return self.drop_link(link, &PeerError::ResumeAgreement);
         }
         // Another attempt was first, or the old connection has come back.
         if !self.wants_connection(link, silent) {
@@ -235,7 +284,7 @@ impl Core {
         sessions: Vec<SessionId>,
     ) {
         let Some(entry) = self.links.get(&fresh) else { return };
-        match self.resumable(&entry.peer_name, epoch, token) {
+        match self.resumable(entry, epoch, token) {
             Ok(link) => self.resume_link(link, fresh, token, &sessions),
             Err(error) => {
                 self.counters.refused.add(error.code());
@@ -249,15 +298,18 @@ impl Core {
     /// to live: nobody but the peer has it, and the peer has given that connection up.
     fn resumable(
         &self,
-        peer: &str,
+        fresh: &LinkEntry,
         epoch: LinkEpoch,
         token: ResumeToken,
     ) -> Result<LinkId, PeerError> {
         let mut refused = PeerError::ResumeUnknown;
         for (link, entry) in &self.links {
-            let own = entry.peer_name == peer;
+            let own = entry.peer_name == fresh.peer_name;
             match entry.link.check_resume(token) {
-                Ok(()) if own && entry.link.epoch() == epoch => return Ok(*link),
+                Ok(()) if own && entry.link.epoch() == epoch => {
+                    let same = entry.agreed() == fresh.agreed();
+                    return if same { Ok(*link) } else { Err(PeerError::ResumeAgreement) };
+                }
                 Ok(()) if !own => return Err(PeerError::ResumeWrongPeer),
                 Err(error) if own && entry.link.epoch() == epoch => refused = error,
                 _ => {}

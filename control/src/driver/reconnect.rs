@@ -36,6 +36,19 @@ impl Core {
         self.errands.insert(record.peer.clone(), errand);
     }
 
+    /// A session of a region ended here and its sink, which waits for the link, can't hear of it
+    /// yet: it is told over the next one.
+    pub(super) fn owe_region_end(&mut self, id: SessionId) {
+        if !self.is_link_parked(id) {
+            return;
+        }
+        let Some(record) = self.sessions.get(&id).map(|session| session.record.clone()) else {
+            return;
+        };
+        self.untold.insert(id, record.peer.clone());
+        self.owe_abort(&record);
+    }
+
     /// A link is gone over which ends of sessions were told: a way that carries nothing may have
     /// lost them, and the sinks wait.
     pub(super) fn owe_unheard_aborts(&mut self, peer: &str, link_since_unix_ms: u64) {
@@ -93,7 +106,9 @@ impl Core {
             .filter(|r| r.peer == peer && r.vm.as_ref().is_some_and(|vm| vm.abort_owed))
             .map(|record| record.session)
             .collect();
-        for session in aborted {
+        let untold = self.untold.extract_if(.., |_, of| of == peer).map(|(session, _)| session);
+        let untold: Vec<SessionId> = untold.collect();
+        for session in aborted.into_iter().chain(untold) {
             let (code, message) = (Code::cut("session_failed"), Message::cut("it ended before"));
             self.send_peer(link, PeerMessage::Abort { session, code, message });
         }

@@ -63,7 +63,11 @@ impl Core {
             }
         };
         let outcome = outcome.map_err(|e: ApiError| e.with("session", id.to_string()));
-        if let Some(waiting) = session.waiting.take() {
+        let (waiting, ended) = (session.waiting.take(), session.state().is_over());
+        if ended {
+            self.owe_region_end(id);
+        }
+        if let Some(waiting) = waiting {
             self.answer(waiting.reply, outcome);
         }
     }

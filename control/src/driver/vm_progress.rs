@@ -6,11 +6,9 @@
 use super::core::Core;
 use crate::limits::VM_FIGURES_PERIOD_NS;
 use crate::migration::{Machine, Session};
-use crate::peer::PeerError;
 use crate::vm::VmOrder;
 use dwcp_dataplane::stats::{SessionCounter, StreamCounter};
 use dwcp_proto::ids::{LaneId, LinkId, SessionId};
-use dwcp_proto::session::phase::SourcePhase;
 use dwcp_proto::time::Nanos;
 use serde_json::{Value, json};
 
@@ -34,36 +32,6 @@ impl Core {
             .map(Session::id)
             .collect();
         due.into_iter().for_each(|id| self.tell_figures(id, now));
-    }
-
-    /// A guest stands still for as long as its peer lives, and not for a peer that says nothing or
-    /// a link that does not come back.
-    fn tick_blackouts(&mut self) {
-        let blackout_max = self.live.get().blackout_max;
-        let mut silent = Vec::new();
-        for (id, session) in &mut self.sessions {
-            let stopped = match &session.machine {
-                Machine::Source(machine) => {
-                    matches!(machine.phase(), SourcePhase::LastRound | SourcePhase::Verifying)
-                }
-                Machine::Sink(_) => false,
-            };
-            let heard = session.link.and_then(|link| Some((link, self.links.get(&link)?.heard()?)));
-            if let (true, Some(part), Some((link, heard))) = (stopped, &mut session.vm, heard)
-                && part.silence.tick(heard) >= blackout_max
-                && session.may_park()
-            {
-                silent.push((*id, link));
-            }
-        }
-        let message = "nothing is heard of the peer while the guest stands still";
-        for (id, link) in silent {
-            if !self.live.get().resume_window.is_zero() {
-                // The sink hears of the end over another connection.
-                self.lose_link(link, &PeerError::Silent { seconds: blackout_max.as_secs() });
-            }
-            self.vm_failed(id, "blackout_max", message);
-        }
     }
 
     fn tell_figures(&mut self, id: SessionId, now: Nanos) {

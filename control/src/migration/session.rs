@@ -4,7 +4,7 @@
 //! Plain values on the control thread.
 
 use super::regions::Memory;
-use super::vm_part::VmPart;
+use super::vm_part::{Silence, VmPart};
 use crate::api::{Reply, Role};
 use crate::state::{SessionRecord, SessionState};
 use dwcp_dataplane::port::{Coding, RoundStats, SessionEnd};
@@ -67,6 +67,10 @@ pub(crate) struct Session {
     pub(crate) record: SessionRecord,
     /// The link that carries it now.
     pub(crate) link: Option<LinkId>,
+    /// Of a region: both ends have it wait for the next connection of a lost link.
+    pub(crate) resumes: bool,
+    /// Source: the peer's silence while what it moves stands still.
+    pub(crate) silence: Silence,
     /// How its shards name it, while they hold memory for it.
     pub(crate) key: Option<SessionKey>,
     /// Of a region; `None` for a session made again from the journal.
@@ -110,6 +114,8 @@ impl Session {
             machine,
             record,
             link: None,
+            resumes: false,
+            silence: Silence::default(),
             key: None,
             plan: None,
             vm: None,
@@ -168,7 +174,7 @@ impl Session {
             Machine::Source(machine) => machine.may_park(),
             Machine::Sink(machine) => machine.may_park(),
         };
-        may && !self.closing
+        may && (self.is_vm() || self.resumes) && !self.closing
     }
 
     /// True for a session of a virtual machine.

@@ -45,8 +45,6 @@ pub(crate) struct VmPart {
     pub(crate) progress: Option<Box<MigrationProgress>>,
     /// The figures told to the task: when, and the counters then.
     pub(crate) figures: Figures,
-    /// Source: the peer's silence while the guest stands still.
-    pub(crate) silence: Silence,
     /// How the session ended, for the client of `vm.migrate`, while the guest is being brought to
     /// where it belongs.
     pub(crate) outcome: Option<Result<(), ApiError>>,
@@ -139,7 +137,6 @@ impl VmPart {
             findings: PeerFindings::default(),
             progress: None,
             figures: Figures::default(),
-            silence: Silence::default(),
             outcome: None,
             give_up_at: None,
             cure: None,

@@ -130,6 +130,12 @@ pub enum PeerError {
     /// Another peer than the link's shows its token, or answers in its place.
     #[error("another peer than the link's wants to resume it")]
     ResumeWrongPeer,
+    /// The HELLOs of another connection agree on something else than the link has.
+    #[error("the peer has not the version and the features any more that the link began with")]
+    ResumeAgreement,
+    /// What moves stood still and its peer said nothing.
+    #[error("nothing is heard of the peer while the guest or the region's owner stands still")]
+    Blackout,
     /// No other connection took the place of the lost one in time.
     #[error("no connection took the place of the lost one within {seconds} s ({cause})")]
     ResumeWindow {
@@ -209,6 +215,8 @@ impl PeerError {
             Self::ResumeTokenWrong => "resume_token_wrong",
             Self::ResumeTokenStale => "resume_token_stale",
             Self::ResumeWrongPeer => "resume_wrong_peer",
+            Self::ResumeAgreement => "resume_agreement",
+            Self::Blackout => "blackout_max",
             Self::ResumeWindow { .. } => "resume_window",
             Self::ResumeUnwanted => "resume_unwanted",
             Self::Keys(_) => "keys_failed",

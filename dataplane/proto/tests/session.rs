@@ -121,10 +121,15 @@ fn early_messages_of_a_sink_fail_the_session_and_keep_the_region() {
 }
 
 #[test]
-fn a_guest_whose_stream_is_under_way_moves_whenever_the_connection_is_renewed() {
+fn what_is_under_way_moves_whenever_the_connection_is_renewed() {
+    renew_at_every_step(World::with_vm);
+    renew_at_every_step(World::resuming);
+}
+
+fn renew_at_every_step(make: fn() -> World) {
     let mut renewals = 0;
     loop {
-        let mut world = World::with_vm();
+        let mut world = make();
         let parks = |world: &World| {
             let source = world.source.as_ref().is_some_and(|source| source.may_park());
             source && world.sink.as_ref().is_some_and(|sink| sink.may_park())
@@ -149,6 +154,21 @@ fn a_guest_whose_stream_is_under_way_moves_whenever_the_connection_is_renewed() 
         renewals += 1;
     }
     assert!(renewals > 10, "{renewals} steps had both ends waiting");
+}
+
+/// The sink has found that all is there, and its word of that is lost with the connection.
+#[test]
+fn a_verified_region_waits_for_its_source_and_a_guest_is_in_doubt() {
+    for (make, waits) in [(World::resuming as fn() -> World, true), (World::with_vm, false)] {
+        let mut world = make();
+        while world.sink.as_ref().is_none_or(|sink| sink.phase() != SinkPhase::Verified) {
+            world.deliver_to_sink(0);
+            world.deliver_to_source(0);
+            world.lane_event();
+            let _ = world.source(SourceInput::Finish);
+        }
+        assert_eq!(world.sink.as_ref().unwrap().may_park(), waits);
+    }
 }
 
 /// Runs until both ends wait for a word that never came: the source has yielded, the sink parks.
@@ -339,9 +359,9 @@ proptest! {
 
     #[test]
     fn there_are_never_two_owners_and_healing_ends_every_doubt(
-        events in prop::collection::vec((any::<u8>(), any::<u8>()), 1..300),
+        events in prop::collection::vec((any::<u8>(), any::<u8>()), 1..300), resumes: bool,
     ) {
-        let mut world = World::new();
+        let mut world = if resumes { World::resuming() } else { World::new() };
         for (op, pick) in events {
             world.event(op, pick);
             world.check();

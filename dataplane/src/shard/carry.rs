@@ -7,7 +7,7 @@ use super::inbox::Origin;
 use super::{Desk, Shard};
 use crate::attach::stream::{Produced, Step, StreamSink, StreamSource};
 use crate::link::{Clock, Link};
-use crate::port::{ChannelId, ChannelSetup, SessionEnd, StreamEnd};
+use crate::port::{ChannelId, ChannelSetup, SessionEnd};
 use crate::stats::ShardCounter;
 use dwcp_proto::ids::{LinkId, Position, Sequence, SessionKey, SessionNumber};
 use dwcp_proto::source::{Cargo, InFlight};
@@ -315,20 +315,6 @@ impl<C: Clock> Desk<C> {
     pub(super) fn say_again(&mut self, link: LinkId) {
         let sinks = self.stream_sinks.iter_mut().filter(|sink| sink.session.link == link);
         sinks.for_each(StreamSink::say_again);
-    }
-
-    /// The link was dropped, and the last stream of its lane is gone.
-    pub(super) fn streams_lost(&mut self, link: LinkId, cause: StreamEnd) {
-        for index in 0..self.stream_sources.len() + self.stream_sinks.len() {
-            let sources = self.stream_sources.len();
-            let session = match self.stream_sources.get(index) {
-                Some(source) => source.session,
-                None => self.stream_sinks[index - sources].session,
-            };
-            if session.link == link {
-                self.fail(session, SessionEnd::LinkLost(cause));
-            }
-        }
     }
 
     fn stream_source(&mut self, session: SessionKey) -> Option<&mut StreamSource> {

@@ -224,7 +224,7 @@ impl<C: Clock> Desk<C> {
     }
 
     /// A stream is gone: what was in flight on it goes out again on the others; with the last one
-    /// its lane's sessions of regions end, and those of VMMs' streams wait for the next one.
+    /// its lane's sessions wait for the next one, unless the link was dropped.
     pub(super) fn stream_down(&mut self, slot: StreamSlot, cause: StreamEnd) {
         let Some(mut stream) = self.streams[slot.index()].take() else { return };
         let link = stream.link;
@@ -245,9 +245,8 @@ impl<C: Clock> Desk<C> {
             }
         });
         if self.lanes[lane].is_empty() {
-            self.lane_down(link, cause);
             if self.lanes[lane].dropped {
-                self.streams_lost(link, cause);
+                self.sessions_lost(link, cause);
                 self.remove_lane(link);
             } else {
                 self.say_again(link);
@@ -265,7 +264,7 @@ impl<C: Clock> Desk<C> {
     }
 
     /// A request for proof may have died with its stream; the sink answers the same one twice.
-    fn ask_again(&mut self, lane: usize) {
+    pub(super) fn ask_again(&mut self, lane: usize) {
         let link = self.lanes[lane].link;
         for index in 0..self.sources.len() {
             let source = &self.sources[index];
@@ -279,19 +278,25 @@ impl<C: Clock> Desk<C> {
         }
     }
 
-    /// The last stream of a lane is gone: its sessions of regions end.
-    fn lane_down(&mut self, link: LinkId, cause: StreamEnd) {
+    /// The link was dropped, and the last stream of its lane is gone.
+    pub(super) fn sessions_lost(&mut self, link: LinkId, cause: StreamEnd) {
         for index in 0..self.sources.len() {
-            let session = self.sources[index].session;
-            if session.link == link {
-                self.fail(session, SessionEnd::LinkLost(cause));
-            }
+            self.lose(self.sources[index].session, link, cause);
         }
         for index in 0..self.sinks.len() {
-            let session = self.sinks[index].session;
-            if session.link == link {
-                self.fail(session, SessionEnd::LinkLost(cause));
-            }
+            self.lose(self.sinks[index].session, link, cause);
+        }
+        for index in 0..self.stream_sources.len() {
+            self.lose(self.stream_sources[index].session, link, cause);
+        }
+        for index in 0..self.stream_sinks.len() {
+            self.lose(self.stream_sinks[index].session, link, cause);
+        }
+    }
+
+    fn lose(&mut self, session: SessionKey, link: LinkId, cause: StreamEnd) {
+        if session.link == link {
+            self.fail(session, SessionEnd::LinkLost(cause));
         }
     }
 

@@ -168,6 +168,7 @@ impl<L: Link> Shard<L> {
                 self.desk.streams[slot.index()] = Some(Stream::new(link, place, frame_rtt_ns));
                 // The first record of each side proves that it has the keys.
                 self.desk.queue(slot, Frame::Ping { stamp: self.desk.now.0 });
+                self.desk.ask_again(lane);
             }
             Err(cause) => self.desk.report(Event::StreamDown { link, stream: id, cause }),
         }
@@ -181,7 +182,7 @@ impl<L: Link> Shard<L> {
         };
         lane.dropped = true;
         if lane.is_empty() {
-            self.desk.streams_lost(link, StreamEnd::Dropped);
+            self.desk.sessions_lost(link, StreamEnd::Dropped);
             self.desk.remove_lane(link);
             return;
         }

@@ -270,8 +270,21 @@ impl Pair {
     }
 
     pub(crate) fn verify(&mut self) {
+        self.start_verify();
+        self.wait_verified();
+    }
+
+    pub(crate) fn start_verify(&mut self) {
         let session = self.session;
         self.source.command(Command::Verify { session });
+    }
+
+    /// The source's shard is told that the link is given up.
+    pub(crate) fn drop_link(&mut self) {
+        self.source.command(Command::DropLink { link: self.session.link });
+    }
+
+    pub(crate) fn wait_verified(&mut self) {
         for side in [&mut self.source, &mut self.sink] {
             side.event(|event| match event {
                 Event::Verified { .. } => Some(()),

@@ -44,8 +44,13 @@ impl Lab {
         (source_pki, source_flags): (Option<PathBuf>, &[&str]),
         (sink_pki, sink_flags): (Option<PathBuf>, &[&str]),
     ) -> Self {
-        let daemon = |name, pki, flags| {
-            Daemon::start(DaemonSpec::new(&folder.path().join(name), pki).with(flags))
+        // A lost link ends its sessions at once, so that what a cut leaves behind is seen; tests of
+        // links that come back ask for more.
+        let daemon = |name, pki, flags: &[&str]| {
+            let spec = DaemonSpec::new(&folder.path().join(name), pki);
+            let at_once = ["--resume-window", "0s"];
+            let waits = flags.contains(&at_once[0]);
+            Daemon::start(spec.with(if waits { &[] } else { &at_once }).with(flags))
         };
         let source = daemon("source", source_pki, source_flags);
         let sink = daemon("sink", sink_pki, sink_flags);

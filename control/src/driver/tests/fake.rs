@@ -79,6 +79,8 @@ pub(super) struct Script {
     pub(super) hold_opened: Cell<bool>,
     pub(super) hold_closed: Cell<bool>,
     pub(super) hold_rounds: Cell<bool>,
+    /// Rounds take until this is false again; other reports don't wait for them.
+    pub(super) long_rounds: Cell<bool>,
     /// At a sink: it has not found that all pages match.
     pub(super) hold_verified: Cell<bool>,
     /// At a sink: what its QEMU got is not what was sent.
@@ -102,6 +104,8 @@ struct FakeShard {
     wake: dwcp_ffi::poll::Waker,
     script: Rc<Script>,
     held: Vec<Event>,
+    /// Rounds under way.
+    rounds: Vec<Event>,
     sinks: Vec<SessionKey>,
     /// Sessions of virtual machines.
     streams: Vec<SessionKey>,
@@ -121,6 +125,9 @@ impl FakeShard {
         if !held && *self.verified.borrow() > self.verified_seen && !self.sinks.is_empty() {
             self.verified_seen = *self.verified.borrow();
             self.held.extend(self.sinks.drain(..).map(|session| Event::Verified { session }));
+        }
+        if !self.script.long_rounds.get() {
+            self.held.append(&mut self.rounds);
         }
         // What is held back holds back what follows it, as a ring does.
         let script = &self.script;
@@ -157,7 +164,7 @@ impl FakeShard {
             }
             Command::StartRound { session, round, .. } => {
                 let stats = RoundStats { pages: 4, pages_sent: 3, wire_bytes: 99, nanos: 7 };
-                self.held.push(Event::RoundDone { session, round, stats });
+                self.rounds.push(Event::RoundDone { session, round, stats });
             }
             Command::OpenStreamSource(setup) => {
                 self.streams.push(setup.session);
@@ -186,6 +193,7 @@ impl FakeShard {
                 self.sinks.retain(|sink| *sink != session);
                 self.streams.retain(|stream| *stream != session);
                 let of = session;
+                self.rounds.clear();
                 self.held.retain(
                     |event| !matches!(event, Event::StreamDigest { session, .. } if *session == of),
                 );
@@ -266,6 +274,7 @@ impl Daemon {
             wake,
             script: Rc::clone(&script),
             held: Vec::new(),
+            rounds: Vec::new(),
             sinks: Vec::new(),
             streams: Vec::new(),
             sockets: Vec::new(),

@@ -4,6 +4,7 @@
 mod doubt;
 mod fake;
 mod limits;
+mod parked;
 mod path;
 mod qemus;
 mod session;

@@ -138,15 +138,15 @@ impl SourceSession {
         self.phase.is_end() && self.writing.is_none() && self.telling.is_none()
     }
 
-    /// True while a lost connection changes nothing but time, if another one takes its place: a
-    /// virtual machine's stream is under way and its guest has not been given up.
+    /// True while a lost connection changes nothing but time, if another one takes its place: pages
+    /// or a virtual machine's stream are under way, and nothing has been given up.
     #[must_use]
     pub const fn may_park(&self) -> bool {
         let under_way = matches!(
             self.phase,
             SourcePhase::PreCopy | SourcePhase::LastRound | SourcePhase::Verifying
         );
-        under_way && self.terms.is_some() && self.writing.is_none() && self.link_up
+        under_way && self.writing.is_none() && self.link_up
     }
 
     /// Takes an input and tells what to do.

@@ -39,13 +39,17 @@ pub const FEATURE_STREAM: u64 = 1 << 3;
 /// A link may go on over another connection (`link_resume`).
 pub const FEATURE_RESUME: u64 = 1 << 4;
 
+/// Sessions of regions wait for the next connection of a link that goes on (`link_resume`).
+pub const FEATURE_RESUME_REGIONS: u64 = 1 << 6;
+
 /// Every feature that this program knows, and its name for people.
-const FEATURES: [(u64, &str); 5] = [
+const FEATURES: [(u64, &str); 6] = [
     (FEATURE_PAGES_DELTA, "pages_delta"),
     (FEATURE_PAGES_ZSTD, "pages_zstd"),
     (FEATURE_PLAIN_RECORDS, "plain_records"),
     (FEATURE_STREAM, "stream"),
     (FEATURE_RESUME, "resume"),
+    (FEATURE_RESUME_REGIONS, "resume_regions"),
 ];
 
 /// The names of the features that are in a set.
@@ -62,7 +66,8 @@ pub const fn features_of(version: WireVersion) -> u64 {
         | FEATURE_STREAM
         | FEATURE_RESUME;
     match version {
-        WireVersion::V1 | WireVersion::V2 => first,
+        WireVersion::V1 => first,
+        WireVersion::V2 => first | FEATURE_RESUME_REGIONS,
     }
 }
 

@@ -49,6 +49,8 @@ pub(crate) struct World {
     pub(crate) journal_lost: bool,
     /// It moves a virtual machine, so that the sink parks.
     pub(crate) vm: bool,
+    /// Its ends wait for another connection, as a machine's do and a region's if both know how.
+    pub(crate) resumes: bool,
     /// An operator decided at this end, and its journal may hold it.
     pub(crate) source_decided: bool,
     pub(crate) sink_decided: bool,
@@ -62,6 +64,11 @@ impl World {
     pub(crate) fn new() -> Self {
         let (region, coding) = (RegionName::cut("vm"), PeerCoding::Full);
         Self::of(SourceWhat::Region { region, pages: 100, coding })
+    }
+
+    /// One that moves a region which waits for another connection of its link.
+    pub(crate) fn resuming() -> Self {
+        Self { resumes: true, ..Self::new() }
     }
 
     /// One that moves a virtual machine.
@@ -92,6 +99,7 @@ impl World {
             sink_ever_committed: false,
             journal_lost: false,
             vm,
+            resumes: vm,
             source_decided: false,
             sink_decided: false,
             sink_parked: false,
@@ -372,7 +380,7 @@ impl World {
                     false => {}
                 }
             }
-            253..=255 if self.vm => self.renew(),
+            253..=255 if self.resumes => self.renew(),
             _ => {}
         }
     }

@@ -12,12 +12,18 @@ use crate::session::resolve::{Conflict, RunAt};
 use crate::wire::token::JournalId;
 
 impl SinkSession {
-    /// True while a lost connection changes nothing but time, if another one takes its place: a
-    /// virtual machine's stream arrives. Once all of it is here and checked, the source may give
-    /// the guest up unheard, and the rules of a doubt hold.
+    /// True while a lost connection changes nothing but time, if another one takes its place: pages
+    /// or a virtual machine's stream arrive. Once all is here and checked, the source may give it
+    /// up unheard. A region waits all the same, since nobody runs on it before the commit; for a
+    /// guest, which stands loaded, the rules of a doubt hold.
     #[must_use]
     pub const fn may_park(&self) -> bool {
-        matches!(self.phase, SinkPhase::Receiving) && self.vm.is_some() && !self.yielded
+        let waits = match self.phase {
+            SinkPhase::Receiving => true,
+            SinkPhase::Verified => self.vm.is_none(),
+            _ => false,
+        };
+        waits && !self.yielded && self.writing.is_none()
     }
 
     /// True for a session that is in doubt because of its link alone: its journal is silent.

@@ -24,7 +24,7 @@ pub use load::{Load, random_bytes};
 pub use metrics::Metrics;
 pub use options::Options;
 pub use ping::{Ping, Trips};
-pub use process::{Running, mortal, run};
+pub use process::{Running, children_cpu_seconds, mortal, run};
 pub use row::{Row, Rows, Series, Target};
 
 use std::process::ExitCode;

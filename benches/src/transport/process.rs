@@ -2,6 +2,7 @@
 
 use super::error::{BenchError, io};
 use dwcp_tools::lab::{LabError, wait_for};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -146,13 +147,35 @@ impl Drop for Running {
     }
 }
 
-/// User and system time of a line of `/proc/PID/stat`, whose second field may hold anything.
+/// User and system time of a line of `/proc/PID/stat`.
 fn cpu_seconds(stat: &str) -> Option<f64> {
     /// The place of the user time behind the name; the system time follows.
     const USER: usize = 11;
-    let (_, rest) = stat.rsplit_once(')')?;
-    let ticks = |at: usize| rest.split_whitespace().nth(at)?.parse::<f64>().ok();
+    let ticks = |at: usize| field(stat, at)?.parse::<f64>().ok();
     Some((ticks(USER)? + ticks(USER + 1)?) / TICKS_PER_SECOND)
+}
+
+/// A field behind the name, which may hold anything.
+fn field(stat: &str, at: usize) -> Option<&str> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(at)
+}
+
+/// The processor time of each process that has this parent.
+#[must_use]
+pub fn children_cpu_seconds(parent: u32) -> BTreeMap<u32, f64> {
+    /// The place of the parent behind the name.
+    const PARENT: usize = 1;
+    let parent = parent.to_string();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let child = |id: u32| {
+        // It may be gone by now.
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        let is_child = field(&stat, PARENT) == Some(&parent);
+        cpu_seconds(&stat).filter(|_| is_child).map(|seconds| (id, seconds))
+    };
+    ids.filter_map(child).collect()
 }
 
 fn tail(text: &str) -> &str {
@@ -171,6 +194,16 @@ mod tests {
         let stat = "7 (a) b) S 1 7 7 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 1 0 1";
         assert_eq!(cpu_seconds(stat), Some(3.0));
         assert_eq!(cpu_seconds("7 (a"), None);
+    }
+
+    #[test]
+    fn children_are_found_by_their_parent() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        let running = Running::start(&command, "sleep", folder.path().join("log")).unwrap();
+        assert!(children_cpu_seconds(std::process::id()).contains_key(&running.id()));
+        assert!(!children_cpu_seconds(running.id()).contains_key(&running.id()));
     }
 
     #[test]

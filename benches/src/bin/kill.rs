@@ -80,11 +80,12 @@ fn measure(
     let row = Row::new(case, "longest time without goodput", gaps, "ms", Target::AtMost(GAP_MS));
     let lost = |kill: &Kill| {
         let mean = |from_s: f64| curve.rate_bits(from_s, from_s + 1.0);
-        (1.0 - mean(kill.at_s) / mean(kill.at_s - 1.0)) * 1e3
+        ((1.0 - mean(kill.at_s) / mean(kill.at_s - 1.0)) * 1e3).round()
     };
+    let lost_ms: Vec<f64> = kills.iter().map(lost).collect();
     let detail = json!({
         "without_a_kill_ms": before,
-        "goodput_lost_in_a_second_ms": kills.iter().map(|kill| lost(kill).round()).collect::<Vec<_>>(),
+        "goodput_lost_in_a_second_ms": lost_ms,
     });
     let values = around(&kills, &curve.megabits(0.02));
     let series = vec![Series { name: "dwcp".to_owned(), step_s: 0.02, values }];

@@ -1,5 +1,5 @@
-//! A path that drops to a tenth of its rate and comes back: how long until dwcp runs steadily at the
-//! new rate, and how much waits in front of the path meanwhile. iperf3 goes through the same.
+//! A path that drops to a tenth of its rate and comes back: how long until dwcp runs steadily at
+//! the new rate, and how much waits in front of it meanwhile. iperf3 goes through the same.
 #![forbid(unsafe_code)]
 
 use dwcp_benches::transport::{

@@ -1,5 +1,5 @@
 //! What a byte costs in processor time, both ends together: a region of dwcp's beside QEMU's
-//! multifd over TLS, over loopback, in turn; and `iperf3`, which seals nothing and looks at nothing.
+//! multifd over TLS, over loopback, in turn; and `iperf3`, which seals and looks at nothing.
 //!
 //! All move the same amount of random bytes by four connections into memory that is new. dwcp has
 //! one shard at each end; its daemons' whole lives are counted, start and verification of each page

@@ -3,7 +3,7 @@
 //! A child is killed by its own process number when its owner is dropped; a failing test prints
 //! what it said.
 
-use super::{SOON, wait_for};
+use super::{SOON, binary, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -26,7 +26,12 @@ pub(crate) struct Carrier {
 impl Carrier {
     /// The command of a carrier in a test: plaintext without certificates.
     pub(crate) fn command(pki: Option<&Path>, flags: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dwcp"));
+        Self::command_of(&binary::today(), pki, flags)
+    }
+
+    /// The same of another binary than today's.
+    pub(crate) fn command_of(binary: &Path, pki: Option<&Path>, flags: &[&str]) -> Command {
+        let mut command = Command::new(binary);
         command.arg("carry").args(flags);
         match pki {
             Some(folder) => command.arg("--pki").arg(folder),
@@ -123,18 +128,35 @@ impl Carriers {
     /// Starts both.
     pub(crate) fn start(
         folder: &Path,
+        source: (Option<&Path>, &[&str]),
+        sink: (Option<&Path>, &[&str]),
+    ) -> Self {
+        Self::start_both(folder, &[binary::today(), binary::today()], source, sink)
+    }
+
+    /// Starts source and sink of these binaries.
+    pub(crate) fn start_of(folder: &Path, of: &[PathBuf; 2], [source, sink]: [&Path; 2]) -> Self {
+        Self::start_both(folder, of, (Some(source), &[]), (Some(sink), &[]))
+    }
+
+    fn start_both(
+        folder: &Path,
+        [source_binary, sink_binary]: &[PathBuf; 2],
         (source_pki, source_flags): (Option<&Path>, &[&str]),
         (sink_pki, sink_flags): (Option<&Path>, &[&str]),
     ) -> Self {
         let path = |name: &str| folder.join(name).to_str().expect("a path in UTF-8").to_owned();
         let (to_vmm, from_vmm) = (path("in"), path("out"));
         let flags = ["--listen", "127.0.0.1:0", "--connect-unix", &to_vmm];
-        let mut command = Carrier::command(sink_pki, &flags);
+        let mut command = Carrier::command_of(sink_binary, sink_pki, &flags);
         command.args(sink_flags);
         let sink = Carrier::start(command, folder.join("sink.log"));
         let peer = sink.event("ready")["listen"].as_str().expect("an address").to_owned();
-        let mut command =
-            Carrier::command(source_pki, &["--listen-unix", &from_vmm, "--to", &peer]);
+        let mut command = Carrier::command_of(
+            source_binary,
+            source_pki,
+            &["--listen-unix", &from_vmm, "--to", &peer],
+        );
         command.args(source_flags);
         let source = Carrier::start(command, folder.join("source.log"));
         source.event("ready");

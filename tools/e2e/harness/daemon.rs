@@ -5,7 +5,7 @@
 
 use super::client::{Answer, Client, Pending};
 use super::metrics::Metrics;
-use super::{SOON, wait_for, wait_until};
+use super::{SOON, binary, wait_for, wait_until};
 use dwcp_tools::lab::{Net, Node};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -30,18 +30,26 @@ pub(crate) struct DaemonSpec {
     pub(crate) flags: Vec<String>,
     /// The host that it runs on; without one, the machine itself, on loopback.
     pub(crate) place: Option<(Arc<Net>, &'static str)>,
+    /// What it runs.
+    pub(crate) binary: PathBuf,
 }
 
 impl DaemonSpec {
     /// The usual daemon.
     pub(crate) fn new(folder: &Path, pki: Option<PathBuf>) -> Self {
-        Self { folder: folder.to_owned(), pki, flags: Vec::new(), place: None }
+        let (folder, binary) = (folder.to_owned(), binary::today());
+        Self { folder, pki, flags: Vec::new(), place: None, binary }
     }
 
     /// Adds flags.
     pub(crate) fn with(mut self, flags: &[&str]) -> Self {
         self.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
         self
+    }
+
+    /// Has it run another binary than today's.
+    pub(crate) fn of(self, binary: &Path) -> Self {
+        Self { binary: binary.to_owned(), ..self }
     }
 
     /// Puts it on a host of a network.
@@ -67,8 +75,9 @@ impl DaemonSpec {
 
     /// The whole command.
     pub(crate) fn command(&self, metrics: SocketAddr) -> Command {
-        let binary = env!("CARGO_BIN_EXE_dwcp");
-        let mut command = self.node().map_or_else(|| Command::new(binary), |it| it.command(binary));
+        let binary = &self.binary;
+        let node = self.node();
+        let mut command = node.map_or_else(|| Command::new(binary), |node| node.command(binary));
         let listen = match self.node() {
             Some(node) => format!("{}:{PORT}", node.address()),
             None => "127.0.0.1:0".to_owned(),

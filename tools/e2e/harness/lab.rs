@@ -5,8 +5,10 @@ use super::daemon::{Daemon, DaemonSpec};
 use super::memory::{MIB, Memory};
 use super::pki::Pki;
 use super::proxy::{Channel, Proxy, Way};
+use dwcp_tools::lab::Net;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::sync::Arc;
 use tempfile::TempDir;
 
 /// The source's name in its certificate.
@@ -20,6 +22,8 @@ pub(crate) struct Lab {
     pub(crate) source: Daemon,
     pub(crate) sink: Daemon,
     pub(crate) proxy: Proxy,
+    /// On hosts of a network there is no proxy between them.
+    is_direct: bool,
     // Last, so that the daemons have ended when it goes.
     _folder: TempDir,
 }
@@ -44,23 +48,43 @@ impl Lab {
         (source_pki, source_flags): (Option<PathBuf>, &[&str]),
         (sink_pki, sink_flags): (Option<PathBuf>, &[&str]),
     ) -> Self {
-        // A lost link ends its sessions at once, so that what a cut leaves behind is seen; tests of
-        // links that come back ask for more.
-        let daemon = |name, pki, flags: &[&str]| {
-            let spec = DaemonSpec::new(&folder.path().join(name), pki);
-            let at_once = ["--resume-window", "0s"];
-            let waits = flags.contains(&at_once[0]);
-            Daemon::start(spec.with(if waits { &[] } else { &at_once }).with(flags))
-        };
-        let source = daemon("source", source_pki, source_flags);
-        let sink = daemon("sink", sink_pki, sink_flags);
-        let proxy = Proxy::start(sink.listen);
-        Self { source, sink, proxy, _folder: folder }
+        let spec = |name, pki, flags| spec_of(&folder, name, pki, flags);
+        let source = spec("source", source_pki, source_flags);
+        let sink = spec("sink", sink_pki, sink_flags);
+        Self::start_specs(folder, source, sink)
     }
 
-    /// Where the source finds the sink: behind the proxy.
+    /// Starts source and sink of these binaries, with the same flags and fresh certificates.
+    pub(crate) fn start_of([source, sink]: &[PathBuf; 2], flags: &[&str]) -> Self {
+        let (folder, [near, far]) = Self::specs(flags);
+        Self::start_specs(folder, near.of(source), far.of(sink))
+    }
+
+    /// Starts both on the two hosts of a network, with the same flags and fresh certificates.
+    pub(crate) fn start_on(net: &Arc<Net>, flags: &[&str]) -> Self {
+        let (folder, [source, sink]) = Self::specs(flags);
+        let lab = Self::start_specs(folder, source.on(net, "a"), sink.on(net, "b"));
+        Self { is_direct: true, ..lab }
+    }
+
+    fn specs(flags: &[&str]) -> (TempDir, [DaemonSpec; 2]) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pki = Pki::init(folder.path().join("pki"));
+        let spec = |name, host| spec_of(&folder, name, Some(pki.host(host)), flags);
+        let specs = [spec("source", SOURCE), spec("sink", SINK)];
+        (folder, specs)
+    }
+
+    fn start_specs(folder: TempDir, source: DaemonSpec, sink: DaemonSpec) -> Self {
+        let (source, sink) = (Daemon::start(source), Daemon::start(sink));
+        let proxy = Proxy::start(sink.listen);
+        Self { source, sink, proxy, is_direct: false, _folder: folder }
+    }
+
+    /// Where the source finds the sink: behind the proxy, where there is one.
     pub(crate) fn peer(&self) -> String {
-        self.proxy.address().to_string()
+        let address = if self.is_direct { self.sink.listen } else { self.proxy.address() };
+        address.to_string()
     }
 
     /// Starts a dead sink again and tells the proxy.
@@ -114,6 +138,15 @@ impl Lab {
         session.finish_committed();
         transfer.assert_equal();
     }
+}
+
+/// A lost link ends its sessions at once, so that what a cut leaves behind is seen; tests of links
+/// that come back ask for more.
+fn spec_of(folder: &TempDir, name: &str, pki: Option<PathBuf>, flags: &[&str]) -> DaemonSpec {
+    let at_once = ["--resume-window", "0s"];
+    let waits = flags.contains(&at_once[0]);
+    let spec = DaemonSpec::new(&folder.path().join(name), pki);
+    spec.with(if waits { &[] } else { &at_once }).with(flags)
 }
 
 fn register(daemon: &Daemon, params: Value, memory: &Memory) {

@@ -3,6 +3,7 @@
 //! Each piece ends what it started when it is dropped. Waiting is always for a condition and always
 //! bounded.
 
+pub(crate) mod binary;
 pub(crate) mod carrier;
 pub(crate) mod client;
 pub(crate) mod daemon;

@@ -5,13 +5,13 @@
 use crate::harness::client::Client;
 use crate::harness::daemon::{Daemon, DaemonSpec};
 use crate::harness::pki::Pki;
-use crate::harness::{SOON, wait_for};
+use crate::harness::{SOON, binary, wait_for};
 use dwcp_tools::lab::{Guest, Lab, Net, NetSpec, Vm, VmConfig};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,6 +72,11 @@ impl Hosts {
 
     /// Like [`Self::up`], with further flags for both daemons.
     pub(super) fn up_with(link: &str, flags: &[&str]) -> Option<Self> {
+        Self::up_of(link, &[binary::today(), binary::today()], flags)
+    }
+
+    /// Like [`Self::up_with`], with daemons of these binaries.
+    pub(super) fn up_of(link: &str, of: &[PathBuf; 2], flags: &[&str]) -> Option<Self> {
         let lab = Lab::for_test()?;
         if !lab.qemu_keeps_pages() {
             let version = lab.qemu_version().unwrap_or_default();
@@ -85,7 +90,7 @@ impl Hosts {
             let own = pki.host(at.host());
             let spec = DaemonSpec::new(&folder.path().join(NODES[at.index()]), Some(own));
             let spec = spec.with(&["--memory", "1GiB"]).with(flags);
-            Daemon::start(spec.on(&net, NODES[at.index()]))
+            Daemon::start(spec.of(&of[at.index()]).on(&net, NODES[at.index()]))
         };
         let daemons = [start(At::A), start(At::B)];
         Some(Self { daemons, net, lab, folder })

@@ -23,6 +23,7 @@ mod referee;
 mod refuse;
 mod spawned;
 mod survive;
+mod versions;
 mod way_back;
 
 /// Whether everything is to be run.

@@ -12,6 +12,7 @@ use crate::error::ControlError;
 use dwcp_proto::negotiate::{Agreed, agree};
 use dwcp_proto::wire::hello::{Hello, HostName};
 use dwcp_proto::wire::limits::HELLO_BYTES_MAX;
+use dwcp_proto::wire::version::WireVersion;
 use rustls_pki_types::{CertificateDer, ServerName};
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -30,6 +31,8 @@ pub(crate) struct Identity {
     tls: Option<Rc<RefCell<TlsIdentity>>>,
     host_name: String,
     instance: [u8; 16],
+    /// The highest version that it says it speaks.
+    version: WireVersion,
 }
 
 /// A peer that proved its name and speaks our version.
@@ -52,14 +55,16 @@ impl Identity {
             PeerSecurity::Mutual { pki_dir } => {
                 let tls = TlsIdentity::load(pki_dir)?;
                 let host_name = tls.host_name().to_owned();
-                Self { tls: Some(Rc::new(RefCell::new(tls))), host_name, instance }
+                let tls = Some(Rc::new(RefCell::new(tls)));
+                Self { tls, host_name, instance, version: WireVersion::HIGHEST }
             }
             PeerSecurity::InsecurePlaintext { host_name } => {
                 tracing::warn!(
                     "peers are neither authenticated nor is anything encrypted: \
                      this is for comparisons alone"
                 );
-                Self { tls: None, host_name: host_name.clone(), instance }
+                let (host_name, version) = (host_name.clone(), WireVersion::HIGHEST);
+                Self { tls: None, host_name, instance, version }
             }
         })
     }
@@ -74,8 +79,15 @@ impl Identity {
         self.tls.is_some()
     }
 
+    /// The same host with a program of an earlier version.
+    #[cfg(test)]
+    pub(crate) fn of_version(self, version: WireVersion) -> Self {
+        Self { version, ..self }
+    }
+
     fn hello(&self) -> Hello {
         let hello = Hello::ours(HostName::cut(&self.host_name), self.instance);
+        let hello = hello.of_version(self.version);
         if self.is_secure() { hello } else { hello.with_plain_records() }
     }
 

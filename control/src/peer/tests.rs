@@ -8,7 +8,9 @@ use crate::api::PeerAddress;
 use crate::config::{LiveSettings, PeerSecurity, PeerTimeouts};
 use crate::tally::Tally;
 use dwcp_proto::ids::{Incarnation, LinkEpoch, StreamId};
+use dwcp_proto::wire::hello::features_of;
 use dwcp_proto::wire::peer::{PeerCodec, PeerMessage};
+use dwcp_proto::wire::version::WireVersion;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
     KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
@@ -108,6 +110,20 @@ fn meet(listener: Identity, dialler: Identity, name: Option<&str>) -> Meeting {
         }
         Meeting { dialled: outcome, accepted, refused }
     })
+}
+
+#[test]
+fn what_one_end_has_not_is_off_at_both() {
+    for (ours, theirs) in [(WireVersion::V1, WireVersion::V2), (WireVersion::V2, WireVersion::V1)] {
+        let (near, far) = (plaintext().of_version(ours), plaintext().of_version(theirs));
+        let met = meet(near, far, None);
+        let (dialled, accepted) = (met.dialled.unwrap().agreed, met.accepted.unwrap().agreed);
+        assert_eq!(dialled, accepted);
+        assert_eq!(
+            (dialled.version, dialled.features),
+            (WireVersion::V1, features_of(WireVersion::V1))
+        );
+    }
 }
 
 /// Runs a listener on a port of its own and a test against it.

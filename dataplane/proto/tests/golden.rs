@@ -9,7 +9,7 @@ use dwcp_proto::ids::{
 };
 use dwcp_proto::session::resolve::RunAt;
 use dwcp_proto::wire::frame::{Frame, NackReason, StreamKind, StreamPart};
-use dwcp_proto::wire::hello::{Hello, HostName, features_of};
+use dwcp_proto::wire::hello::{Hello, HostName};
 use dwcp_proto::wire::keys::{Direction, key_context, nonce};
 use dwcp_proto::wire::peer::{
     Code, Message, Outcome, PeerCodec, PeerCoding, PeerMessage, RegionName,
@@ -33,9 +33,7 @@ const NUMBER: SessionNumber = SessionNumber(0x0203_0405);
 fn hello(version: WireVersion) -> Hello {
     let mut instance = [0; 16];
     instance.iter_mut().zip(0xa0..).for_each(|(byte, value)| *byte = value);
-    let ours = Hello::ours(HostName::new("host-a.example").unwrap(), instance);
-    let features_offered = ours.features_offered & features_of(version);
-    Hello { version_highest: version.number(), features_offered, ..ours }
+    Hello::ours(HostName::new("host-a.example").unwrap(), instance).of_version(version)
 }
 
 fn preface(version: WireVersion) -> StreamPreface {

@@ -8,6 +8,7 @@ use crate::peer::{Established, Identity, random, read_message, write_message};
 use dwcp_proto::ids::{LinkEpoch, SessionId};
 use dwcp_proto::wire::peer::{Outcome, PeerMessage};
 use dwcp_proto::wire::token::JournalId;
+use dwcp_proto::wire::version::WireVersion;
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -16,9 +17,14 @@ use tokio::net::TcpStream;
 
 /// A peer named `name` that says what the test wants it to say.
 pub(super) async fn peer(daemon: &Daemon, name: &str) -> Established {
+    peer_of(daemon, name, WireVersion::HIGHEST).await
+}
+
+/// The same with a program of that version.
+pub(super) async fn peer_of(daemon: &Daemon, name: &str, version: WireVersion) -> Established {
     let host_name = name.to_owned();
     let security = PeerSecurity::InsecurePlaintext { host_name };
-    let identity = Identity::load(&security, random()).unwrap();
+    let identity = Identity::load(&security, random()).unwrap().of_version(version);
     let stream = TcpStream::connect(daemon.info["listen"].as_str().unwrap()).await.unwrap();
     identity.connect(stream, None).await.unwrap()
 }

@@ -2,7 +2,7 @@
 //! connection, or end as they must.
 
 use super::fake::run;
-use super::limits::peer;
+use super::limits::{peer, peer_of};
 use super::path::Path;
 use super::vm::VmPair;
 use crate::peer::{Established, read_message, write_message};
@@ -371,6 +371,23 @@ fn nobody_takes_up_a_link_that_is_not_his_or_not_here() {
         // A link is taken up by the first message alone.
         let late = ask(&source.channel, EPOCH, source.resume).await;
         assert_eq!(code(&late), "goodbye");
+    });
+}
+
+#[test]
+fn a_link_keeps_the_version_and_the_features_that_it_began_with() {
+    run(|directory| async move {
+        let mut pair = VmPair::start(directory).await;
+        let source = Source::start(&pair, "x").await;
+        ready_links(&mut pair, 1).await;
+        let older = peer_of(&pair.b, "x", WireVersion::V1).await;
+        let answer = ask(&older, EPOCH, source.resume).await;
+        assert_eq!(code(&answer), "resume_agreement");
+        assert_eq!(pair.b.counters.refused.count("resume_agreement"), 1);
+        // The link that is there is untouched, and so is its token.
+        ready_links(&mut pair, 1).await;
+        let unknown = show(&pair, "x", EPOCH, source.resume).await;
+        assert_eq!(code(&unknown), "resume_session_unknown");
     });
 }
 

@@ -117,6 +117,14 @@ impl Hello {
         }
     }
 
+    /// The same for a program whose highest version it is.
+    #[must_use]
+    pub fn of_version(mut self, version: WireVersion) -> Self {
+        self.version_highest = version.number();
+        self.features_offered &= features_of(version);
+        self
+    }
+
     /// The same for a daemon whose records travel in the clear.
     #[must_use]
     pub fn with_plain_records(mut self) -> Self {

@@ -84,6 +84,15 @@ pub(crate) mod decisions {
     #[doc = include_str!("decisions/0015-one-stream-while-it-is-enough.md")]
     pub(crate) mod one_stream_while_it_is_enough {}
 
+    #[doc = include_str!("decisions/0016-page-versions-in-private-memory.md")]
+    pub(crate) mod page_versions_in_private_memory {}
+
+    #[doc = include_str!("decisions/0017-curb-on-startup.md")]
+    pub(crate) mod curb_on_startup {}
+
+    #[doc = include_str!("decisions/0018-long-window-of-128-mib.md")]
+    pub(crate) mod long_window_of_128_mib {}
+
     #[doc = include_str!("decisions/0021-regions-wait-for-their-link.md")]
     pub(crate) mod regions_wait_for_their_link {}
 }

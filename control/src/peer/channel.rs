@@ -180,9 +180,10 @@ async fn read_until_end(
             buffer.drain(..used);
             match message {
                 PeerMessage::Ping { stamp } => {
-                    let pong = PeerMessage::Pong { stamp };
-                    // A full queue means that the peer does not read; the core notices.
-                    let _ = pongs.upgrade().map(|queue| queue.try_send(pong));
+                    // Who does not read is not read either, and so falls silent.
+                    if let Some(queue) = pongs.upgrade() {
+                        let _ = queue.send(PeerMessage::Pong { stamp }).await;
+                    }
                 }
                 PeerMessage::Pong { .. } => {}
                 PeerMessage::Goodbye { reason } => {
@@ -218,7 +219,8 @@ async fn write_until_end(
     PeerError::Stopping
 }
 
-/// Pings an idle peer and ends the channel of a silent one.
+/// Pings an idle peer and ends the channel of a silent one, and one that the core has let go of when
+/// the peer does not take the last words.
 ///
 /// Silence is counted in waits of our own, not by the clock: a daemon that was stopped for a while
 /// itself must not blame its peers for that.
@@ -234,7 +236,8 @@ async fn watch(
         let settings = live.get();
         let wait = settings.peer_ping_every.min(settings.peer_dead_after);
         tokio::time::sleep(wait).await;
-        if heard.get() != last_heard {
+        let queue = pings.upgrade();
+        if queue.is_some() && heard.get() != last_heard {
             last_heard = heard.get();
             silent = Duration::ZERO;
         } else {
@@ -245,6 +248,6 @@ async fn watch(
         }
         stamp += 1;
         // A full queue means that the peer does not read; its silence is noticed above.
-        let _ = pings.upgrade().map(|queue| queue.try_send(PeerMessage::Ping { stamp }));
+        let _ = queue.map(|queue| queue.try_send(PeerMessage::Ping { stamp }));
     }
 }

@@ -124,12 +124,13 @@ impl ApiServer {
         Ok(Self { listener, config, counters, group_id: metadata.gid(), file })
     }
 
-    /// Accepts clients until the core no longer listens.
-    pub(crate) async fn serve(self, inputs: mpsc::Sender<ApiInput>) {
+    /// Accepts clients until the core no longer listens; `failures` counts what could not be
+    /// accepted.
+    pub(crate) async fn serve(self, inputs: mpsc::Sender<ApiInput>, failures: Tally) {
         let _file = &self.file;
         let memory = ClientMemory::default();
         let mut next_id = 0;
-        let mut acceptor = Acceptor::new("control socket");
+        let mut acceptor = Acceptor::new("control_socket", failures);
         loop {
             let (stream, _) = tokio::select! {
                 accepted = acceptor.next(|| self.listener.accept()) => accepted,
@@ -384,7 +385,7 @@ mod tests {
                 let counters = ApiCounters::default();
                 let server = ApiServer::bind(config, counters.clone()).unwrap();
                 let (sender, mut inputs) = mpsc::channel(16);
-                tokio::task::spawn_local(server.serve(sender));
+                tokio::task::spawn_local(server.serve(sender, Tally::default()));
                 tokio::task::spawn_local(async move {
                     while let Some(input) = inputs.recv().await {
                         let ApiInput::Call(call) = input else { continue };

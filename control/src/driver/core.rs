@@ -59,6 +59,10 @@ pub(crate) struct Counters {
     pub(crate) api_errors: Tally,
     /// Connections and handshakes refused, by reason.
     pub(crate) refused: Tally,
+    /// Connections that could not be accepted, by listener.
+    pub(crate) accept_failures: Tally,
+    /// Sessions that peers asked for and did not get, by code.
+    pub(crate) sessions_refused: Tally,
     /// Channels that ended, by reason.
     pub(crate) links_ended: Tally,
     /// Links that lost their connection while sessions waited for another one, by reason.

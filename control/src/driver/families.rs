@@ -85,7 +85,7 @@ impl Core {
     }
 
     /// What is counted by a word: name, help, label, and the tallies that are added up.
-    fn tallies(&self) -> [(&'static str, &'static str, &'static str, Vec<&Tally>); 8] {
+    fn tallies(&self) -> [(&'static str, &'static str, &'static str, Vec<&Tally>); 10] {
         let counters = &self.counters;
         [
             (
@@ -111,6 +111,18 @@ impl Core {
                 "Connections and handshakes refused, by reason.",
                 "reason",
                 vec![&counters.refused],
+            ),
+            (
+                "dwcp_accept_failures_total",
+                "Connections that were not accepted, as without a descriptor left, by listener.",
+                "listener",
+                vec![&counters.accept_failures],
+            ),
+            (
+                "dwcp_sessions_refused_total",
+                "Sessions that peers asked for and did not get, by code.",
+                "code",
+                vec![&counters.sessions_refused],
             ),
             (
                 "dwcp_stream_options_refused_total",

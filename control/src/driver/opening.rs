@@ -93,6 +93,7 @@ impl Core {
         number: SessionNumber,
         error: &ApiError,
     ) {
+        self.counters.sessions_refused.add(error.code.name());
         let findings = findings_of(error);
         // Each finding has its own cure.
         let text = match findings.is_empty() {

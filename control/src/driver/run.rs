@@ -76,6 +76,22 @@ pub(super) struct Inputs {
     journal: Option<mpsc::Receiver<JournalDone>>,
 }
 
+/// What connections to the peer port need.
+fn gate(
+    config: &ControlConfig,
+    identity: &Identity,
+    counters: &Counters,
+    inputs: mpsc::Sender<PeerInput>,
+) -> Gate {
+    Gate {
+        identity: identity.clone(),
+        timeouts: config.timeouts,
+        refused: counters.refused.clone(),
+        accept_failures: counters.accept_failures.clone(),
+        inputs,
+    }
+}
+
 /// Takes sockets, files and ports, and starts the tasks that serve them.
 pub(super) async fn start(
     config: ControlConfig,
@@ -115,19 +131,16 @@ pub(super) async fn start(
         "control plane up"
     );
     if let Some(listener) = listener {
-        let gate = Gate {
-            identity: identity.clone(),
-            timeouts: config.timeouts,
-            refused: counters.refused.clone(),
-            inputs: ends.peers.0.clone(),
-        };
+        let gate = gate(&config, &identity, &counters, ends.peers.0.clone());
         tokio::task::spawn_local(listener.serve(gate));
     }
     if let Some(metrics) = metrics {
-        tokio::task::spawn_local(metrics.serve(ends.scrapes.0.clone()));
+        tokio::task::spawn_local(
+            metrics.serve(ends.scrapes.0.clone(), counters.accept_failures.clone()),
+        );
     }
     if let Some(api) = api {
-        tokio::task::spawn_local(api.serve(ends.api.0.clone()));
+        tokio::task::spawn_local(api.serve(ends.api.0.clone(), counters.accept_failures.clone()));
     }
     let live = Rc::new(Cell::new(settings.live()));
     let peers = ends.peers.0.clone();

@@ -2,12 +2,13 @@
 //! through errors.
 //!
 //! On the control thread, used by the tasks that serve the control socket, the peer port and the
-//! metrics port. An error of accept never ends a listener: it is logged at a bounded rate and
-//! waited out.
+//! metrics port. An error of accept never ends a listener: it is counted, logged at a bounded rate
+//! and waited out.
 
 use crate::error::ControlError;
 use crate::limits::TICK;
 use crate::log_limit::LogLimit;
+use crate::tally::Tally;
 use dwcp_proto::time::Nanos;
 use std::io;
 use std::net::SocketAddr;
@@ -29,14 +30,15 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, ControlErro
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     listener: &'static str,
+    failures: Tally,
     started: Instant,
     log: LogLimit,
 }
 
 impl Acceptor {
-    /// `listener` is its name in the log.
-    pub(crate) fn new(listener: &'static str) -> Self {
-        Self { listener, started: Instant::now(), log: LogLimit::default() }
+    /// `listener` is its name in the log and in `failures`, which counts what was not accepted.
+    pub(crate) fn new(listener: &'static str, failures: Tally) -> Self {
+        Self { listener, failures, started: Instant::now(), log: LogLimit::default() }
     }
 
     /// The next connection, however many times `accept` fails before it. No connection is lost when
@@ -47,6 +49,7 @@ impl Acceptor {
                 Ok(connection) => return connection,
                 Err(error) => error,
             };
+            self.failures.add(self.listener);
             let elapsed = self.started.elapsed().as_nanos();
             let now = Nanos(u64::try_from(elapsed).unwrap_or(u64::MAX));
             if let Some(suppressed) = self.log.allow(now) {
@@ -73,7 +76,10 @@ mod tests {
             _ => Err(io::Error::from(io::ErrorKind::OutOfMemory)),
         };
         let started = std::time::Instant::now();
-        assert_eq!(runtime.block_on(Acceptor::new("a test").next(accept)), "a connection");
+        let failures = Tally::default();
+        let mut acceptor = Acceptor::new("a test", failures.clone());
+        assert_eq!(runtime.block_on(acceptor.next(accept)), "a connection");
         assert!(started.elapsed() >= 3 * TICK);
+        assert_eq!(failures.count("a test"), 3);
     }
 }

@@ -87,6 +87,7 @@ pub(crate) struct Gate {
     pub(crate) identity: Identity,
     pub(crate) timeouts: PeerTimeouts,
     pub(crate) refused: Tally,
+    pub(crate) accept_failures: Tally,
     pub(crate) inputs: mpsc::Sender<PeerInput>,
 }
 
@@ -106,7 +107,7 @@ impl Listener {
         let pending = Pending::new(PEERS_PENDING_MAX);
         let log = Rc::new(RefCell::new(LogLimit::default()));
         let start = Instant::now();
-        let mut acceptor = Acceptor::new("peer port");
+        let mut acceptor = Acceptor::new("peer_port", gate.accept_failures.clone());
         loop {
             let (stream, address) = tokio::select! {
                 accepted = acceptor.next(|| self.listener.accept()) => accepted,

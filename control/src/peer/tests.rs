@@ -137,8 +137,13 @@ fn with_listener<T, F: Future<Output = T>>(
         let address = listener.address().unwrap().to_string();
         let (sender, inputs) = mpsc::channel(16);
         let refused = Tally::default();
-        let timeouts = PeerTimeouts::default();
-        let gate = Gate { identity, timeouts, refused: refused.clone(), inputs: sender };
+        let gate = Gate {
+            identity,
+            timeouts: PeerTimeouts::default(),
+            refused: refused.clone(),
+            accept_failures: Tally::default(),
+            inputs: sender,
+        };
         tokio::task::spawn_local(listener.serve(gate));
         let test = test(address, refused, inputs);
         tokio::time::timeout(Duration::from_secs(30), test).await.expect("the test hangs")

@@ -6,6 +6,7 @@
 use crate::error::ControlError;
 use crate::limits::{METRICS_CLIENTS_MAX, METRICS_REQUEST_BYTES, METRICS_TIMEOUT};
 use crate::network::accept::{Acceptor, bind};
+use crate::tally::Tally;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -36,10 +37,10 @@ impl MetricsServer {
         self.listener.local_addr()
     }
 
-    /// Serves until the core no longer listens.
-    pub(crate) async fn serve(self, scrapes: mpsc::Sender<Scrape>) {
+    /// Serves until the core no longer listens; `failures` counts what could not be accepted.
+    pub(crate) async fn serve(self, scrapes: mpsc::Sender<Scrape>, failures: Tally) {
         let places = Rc::new(Semaphore::new(METRICS_CLIENTS_MAX));
-        let mut acceptor = Acceptor::new("metrics port");
+        let mut acceptor = Acceptor::new("metrics_port", failures);
         loop {
             let (stream, _) = tokio::select! {
                 accepted = acceptor.next(|| self.listener.accept()) => accepted,
@@ -117,7 +118,7 @@ mod tests {
             let server = MetricsServer::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
             let address = server.address().unwrap();
             let (sender, mut scrapes) = mpsc::channel(1);
-            tokio::task::spawn_local(server.serve(sender));
+            tokio::task::spawn_local(server.serve(sender, Tally::default()));
             tokio::task::spawn_local(async move {
                 while let Some(Scrape(reply)) = scrapes.recv().await {
                     reply.send("text\n".to_owned()).unwrap();

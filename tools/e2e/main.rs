@@ -13,6 +13,7 @@ mod carry;
 mod demo;
 mod faults;
 mod harness;
+mod hostile;
 mod invariant;
 mod parked;
 mod session;

@@ -4,23 +4,18 @@
 //! may trust each other a good session still works.
 
 use crate::harness::client::CallError;
-use crate::harness::daemon::Daemon;
 use crate::harness::lab::{Lab, SINK, SOURCE};
 use crate::harness::memory::{MIB, Memory};
 use crate::harness::pki::Pki;
 use crate::harness::records::Tamper;
+use crate::harness::stranger::Stranger;
 use crate::harness::{SOON, wait_until};
 use dwcp_proto::wire::hello::{Hello, HostName};
 use dwcp_proto::wire::preface::{PREFACE_BYTES, PREFACE_MAGIC};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use serde_json::json;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// Makes the certificates of source and sink in a folder.
 type MakePki = fn(&Path) -> (Option<PathBuf>, Option<PathBuf>);
@@ -34,23 +29,14 @@ fn refused(make: MakePki, code: &str, ours: &str, theirs: &[&str]) {
     let transfer = lab.register("vm", Memory::filled(1, MIB, false));
     let error = lab.open(&transfer).expect_err("they must not trust each other");
     assert_eq!((error.code(), error.detail("peer_code").as_str()), (code, ours), "{error:?}");
-    wait_counted(&lab.sink, "dwcp_peer_refused_total", theirs);
-    wait_counted(&lab.source, "dwcp_peer_refused_total", &[ours]);
+    lab.sink.wait_counted("dwcp_peer_refused_total", theirs);
+    lab.source.wait_counted("dwcp_peer_refused_total", &[ours]);
     transfer.assert_sink_untouched();
     transfer.assert_source_intact();
     assert!(lab.source.runs() && lab.sink.runs());
     assert!(lab.sink.sessions_of("vm").is_empty());
     let regions = lab.source.must("region.list", json!({}));
     assert!(regions[0]["session"].is_null(), "the source's region is free again: {regions}");
-}
-
-/// Waits until a daemon has counted something under one of the given reasons.
-fn wait_counted(daemon: &Daemon, family: &str, reasons: &[&str]) {
-    let counted = || {
-        let metrics = daemon.metrics();
-        reasons.iter().any(|reason| metrics.sum(family, &[&format!("reason=\"{reason}\"")]) >= 1.0)
-    };
-    wait_until(&format!("{family} of {reasons:?}"), SOON, counted);
 }
 
 #[test]
@@ -143,7 +129,7 @@ fn cut_and_refuse(lab: &Lab, ours: &str, theirs: &str) {
     let error = lab.open(&transfer).expect_err("one of them is revoked");
     assert_eq!(error.code(), "peer_identity", "{error:?}");
     assert_eq!(error.detail("peer_code"), ours, "{error:?}");
-    wait_counted(&lab.sink, "dwcp_peer_refused_total", &[theirs]);
+    lab.sink.wait_counted("dwcp_peer_refused_total", &[theirs]);
     transfer.assert_sink_untouched();
 }
 
@@ -158,7 +144,7 @@ fn a_peer_that_is_not_the_named_one_is_refused() {
     let error = open("host-c").expect_err("this is another host");
     assert_eq!(error.code(), "peer_identity", "{error:?}");
     assert_eq!(error.detail("peer_code"), "certificate_wrong_name", "{error:?}");
-    wait_counted(&lab.source, "dwcp_peer_refused_total", &["certificate_wrong_name"]);
+    lab.source.wait_counted("dwcp_peer_refused_total", &["certificate_wrong_name"]);
     transfer.assert_sink_untouched();
     open(SINK).expect("this is the host that was meant");
 }
@@ -206,7 +192,7 @@ fn plaintext_and_tls_daemons_refuse_each_other() {
         let error = lab.open(&transfer).expect_err("they speak different languages");
         let codes = ["peer_identity", "peer_unreachable"];
         assert!(codes.contains(&error.code()), "{error:?}");
-        wait_counted(&lab.sink, "dwcp_peer_refused_total", &[theirs]);
+        lab.sink.wait_counted("dwcp_peer_refused_total", &[theirs]);
         transfer.assert_sink_untouched();
         assert!(lab.source.runs() && lab.sink.runs());
     }
@@ -247,7 +233,7 @@ fn a_record_that_was_tampered_with_ends_its_stream_and_touches_no_page() {
         let error = session.round().expect_err("the only stream is gone");
         assert!(["session_failed", "link_lost"].contains(&error.code()), "{how:?}: {error:?}");
         assert_eq!(lab.proxy.tampered(), index as u64 + 1, "{how:?}");
-        wait_counted(&lab.sink, "dwcp_streams_ended_total", reasons);
+        lab.sink.wait_counted("dwcp_streams_ended_total", reasons);
         // A record that comes twice was good the first time.
         if matches!(how, Tamper::Replayed) {
             let written = transfer.sink.written_pages();
@@ -273,7 +259,7 @@ fn with_a_second_stream_an_altered_record_costs_no_session() {
     assert!(session.counter("requeued_pages") > 0, "what was lost goes out again");
     session.finish_committed();
     transfer.assert_equal();
-    wait_counted(&lab.sink, "dwcp_streams_ended_total", &["record_altered"]);
+    lab.sink.wait_counted("dwcp_streams_ended_total", &["record_altered"]);
 }
 
 #[test]
@@ -305,7 +291,7 @@ fn strangers_on_the_peer_port_are_refused_and_counted() {
     for (bytes, reason) in cases {
         println!("{reason}");
         knock(&bytes);
-        wait_counted(&lab.sink, "dwcp_peer_refused_total", &[reason]);
+        lab.sink.wait_counted("dwcp_peer_refused_total", &[reason]);
     }
     lab.good_session("after");
 }
@@ -330,82 +316,18 @@ fn a_peer_of_unknown_versions_is_refused() {
     ];
     for (hello, reason) in cases {
         println!("{reason}");
-        say_hello(lab.sink.listen, &keys, &hello);
-        wait_counted(&lab.sink, "dwcp_peer_refused_total", &[reason]);
+        Stranger::connect(lab.sink.listen, &keys, &hello).wait_end();
+        lab.sink.wait_counted("dwcp_peer_refused_total", &[reason]);
     }
     // A good HELLO, then a message that no phase allows.
     let mut late = good.encode();
     late.extend(100_000_000_u32.to_be_bytes());
-    say_hello(lab.sink.listen, &keys, &late);
+    Stranger::connect(lab.sink.listen, &keys, &late).wait_end();
     wait_until("the channel's end", SOON, || {
         let metrics = lab.sink.metrics();
         metrics.sum("dwcp_links_ended_total", &[]) >= 1.0 && metrics.sum("dwcp_links", &[]) < 1.0
     });
     lab.good_session("after");
-}
-
-/// Connects with good certificates, says these bytes, and reads until the daemon ends it.
-fn say_hello(address: SocketAddr, keys: &Path, hello: &[u8]) {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let chain = CertificateDer::pem_file_iter(keys.join("host.pem")).expect("a certificate");
-    let chain = chain.collect::<Result<Vec<_>, _>>().expect("certificates");
-    let key = PrivateKeyDer::from_pem_file(keys.join("host.key")).expect("a key");
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody))
-        .with_client_auth_cert(chain, key)
-        .expect("a client");
-    let name = ServerName::try_from(SINK).expect("a name");
-    let mut connection = ClientConnection::new(Arc::new(config), name).expect("a connection");
-    let mut stream = TcpStream::connect(address).expect("the port is open");
-    stream.set_read_timeout(Some(SOON)).expect("a bound");
-    let mut tls = rustls::Stream::new(&mut connection, &mut stream);
-    tls.write_all(hello).expect("the HELLO leaves");
-    // Its own HELLO comes, then the end, by an alert or without.
-    let _ = tls.read_to_end(&mut Vec::new());
-}
-
-/// Believes every certificate: the test plays a hostile peer.
-#[derive(Debug)]
-struct Anybody;
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider()
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
 }
 
 #[test]
@@ -414,7 +336,7 @@ fn a_flood_of_connections_that_say_nothing_is_bounded_and_others_are_served() {
     let before = lab.sink.descriptors();
     let knock = || TcpStream::connect(lab.sink.listen).expect("the port is open");
     let mut silent: Vec<TcpStream> = (0..1000).map(|_| knock()).collect();
-    wait_counted(&lab.sink, "dwcp_peer_refused_total", &["pending_too_many"]);
+    lab.sink.wait_counted("dwcp_peer_refused_total", &["pending_too_many"]);
     wait_until("all but 64 are closed", SOON, || lab.sink.descriptors() <= before + 64);
     lab.good_session("beside");
     // It goes on: whoever comes pushes out those that say nothing.

@@ -180,6 +180,15 @@ impl Daemon {
         self.spec.enter(|| Metrics::scrape(self.metrics_address))
     }
 
+    /// Waits until it has counted something of a family under one of these words.
+    pub(crate) fn wait_counted(&self, family: &str, words: &[&str]) {
+        let counted = || {
+            let metrics = self.metrics();
+            words.iter().any(|word| metrics.sum(family, &[&format!("=\"{word}\"")]) >= 1.0)
+        };
+        wait_until(&format!("{family} of {words:?}"), SOON, counted);
+    }
+
     /// The records of sessions of a region, newest first.
     pub(crate) fn sessions_of(&self, region: &str) -> Vec<Value> {
         let list = self.must("session.list", json!({}));
@@ -202,6 +211,13 @@ impl Daemon {
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("process numbers are small");
         kill(Pid::from_raw(pid), signal).expect("our own child takes signals");
+    }
+
+    /// Bounds how many descriptors it may open from now on; what is open stays.
+    pub(crate) fn bound_descriptors(&self, most: u64) {
+        let mut command = Command::new("prlimit");
+        command.args(["--pid", &self.child.id().to_string(), &format!("--nofile={most}:")]);
+        assert!(command.status().expect("prlimit is there").success(), "{command:?}");
     }
 
     /// Stops it with SIGSTOP and waits until it is.

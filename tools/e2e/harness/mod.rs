@@ -14,6 +14,7 @@ pub(crate) mod pki;
 pub(crate) mod proxy;
 pub(crate) mod qemu;
 pub(crate) mod records;
+pub(crate) mod stranger;
 
 use std::time::{Duration, Instant};
 

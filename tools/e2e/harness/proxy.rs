@@ -52,6 +52,11 @@ struct State {
     stopping: bool,
     tamper: Option<Tamper>,
     tampered: u64,
+    /// Goes on in place of the next record with pages.
+    injected: Option<Vec<u8>>,
+    /// What the source has said since it is recorded, by channel; its connections one behind the
+    /// other.
+    recorded: Option<[Vec<u8>; 2]>,
     bytes_per_second: Option<u64>,
     /// When the slowed-down flow may pass on more.
     next_at: Option<Instant>,
@@ -185,6 +190,22 @@ impl Proxy {
         self.shared.state().tamper = Some(how);
     }
 
+    /// Sends this in place of the next record with pages.
+    pub(crate) fn inject(&self, record: Vec<u8>) {
+        self.shared.state().injected = Some(record);
+    }
+
+    /// Keeps all that the source says from now on.
+    pub(crate) fn record(&self) {
+        self.shared.state().recorded = Some(Default::default());
+    }
+
+    /// What the source has said on a channel since then.
+    pub(crate) fn recorded(&self, channel: Channel) -> Vec<u8> {
+        let state = self.shared.state();
+        state.recorded.as_ref().expect("it records")[channel as usize].clone()
+    }
+
     /// How many records were tampered with.
     pub(crate) fn tampered(&self) -> u64 {
         self.shared.state().tampered
@@ -293,6 +314,9 @@ impl Pump {
             let mut last = false;
             if by_records && !first && Tamper::wants(&piece) {
                 let how = self.shared.state().tamper.take();
+                if let Some(injected) = self.shared.state().injected.take() {
+                    piece = injected;
+                }
                 if let Some(how) = how {
                     let from = &mut self.from;
                     (piece, last) = tampered(how, piece, || next_piece(from, false))?;
@@ -300,6 +324,11 @@ impl Pump {
                 }
             }
             first = false;
+            if self.way == Way::Forth
+                && let Some(recorded) = &mut self.shared.state().recorded
+            {
+                recorded[self.channel as usize].extend_from_slice(&piece);
+            }
             self.write(&piece)?;
             if last {
                 return Ok(());

@@ -50,6 +50,18 @@ impl Tamper {
     }
 }
 
+/// The first record with pages of a recorded data stream.
+pub(crate) fn first_with_pages(mut recorded: &[u8]) -> Option<Vec<u8>> {
+    let mut piece = next_piece(&mut recorded, true).ok()?;
+    while !piece.is_empty() {
+        piece = next_piece(&mut recorded, false).ok()?;
+        if Tamper::wants(&piece) {
+            return Some(piece);
+        }
+    }
+    None
+}
+
 /// A piece of a data stream: its preface, then one record at a time, then what was cut off.
 pub(crate) fn next_piece(stream: &mut impl Read, first: bool) -> io::Result<Vec<u8>> {
     if first {

@@ -219,8 +219,8 @@ async fn write_until_end(
     PeerError::Stopping
 }
 
-/// Pings an idle peer and ends the channel of a silent one, and one that the core has let go of when
-/// the peer does not take the last words.
+/// Pings an idle peer, and ends the channel of a silent one, and one that the core has let go of
+/// when the peer does not take the last words.
 ///
 /// Silence is counted in waits of our own, not by the clock: a daemon that was stopped for a while
 /// itself must not blame its peers for that.

@@ -4,7 +4,7 @@
 //! stream or its session with a stable code, never the shard.
 
 use super::Desk;
-use crate::attach::region::{Applied, Check};
+use crate::attach::region::{Answer, Applied, Check};
 use crate::link::{Clock, StreamSlot};
 use crate::port::{Event, SessionEnd, StreamEnd};
 use crate::stats::{SessionCounter, ShardCounter};
@@ -72,11 +72,11 @@ impl<C: Clock> Desk<C> {
             Frame::Verified { session } => {
                 let key = origin.session(session);
                 match self.source(key).map(|source| source.verified()) {
-                    Some(true) => self.report(Event::Verified { session: key }),
-                    Some(false) => {
+                    Some(Answer::First) => self.report(Event::Verified { session: key }),
+                    Some(Answer::Unasked) => {
                         self.refuse_peer(origin, session, Sequence(0), "verified_unasked");
                     }
-                    None => {}
+                    Some(Answer::Again) | None => {}
                 }
             }
             Frame::VerifyFailed { session, .. } => {
@@ -267,11 +267,11 @@ impl<C: Clock> Desk<C> {
     pub(super) fn ask_again(&mut self, lane: usize) {
         let link = self.lanes[lane].link;
         for index in 0..self.sources.len() {
-            let source = &self.sources[index];
+            let source = &mut self.sources[index];
             if source.session.link != link {
                 continue;
             }
-            if let Some((digest, pages)) = source.asked() {
+            if let Some((digest, pages)) = source.ask_again() {
                 let session = source.session.number;
                 self.send_on_lane(lane, Frame::Verify { session, digest: digest.0, pages });
             }

@@ -89,6 +89,17 @@ pub(crate) enum Step {
     Digest(Digest, u64),
 }
 
+/// What the sink's word that it holds all pages is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It is the news that was waited for.
+    First,
+    /// It was asked more than once, since a stream had died, and had answered before.
+    Again,
+    /// Nobody asked.
+    Unasked,
+}
+
 #[derive(Debug)]
 enum Phase {
     Idle,
@@ -119,6 +130,8 @@ pub(crate) struct RegionSource {
     coding: Coding,
     baseline: Option<Baseline>,
     phase: Phase,
+    /// How often the sink was asked for its proof and has not answered.
+    answers_due: u32,
     round: Round,
     round_stats: RoundStats,
     round_started: Nanos,
@@ -145,6 +158,7 @@ impl RegionSource {
             baseline: setup.measure_baseline.then(Baseline::new),
             stripe,
             phase: Phase::Idle,
+            answers_due: 0,
             round: Round(0),
             round_stats: RoundStats::default(),
             round_started: Nanos(0),
@@ -182,21 +196,28 @@ impl RegionSource {
         matches!(self.phase, Phase::Sending) && self.pending.pages() > 0
     }
 
-    /// What the sink was asked to prove and has not proven yet.
-    pub(crate) const fn asked(&self) -> Option<(Digest, u64)> {
+    /// What the sink was asked to prove and has not proven yet: it is asked once more.
+    pub(crate) const fn ask_again(&mut self) -> Option<(Digest, u64)> {
         match self.phase {
-            Phase::Asked(digest, pages) => Some((digest, pages)),
+            Phase::Asked(digest, pages) => {
+                self.answers_due += 1;
+                Some((digest, pages))
+            }
             _ => None,
         }
     }
 
-    /// The sink says that it holds all pages. False when nobody asked.
-    pub(crate) fn verified(&mut self) -> bool {
-        let asked = self.asked().is_some();
-        if asked {
-            self.phase = Phase::Idle;
+    /// The sink says that it holds all pages.
+    pub(crate) fn verified(&mut self) -> Answer {
+        let Some(left) = self.answers_due.checked_sub(1) else { return Answer::Unasked };
+        self.answers_due = left;
+        match self.phase {
+            Phase::Asked(..) => {
+                self.phase = Phase::Idle;
+                Answer::First
+            }
+            _ => Answer::Again,
         }
-        asked
     }
 
     /// Ends all work of the session. False when it had failed before.
@@ -422,6 +443,7 @@ impl RegionSource {
         let (digest, pages) = (builder.finish(), *pages);
         assert!(pages == self.stripe.pages(), "every page was sent in some round");
         self.phase = Phase::Asked(digest, pages);
+        self.answers_due += 1;
         Step::Digest(digest, pages)
     }
 
@@ -466,4 +488,51 @@ pub(super) fn slots(local: usize, mask: u64) -> impl Iterator<Item = usize> {
 /// The page that a table slot stands for.
 pub(super) fn page_of(stripe: &Stripe, slot: usize) -> u64 {
     stripe.first_page(slot / EXTENT_PAGES) + (slot % EXTENT_PAGES) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dwcp_codec::{ENCODED_BYTES_MAX, HashKey};
+    use dwcp_ffi::counters::{counters, histogram};
+    use dwcp_ffi::region::HugePages;
+    use dwcp_proto::ids::{LaneId, LinkId, SessionNumber};
+
+    fn source_of_one_page() -> RegionSource {
+        RegionSource::new(SourceSetup {
+            session: SessionKey { link: LinkId(0), number: SessionNumber(1) },
+            region: Arc::new(Region::create("test", 4096, HugePages::Never).unwrap()),
+            dirty: DirtyPages::Compare,
+            lane: LaneId(0),
+            lane_count: 1,
+            base_pages_max: 1,
+            hash_key: HashKey([1; 32]),
+            coding: Coding::Full { zstd_level: 1 },
+            measure_baseline: false,
+            stats: counters().0,
+            frame_rtt_ns: histogram().0,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn a_sink_that_was_asked_twice_may_answer_twice_and_no_more() {
+        let (mut source, mut scratch) = (source_of_one_page(), Scratch::new().unwrap());
+        let mut out = vec![0; ENCODED_BYTES_MAX];
+        assert_eq!(source.verified(), Answer::Unasked);
+        source.start_round(Round(1), Nanos(0));
+        loop {
+            let out = Some((&mut out[..], Sequence(1)));
+            match source.step(&mut scratch, out, true, Nanos(0)) {
+                Step::RoundDone(..) => source.start_digest(),
+                Step::Digest(..) => break,
+                _ => {}
+            }
+        }
+        assert!(source.ask_again().is_some(), "its stream died");
+        assert_eq!(source.verified(), Answer::First);
+        assert!(source.ask_again().is_none(), "nothing is open");
+        assert_eq!(source.verified(), Answer::Again);
+        assert_eq!(source.verified(), Answer::Unasked);
+    }
 }

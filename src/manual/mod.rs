@@ -37,6 +37,9 @@ pub(crate) mod integration {
 #[doc = include_str!("lab.md")]
 pub(crate) mod lab {}
 
+#[doc = include_str!("simulator.md")]
+pub(crate) mod simulator {}
+
 /// Why things are as they are: one short record per decision.
 pub(crate) mod decisions {
     #[doc = include_str!("decisions/0001-dependencies.md")]
@@ -92,6 +95,9 @@ pub(crate) mod decisions {
 
     #[doc = include_str!("decisions/0018-long-window-of-128-mib.md")]
     pub(crate) mod long_window_of_128_mib {}
+
+    #[doc = include_str!("decisions/0019-simulator.md")]
+    pub(crate) mod simulator {}
 
     #[doc = include_str!("decisions/0021-regions-wait-for-their-link.md")]
     pub(crate) mod regions_wait_for_their_link {}

@@ -208,13 +208,13 @@ impl Link {
     }
 
     /// Takes what the HELLOs agreed on, before any stream comes.
-    pub(crate) fn set_version(&mut self, version: WireVersion) {
+    pub fn set_version(&mut self, version: WireVersion) {
         assert!(self.streams.is_empty(), "a link has one version");
         self.version = version;
     }
 
     /// The version of everything on its streams.
-    pub(crate) fn version(&self) -> WireVersion {
+    pub fn version(&self) -> WireVersion {
         self.version
     }
 

@@ -17,6 +17,8 @@ Usage: cargo xtask COMMAND
                      --real adds redis, nginx, gcc and sqlite for them
   lab up LINK WORD.. hosts joined by emulated links, until the end of the input; `lab` for more
   guest GUEST        boot a guest and show its console; `guest` for more
+  sim                run simulated worlds: --seeds N, --from S, --seed S --trace, --kept,
+                     --mutant NAME|all
   peers              migrate a guest to and fro by QEMU's own means and by others, and compare;
                      `peers --help` for more
   help               this text";
@@ -35,6 +37,7 @@ pub(crate) enum Task {
     Lab(Vec<String>),
     Guest(Vec<String>),
     Peers(Vec<String>),
+    Sim(Vec<String>),
 }
 
 /// How to run the steps of CI.
@@ -73,6 +76,7 @@ pub(crate) fn parse(words: &[String]) -> Result<Task, ArgumentError> {
         // What follows is a language of its own, parsed by the module that speaks it.
         Some("lab") => Ok(Task::Lab(words.map(str::to_owned).collect())),
         Some("guest") => Ok(Task::Guest(words.map(str::to_owned).collect())),
+        Some("sim") => Ok(Task::Sim(words.map(str::to_owned).collect())),
         Some("peers") => Ok(Task::Peers(words.map(str::to_owned).collect())),
         Some(word) => Err(ArgumentError::Command { word: word.to_owned() }),
     }

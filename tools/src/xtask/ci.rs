@@ -8,7 +8,7 @@ use crate::call::{Call, Stream};
 use crate::context::Context;
 use crate::error::TaskError;
 use crate::tally::Tally;
-use crate::{demo, fuzz, metrics, previous, setup, tidy};
+use crate::{demo, fuzz, metrics, previous, setup, sim, tidy};
 use std::time::{Duration, Instant};
 
 /// Seconds for each fuzzer: a smoke test in CI, a search in a full run.
@@ -37,7 +37,7 @@ struct Step {
     run: fn(&mut Context) -> Result<Outcome, TaskError>,
 }
 
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     Step {
         name: "fmt",
         why: "one form of the text, so that diffs show changes only",
@@ -74,6 +74,12 @@ const STEPS: [Step; 10] = [
         why: "unit, property, contract, documentation and end-to-end tests",
         repeat: "cargo test --workspace --no-fail-fast --locked",
         run: tests,
+    },
+    Step {
+        name: "sim",
+        why: "no simulated world breaks an invariant, and a mutant of the product does",
+        repeat: "cargo xtask sim --seeds 150",
+        run: |context| sim::run_ci(context).map(done),
     },
     Step {
         name: "fuzz",

@@ -23,6 +23,17 @@ pub(crate) enum TaskError {
     NoStep { name: String, known: String },
     #[error("there is no fuzz target `{name}`; the targets are {known}")]
     NoTarget { name: String, known: String },
+    #[error("there is no mutant `{name}`; the mutants are {known}")]
+    NoMutant { name: String, known: String },
+    #[error("mutant {name} is not of the form that the manual gives")]
+    MutantForm { name: String },
+    #[error(
+        "mutant {name} wants to change text that stands {times} times in {file}, not once: bring \
+         tools/sim/mutants/{name}.txt up to date"
+    )]
+    MutantStale { name: String, file: String, times: usize },
+    #[error("mutant {name} lived through {seeds} seeds: no invariant sees what it breaks")]
+    MutantLives { name: String, seeds: u64 },
     #[error("missing: {what}. {cure}")]
     Missing { what: String, cure: String },
     #[error(

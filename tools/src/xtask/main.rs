@@ -20,6 +20,7 @@ mod peers;
 mod previous;
 mod scratch;
 mod setup;
+mod sim;
 mod tally;
 mod tidy;
 
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Task::Lab(words) => lab::run(&words),
         Task::Guest(words) => guest::run(&words),
         Task::Peers(words) => peers::run(&words),
+        Task::Sim(words) => sim::run(&context, &words),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

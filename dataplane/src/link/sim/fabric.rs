@@ -158,7 +158,8 @@ struct Connection {
     /// By the side that writes.
     wires: [Wire; 2],
     closed: [bool; 2],
-    broken: bool,
+    /// When each end finds that it is broken.
+    broken_at: [Option<Nanos>; 2],
 }
 
 /// What a read brings.
@@ -181,7 +182,7 @@ struct State {
     next: ConnectionId,
     /// The counter that is due for each key ever used.
     keys: BTreeMap<Vec<u8>, u32>,
-    faults: Vec<FabricFault>,
+    fault: Option<FabricFault>,
     /// A host has something to look at: a reader made room, or a connection broke.
     news: [bool; 2],
 }
@@ -202,7 +203,7 @@ impl Fabric {
             connections: BTreeMap::new(),
             next: ConnectionId(0),
             keys: BTreeMap::new(),
-            faults: Vec::new(),
+            fault: None,
             news: [false; 2],
         })))
     }
@@ -235,20 +236,19 @@ impl Fabric {
             tokens: [Some(near.as_raw_fd()), Some(far.as_raw_fd())],
             wires: [Wire::default(), Wire::default()],
             closed: [false; 2],
-            broken: false,
+            broken_at: [None; 2],
         };
         state.connections.insert(id, connection);
         Ok((id, near.into(), far.into()))
     }
 
-    /// Breaks a connection: what was under way is gone, and both ends learn it.
-    pub fn cut(&self, id: ConnectionId) {
+    /// Breaks a connection: each end learns it at its time, and until then gets what arrives.
+    pub fn cut(&self, id: ConnectionId, learnt_at: [Nanos; 2]) {
         let mut state = self.0.borrow_mut();
-        if let Some(connection) = state.connections.get_mut(&id) {
-            connection.broken = true;
-            connection.wires.iter_mut().for_each(|wire| wire.segments.clear());
+        let Some(connection) = state.connections.get_mut(&id) else { return };
+        for (broken_at, learnt_at) in connection.broken_at.iter_mut().zip(learnt_at) {
+            broken_at.get_or_insert(learnt_at);
         }
-        state.news = [true; 2];
     }
 
     /// Holds what `side` wrote back until then.
@@ -265,6 +265,13 @@ impl Fabric {
         self.0.borrow_mut().close(id, side);
     }
 
+    /// Closes the end whose token nobody will claim.
+    pub fn abandon(&self, token: OwnedFd, side: Side) {
+        if let Some(connection) = self.claim(token.as_raw_fd(), side) {
+            self.close(connection, side);
+        }
+    }
+
     /// All connections that are not closed at both ends.
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionId> {
@@ -279,12 +286,16 @@ impl Fabric {
             return Some(Nanos(0));
         }
         let from = side.across();
-        if !state.conditions[from.index()].is_up {
-            return None;
-        }
-        let open = state.connections.values().filter(|it| !it.closed[side.index()]);
-        let wires = open.map(|it| &it.wires[from.index()]);
-        wires.filter_map(Wire::next_due).min()
+        let is_up = state.conditions[from.index()].is_up;
+        let is_read =
+            |it: &&Connection| !it.closed[side.index()] && it.tokens[side.index()].is_none();
+        let open = state.connections.values().filter(is_read);
+        let dues = open.map(|it| {
+            let broken_at = it.broken_at[side.index()];
+            let arrives = it.wires[from.index()].next_due().filter(|_| is_up);
+            arrives.into_iter().chain(broken_at).min()
+        });
+        dues.flatten().min()
     }
 
     /// The host of `side` is about to look at everything.
@@ -292,10 +303,10 @@ impl Fabric {
         std::mem::take(&mut self.0.borrow_mut().news[side.index()])
     }
 
-    /// What was seen that must never be.
+    /// What was seen first that must never be.
     #[must_use]
-    pub fn faults(&self) -> Vec<FabricFault> {
-        self.0.borrow().faults.clone()
+    pub fn fault(&self) -> Option<FabricFault> {
+        self.0.borrow().fault
     }
 
     /// The end that a token stands for; it is claimed by this.
@@ -312,7 +323,7 @@ impl Fabric {
     pub(super) fn note_key(&self, key: &[u8]) {
         let mut state = self.0.borrow_mut();
         if state.keys.insert(key.to_vec(), 0).is_some() {
-            state.faults.push(FabricFault::KeyUsedTwice);
+            state.fault.get_or_insert(FabricFault::KeyUsedTwice);
         }
     }
 
@@ -322,7 +333,7 @@ impl Fabric {
         let Some(expected) = state.keys.get_mut(key) else { return };
         let due = std::mem::replace(expected, counter.wrapping_add(1));
         if due != counter {
-            state.faults.push(FabricFault::NonceReused { counter, expected: due });
+            state.fault.get_or_insert(FabricFault::NonceReused { counter, expected: due });
         }
     }
 
@@ -357,9 +368,9 @@ impl Wire {
 impl State {
     fn write(&mut self, id: ConnectionId, side: Side, bytes: &[u8]) -> usize {
         let at = side.index();
-        let conditions = self.conditions[at];
+        let (conditions, now) = (self.conditions[at], self.clock.world());
         let Some(connection) = self.connections.get_mut(&id) else { return 0 };
-        if connection.broken || connection.closed[at] || connection.closed[1 - at] {
+        if connection.closed != [false; 2] || connection.broken_at[at].is_some_and(|it| it <= now) {
             return 0;
         }
         let wire = &mut connection.wires[at];
@@ -367,7 +378,6 @@ impl State {
         if taken == 0 {
             return 0;
         }
-        let now = self.clock.world();
         let sending = taken as u64 * Nanos::SECOND.0 / conditions.bytes_per_second.max(1);
         self.free_at[at] = self.free_at[at].max(now) + Nanos(sending);
         let jitter = Nanos(self.rng.below(conditions.jitter.0 + 1));
@@ -381,7 +391,7 @@ impl State {
     fn read(&mut self, id: ConnectionId, side: Side, out: &mut Vec<u8>, bytes_max: usize) -> Read {
         let (now, from) = (self.clock.world(), side.across().index());
         let Some(connection) = self.connections.get_mut(&id) else { return Read::Broken };
-        if connection.broken {
+        if connection.broken_at[side.index()].is_some_and(|it| it <= now) {
             return Read::Broken;
         }
         let wire = &mut connection.wires[from];

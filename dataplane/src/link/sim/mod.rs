@@ -78,12 +78,6 @@ impl SimLink {
         })
     }
 
-    /// Bytes posted and not yet acknowledged, on all streams, as the shard said last.
-    #[must_use]
-    pub fn in_flight_bytes(&self) -> u64 {
-        self.streams.iter().flatten().map(SimStream::in_flight_bytes).sum()
-    }
-
     /// Reports watches that are over, and sockets that are ready.
     fn look(&mut self, on_event: &mut impl FnMut(LinkEvent<'_>)) -> bool {
         let mut worked = false;

@@ -51,7 +51,6 @@ pub(super) struct SimStream {
     stats: StreamStats,
     queue: VecDeque<Queued>,
     unread: Vec<u8>,
-    in_flight_bytes: u64,
     life: Life,
 }
 
@@ -81,7 +80,6 @@ impl SimStream {
             stats,
             queue: VecDeque::with_capacity(QUEUE_RECORDS_MAX),
             unread: Vec::new(),
-            in_flight_bytes: 0,
             life: Life::Open,
         }
     }
@@ -195,13 +193,8 @@ impl SimStream {
     }
 
     pub(super) fn note(&mut self, rtt: Nanos, in_flight_bytes: u64) {
-        self.in_flight_bytes = in_flight_bytes;
         self.stats.set(StreamCounter::RttNanos.index(), rtt.0);
         self.stats.set(StreamCounter::InFlightBytes.index(), in_flight_bytes);
-    }
-
-    pub(super) fn in_flight_bytes(&self) -> u64 {
-        self.in_flight_bytes
     }
 }
 

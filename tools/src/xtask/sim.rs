@@ -3,7 +3,8 @@
 //!
 //! A mutant is a text file that names files, old text and new text. It is put into a copy of the
 //! tree below `target`, never into the tree, and built with a target folder of its own, so that
-//! after the first mutant only what the next one touches is compiled again. A mutant that lives through its seeds fails the step.
+//! after the first mutant only what the next one touches is compiled again. A mutant that lives
+//! through its seeds fails the step.
 
 use crate::call::{Call, Stream};
 use crate::context::Context;

@@ -6,6 +6,7 @@
 //! - [`negotiate`]: what two HELLOs agree on, or why they don't.
 //! - [`window`], [`source`], [`sink`], [`flow`]: one lane's flow: how much may be in flight, which
 //!   stream takes the next frame, what an ack, a NACK or a dead stream means.
+//! - [`tuner`]: how many streams of a lane carry pages.
 //! - [`session`]: the phases of a session at the source and at the sink, and the commit between
 //!   them.
 //! - [`ids`] and [`time`]: the values that all of these speak in.
@@ -13,7 +14,7 @@
 //! # Rules
 //! Nothing here does I/O, reads a clock, starts a thread or holds a lock. What a peer sends is
 //! never trusted: every parser returns a typed error with a stable `code()`. A broken assertion is
-//! a bug of this program and of nobody else. `wire::reader`, `source` and `sink` run on a shard
+//! a bug of this program and of nobody else. `wire::reader`, `source`, `sink` and `tuner` run on a shard
 //! and allocate only when they are built; `session`, `negotiate` and `wire::peer` run on the
 //! control thread.
 #![forbid(unsafe_code)]
@@ -26,6 +27,7 @@ pub mod session;
 pub mod sink;
 pub mod source;
 pub mod time;
+pub mod tuner;
 pub mod window;
 pub mod wire;
 

@@ -145,6 +145,13 @@ pub(crate) const TICK: Duration = Duration::from_millis(50);
 /// The shortest time between two progress notifications of one session.
 pub(crate) const PROGRESS_PERIOD_NS: u64 = 100_000_000;
 
+/// Streams that a peer of the first version takes on a link, whatever its HELLO says.
+pub(crate) const STREAMS_FIRST_VERSION: u16 = 16;
+
+/// How long a listening end waits for streams of a lane that has lost all it had, from when they
+/// were agreed on: the other end dials them at once, and a connection takes this long at the most.
+pub(crate) const STREAMS_COME_NS: Nanos = Nanos(5 * Nanos::SECOND.0);
+
 /// The first and the longest wait before a lost stream or peer is dialled again.
 pub(crate) const REDIAL_WAIT_NS: (u64, u64) = (500_000_000, 30_000_000_000);
 

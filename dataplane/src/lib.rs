@@ -11,6 +11,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod attach;
+mod level;
 pub mod link;
 mod pages;
 pub mod port;

@@ -6,8 +6,8 @@
 
 pub use crate::attach::stream::store::{STORE_PAGE_BYTES, STORE_SLOT_BYTES};
 pub use crate::attach::stream::{StreamSizes, stream_sink_bytes, stream_source_bytes};
+pub use crate::level::Level;
 use crate::stats::{SessionStats, ShardStatsReader, StreamStats};
-use dwcp_codec::policy::ZSTD_LEVEL_MIN;
 pub use dwcp_codec::{Coding, HashKey};
 use dwcp_ffi::counters::{HistogramReader, HistogramWriter};
 use dwcp_ffi::dirty::DirtyBitmap;
@@ -17,6 +17,7 @@ use dwcp_ffi::spsc::{Consumer, Full, Producer};
 pub use dwcp_proto::ids::ChannelId;
 use dwcp_proto::ids::{LaneId, LinkId, Round, Sequence, SessionKey, StreamId};
 use dwcp_proto::time::Nanos;
+use dwcp_proto::tuner::Decision;
 use dwcp_proto::wire::record::StreamKeys;
 pub use dwcp_proto::wire::record::StreamPlace;
 use std::os::fd::OwnedFd;
@@ -89,8 +90,12 @@ pub struct LaneSetup {
     pub lane: LaneId,
     /// The most bytes in flight on this lane.
     pub window_bytes_max: u64,
+    /// The most streams of it.
+    pub streams_max: u16,
     /// Which of its streams carry pages.
     pub spread: Spread,
+    /// The peer knows how to retire a stream that is not needed any more.
+    pub may_retire: bool,
 }
 
 /// Which streams of a lane carry pages.
@@ -98,8 +103,7 @@ pub struct LaneSetup {
 pub enum Spread {
     /// All of them.
     All,
-    /// One, if it fills the path alone, and more when its buffers don't hold what the path does.
-    /// The others are spare.
+    /// As many as are found to be worth it ([`dwcp_proto::tuner`]); the others are spare.
     AsNeeded,
 }
 
@@ -170,26 +174,6 @@ pub struct SinkSetup {
     pub hash_key: HashKey,
     /// Where the shard counts.
     pub stats: SessionStats,
-}
-
-/// The zstd level of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// As strong as the link leaves the core time for.
-    Auto,
-    /// This one.
-    Fixed(i32),
-}
-
-impl Level {
-    /// The level, or the lowest where none is chosen by measurement.
-    #[must_use]
-    pub const fn or_lowest(self) -> i32 {
-        match self {
-            Self::Auto => ZSTD_LEVEL_MIN,
-            Self::Fixed(level) => level,
-        }
-    }
 }
 
 /// How the bytes of a migration stream are carried.
@@ -328,6 +312,15 @@ pub enum Event {
         /// Why.
         cause: StreamEnd,
     },
+    /// How many streams of the lane shall carry pages has changed, or why.
+    Streams {
+        /// The link.
+        link: LinkId,
+        /// So many, and why.
+        decision: Decision,
+        /// How many there shall be.
+        open: u16,
+    },
     /// The session's memory is reserved and its region attached.
     Opened {
         /// The session.
@@ -408,6 +401,9 @@ pub enum StreamEnd {
         /// The stable code of the violation.
         code: &'static str,
     },
+    /// The source needed it no more.
+    #[error("the stream was not needed any more")]
+    Retired,
     /// The link was dropped here.
     #[error("the link was dropped")]
     Dropped,
@@ -424,6 +420,7 @@ impl StreamEnd {
             Self::ClosedByPeer => "closed_by_peer",
             Self::Socket { .. } => "socket",
             Self::Protocol { code } => code,
+            Self::Retired => "retired",
             Self::Dropped => "dropped",
             Self::NoRoom => "no_room",
         }

@@ -18,9 +18,9 @@ use dwcp_control::BudgetFact;
 use dwcp_dataplane::link::tcp::{SLOT_BYTES, SLOTS_PER_STREAM};
 use sum::MemorySum;
 
-/// What "auto" gives each shard where nothing forbids it: over 200 of the largest records, enough
-/// for every stream to have some under way while others are coded.
-const ARENA_BYTES_AUTO: u64 = 64 * MIB;
+/// What "auto" gives each shard for sending, where nothing forbids it: over 180 of the largest
+/// records, enough for every stream to have some under way while others are coded.
+const SEND_BYTES_AUTO: u64 = 48 * MIB;
 /// The control thread at rest: runtime, clients' buffers, journal, history of sessions.
 const CONTROL_BYTES: u64 = 32 * MIB;
 /// Below this no session of any use could open: tables for 1 GiB and some bases.
@@ -32,6 +32,10 @@ const SOURCE_BYTES_PER_PAGE: u64 = 96;
 const SINK_BYTES_PER_PAGE: u64 = 40;
 /// A peer chooses the number of streams of a link to here; so many are provided for at the least.
 const STREAMS_PER_LINK_MIN: u64 = 16;
+/// The most streams of a link where their number is found out, and of all links together, where
+/// that is more than the least for each.
+const STREAMS_PER_LINK_FOUND: u64 = 64;
+const STREAMS_FOUND: u64 = 256;
 /// Records that a shard's streams of one link may have under way, besides one for small frames.
 const SEND_SLOTS_PER_STREAM: u64 = 2;
 /// Descriptors of the control thread at its limits: 64 clients, 256 regions with their bitmaps,
@@ -157,7 +161,9 @@ struct StreamPlan {
 impl StreamPlan {
     fn of(config: &DaemonConfig) -> Self {
         let shards = config.shard_count() as u64;
-        let per_link = u64::from(config.streams).max(STREAMS_PER_LINK_MIN);
+        let share = STREAMS_FOUND / u64::from(config.links_max);
+        let found = if config.finds_streams { share.min(STREAMS_PER_LINK_FOUND) } else { 0 };
+        let per_link = u64::from(config.streams).max(found).max(STREAMS_PER_LINK_MIN);
         // A link's streams are dealt out to its lanes, its lanes to the shards.
         let per_shard = u64::from(config.links_max) * per_link.div_ceil(shards);
         let own = u64::from(config.streams).div_ceil(shards);
@@ -195,7 +201,8 @@ fn arena_bytes(
         LockMemory::Require => machine.lockable_bytes / streams.shards,
         LockMemory::Try | LockMemory::Off => u64::MAX,
     };
-    let wished = ARENA_BYTES_AUTO.min(by_memory).min(by_lock);
+    let receive = streams.per_shard * SLOTS_PER_STREAM as u64 * slot_bytes();
+    let wished = (SEND_BYTES_AUTO + receive).min(by_memory).min(by_lock);
     wished.max(min) / slot_bytes() * slot_bytes()
 }
 

@@ -24,7 +24,8 @@ fn the_defaults_fit_and_the_parts_make_the_whole() {
     let budget = Budget::compute(&config, &machine()).expect("the defaults fit");
     let fixed = budget.arena_bytes * budget.shards as u64 + budget.windows_bytes + CONTROL_BYTES;
     assert_eq!(fixed + budget.sessions_bytes, config.memory_bytes);
-    assert!(budget.arena_bytes <= ARENA_BYTES_AUTO);
+    let receive = (budget.streams_per_shard * SLOTS_PER_STREAM) as u64 * slot_bytes();
+    assert!(budget.arena_bytes - receive <= SEND_BYTES_AUTO);
     let slots = budget.send_slots + budget.streams_per_shard * SLOTS_PER_STREAM;
     assert_eq!(slots as u64 * slot_bytes(), budget.arena_bytes);
 }
@@ -34,6 +35,7 @@ fn auto_shrinks_to_the_limit_of_locked_memory_and_refuses_below_the_least() {
     let small = |lockable_bytes| Machine { lockable_bytes, ..machine() };
     let config = config(|config| {
         config.links_max = 1;
+        config.finds_streams = false;
         config.lock_memory = LockMemory::Require;
     });
     let budget = Budget::compute(&config, &small(8 * MIB)).expect("8 MiB are enough for one link");
@@ -101,4 +103,22 @@ fn bases_are_a_share_of_what_sessions_have() {
     assert!(half <= budget.sessions_bytes / 2 && half > budget.sessions_bytes / 2 - MIB);
     let more = budget.base_pages_max(Share::Bytes(u64::MAX)) * PAGE_BYTES as u64;
     assert!(more <= budget.sessions_bytes);
+}
+
+#[test]
+fn a_link_has_room_for_as_many_streams_as_may_be_found_to_help_and_many_links_share_it() {
+    let per_shard = |links_max, finds_streams, cores: Vec<usize>| {
+        let config = config(|config| {
+            (config.links_max, config.finds_streams, config.cores) =
+                (links_max, finds_streams, cores);
+            config.memory_bytes = 8 * GIB;
+        });
+        Budget::compute(&config, &machine()).expect("it fits").streams_per_shard
+    };
+    assert_eq!(per_shard(4, true, vec![]), 4 * 64);
+    assert_eq!(per_shard(1, true, vec![]), 64);
+    assert_eq!(per_shard(8, true, vec![]), 8 * 32);
+    assert_eq!(per_shard(64, true, vec![]), 64 * 16);
+    assert_eq!(per_shard(4, true, vec![0, 1]), 4 * 32, "shared by the shards");
+    assert_eq!(per_shard(4, false, vec![]), 4 * 16, "a number that is set by hand stays");
 }

@@ -27,7 +27,28 @@ pub(super) fn render_links(links: &Value) -> String {
         let row = [text("peer"), text("wire_version"), text("epoch"), text("lanes"), streams];
         table.push(row.into());
     }
-    if table.is_empty() { "no link is open\n".to_owned() } else { table.render() }
+    let table = if table.is_empty() { "no link is open\n".to_owned() } else { table.render() };
+    table + &render_tuned(links)
+}
+
+/// One line for each lane whose number of streams is found out.
+fn render_tuned(links: &Value) -> String {
+    let mut text = String::new();
+    for link in links.as_array().into_iter().flatten() {
+        for lane in show::list(link, "tuned") {
+            let line = format!(
+                "{}, lane {}: {} of {} carry, {}: {}\n",
+                show::text(link, "peer"),
+                show::text(lane, "lane"),
+                show::text(lane, "carrying"),
+                show::text(lane, "places"),
+                show::text(lane, "congestion"),
+                show::text(lane, "reason"),
+            );
+            text.push_str(&line);
+        }
+    }
+    text
 }
 
 /// One line per stream.
@@ -100,13 +121,16 @@ mod tests {
 
     #[test]
     fn links_and_their_streams_render() {
-        let links = json!([{"peer": "b", "wire_version": 2, "epoch": 2, "lanes": 1, "streams": [
+        let links = json!([{"peer": "b", "wire_version": 2, "epoch": 2, "lanes": 1, "tuned": [
+            {"lane": 0, "carrying": 8, "open": 8, "places": 64, "congestion": "cubic",
+             "why": "path_full", "reason": "the path is full"}], "streams": [
             {"id": 0, "lane": 0, "sent_bytes": 1048576, "received_bytes": 10, "rtt_ms": 0.5,
              "in_flight_bytes": 0, "zero_copy": "kernel copies",
              "tcp": {"rtt_us": 40123, "retransmitted_bytes": 3072, "busy_ms": 7}}]}]);
         let text = render_links(&links) + &render_streams(&links);
         assert!(text.contains("1.0 MiB") && text.contains("kernel copies"), "{text}");
         assert!(text.contains("40.1 ms") && text.contains("3.0 KiB"), "{text}");
+        assert!(text.contains("b, lane 0: 8 of 64 carry, cubic: the path is full\n"), "{text}");
         assert_eq!(render_links(&json!([])), "no link is open\n");
     }
 

@@ -61,7 +61,10 @@ pub(crate) struct DaemonConfig {
     /// Per shard; nothing for "auto".
     pub(crate) arena_bytes: Option<u64>,
     pub(crate) lock_memory: LockMemory,
+    /// Streams of a link to begin with.
     pub(crate) streams: u16,
+    /// Whether it finds out how many more it needs.
+    pub(crate) finds_streams: bool,
     pub(crate) window_bytes: u64,
     pub(crate) links_max: u16,
     pub(crate) zero_copy: bool,
@@ -100,6 +103,7 @@ impl DaemonConfig {
                 _ => LockMemory::Try,
             },
             streams: small(values.count_or_auto("streams").unwrap_or(STREAMS_AUTO)),
+            finds_streams: values.count_or_auto("streams").is_none(),
             window_bytes: required(values.bytes("window")),
             links_max: small(values.count("links-max")),
             zero_copy: values.word("zero-copy") == "auto",

@@ -199,8 +199,9 @@ pub(crate) const SETTINGS: &[Setting] = &[
         "arena",
         Group::Memory,
         Kind::Bytes { min: 4 * MIB, max: ARENA_BYTES_MAX as u64, auto: true },
-        "Buffers of each shard. auto takes 64MiB, or less where --memory asks for it (with \
-         --lock-memory require also the limit of locked memory).",
+        "Buffers of each shard. auto takes 48MiB to send and 264KiB for each stream that may come, \
+         or less where --memory asks for it (with --lock-memory require also the limit of locked \
+         memory).",
     )
     .default("auto"),
     daemon(
@@ -225,8 +226,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
         "streams",
         Group::Links,
         Kind::Count { min: 1, max: 64, auto: true },
-        "TCP connections of a link that this daemon opens. With auto they are 4, of which one \
-         alone carries pages while it fills the path by itself (BBR).",
+        "TCP connections of a link that this daemon opens. With auto they are 4 at first, and it \
+         finds out how many of them carry pages, and whether more help.",
     )
     .default("auto"),
     daemon(

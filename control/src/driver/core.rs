@@ -284,6 +284,9 @@ impl Core {
                 self.stream_left(link, lane);
                 self.on_stream_down(link, stream, cause);
             }
+            Event::Streams { link, decision, open } => {
+                self.on_streams_decided(link, lane, decision, open);
+            }
             Event::Opened { session } => self.on_lane_opened(session, lane),
             Event::RoundDone { session, round, stats } => {
                 self.on_lane_round(session, lane, round, stats);

@@ -49,6 +49,7 @@ impl Core {
         text.family("dwcp_frame_rtt_seconds", Kind::Summary, help);
         summary_of(cells).write(&mut text, "dwcp_frame_rtt_seconds", &[]);
         self.stream_rtt_family(&mut text);
+        self.tuned_family(&mut text);
         text.finish()
     }
 
@@ -198,6 +199,24 @@ impl Core {
         for (labels, readers) in self.streams() {
             let labels: Vec<_> = labels.iter().map(|(n, v)| (*n, v.as_str())).collect();
             summary_of(readers.frame_rtt_ns.cells()).write(text, NAME, &labels);
+        }
+    }
+
+    /// How many streams carry pages, of lanes on which that is found out.
+    fn tuned_family(&self, text: &mut TextBuilder) {
+        const NAME: &str = "dwcp_lane_streams";
+        let help = "Streams of a lane that carry pages (carrying), and that are kept open (open).";
+        text.family(NAME, Kind::Gauge, help);
+        for (link, entry) in &self.links {
+            let (link, peer) = (link.to_string(), entry.peer_name.as_str());
+            for (lane, tuned) in &entry.tuned {
+                let lane = lane.to_string();
+                for (kind, count) in [("carrying", tuned.carrying()), ("open", tuned.open)] {
+                    let labels =
+                        [("link", &*link), ("peer", peer), ("lane", &*lane), ("kind", kind)];
+                    text.sample(NAME, &labels, f64::from(count));
+                }
+            }
         }
     }
 

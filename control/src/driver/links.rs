@@ -7,15 +7,15 @@ use super::core::{Core, unix_ms};
 use super::parking::{Parked, Redial};
 use super::room::StreamsHeld;
 use super::stream_options::set_options;
+use super::tuned::Tuned;
 use crate::api::{ApiError, PeerAddress, Reply, SessionOpen};
+use crate::limits::STREAMS_FIRST_VERSION;
 use crate::migration::{Memory, Silence};
 use crate::peer::{
     ChannelHandle, ConnectionId, Established, Link, LinkInput, LinkOutput, LinkPhase, PeerError,
     PeerInput, dial_peer, dial_stream, random,
 };
-use dwcp_dataplane::port::{
-    Command, HashKey, LaneSetup, Spread, StreamEnd, StreamPlace, StreamSetup,
-};
+use dwcp_dataplane::port::{Command, HashKey, Spread, StreamEnd, StreamPlace, StreamSetup};
 use dwcp_dataplane::stats::StreamStatsReader;
 use dwcp_ffi::counters::{HistogramReader, counters, histogram};
 use dwcp_ffi::sys::tcp::tcp_congestion;
@@ -25,6 +25,7 @@ use dwcp_proto::wire::hello::FEATURE_RESUME;
 use dwcp_proto::wire::peer::{Message, PeerMessage};
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::token::{LinkToken, ResumeToken};
+use dwcp_proto::wire::version::WireVersion;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -71,6 +72,8 @@ pub(super) struct LinkEntry {
     /// Features that both ends have.
     pub(super) features: u64,
     pub(super) streams: BTreeMap<StreamId, StreamReaders>,
+    /// What each lane has found out about its number of streams.
+    pub(super) tuned: BTreeMap<LaneId, Tuned>,
     pub(super) streams_held: StreamsHeld,
     pub(super) waiters: Vec<LinkWaiter>,
     /// Virtual machines whose sessions wait for the link.
@@ -97,6 +100,7 @@ impl LinkEntry {
             hash_key: HashKey([0; 32]),
             features: 0,
             streams: BTreeMap::new(),
+            tuned: BTreeMap::new(),
             streams_held: StreamsHeld::default(),
             waiters: Vec::new(),
             vm_waiters: Vec::new(),
@@ -235,6 +239,14 @@ impl Core {
         }
         let version = peer.agreed.version;
         entry.link.set_version(version);
+        if entry.link.is_dialled() && self.live.get().spread == Spread::AsNeeded {
+            let places = match version {
+                // It says less than it means, and takes so many.
+                WireVersion::V1 => STREAMS_FIRST_VERSION,
+                _ => peer.agreed.streams_max,
+            };
+            entry.link.reserve_places(places.min(self.config.streams_per_link_max));
+        }
         entry.features = peer.agreed.features;
         tracing::info!(%link, peer = %peer.peer_name, address = %peer.address, %version, "peer up");
         let live = self.live.clone();
@@ -338,8 +350,12 @@ impl Core {
 
     pub(super) fn on_stream_down(&mut self, link: LinkId, stream: StreamId, cause: StreamEnd) {
         self.counters.streams_ended.add(cause.code());
-        if self.links.contains_key(&link) {
+        if let Some(entry) = self.links.get_mut(&link) {
             tracing::info!(%link, %stream, %cause, "a stream ended");
+            if cause == StreamEnd::Retired {
+                // Its counters stand still for good.
+                entry.streams.remove(&stream);
+            }
         }
         self.link_step(link, LinkInput::StreamDown(stream, cause));
     }
@@ -391,21 +407,6 @@ impl Core {
         for lane in entry.streams_held.lanes() {
             self.shards.send(lane, Command::CutStreams { link });
         }
-    }
-
-    fn add_lanes(&mut self, link: LinkId, lanes: u16) -> Result<(), PeerError> {
-        self.check_lanes(link)?;
-        self.check_streams(link, lanes)?;
-        if let Some(entry) = self.links.get_mut(&link) {
-            entry.streams_held = StreamsHeld::none_of(lanes);
-        }
-        let spread = self.live.get().spread;
-        let window_bytes_max = self.live.get().window_bytes_max / u64::from(lanes.max(1));
-        for lane in (0..lanes).map(LaneId) {
-            let setup = LaneSetup { link, lane, window_bytes_max, spread };
-            self.shards.send(lane, Command::AddLane(Box::new(setup)));
-        }
-        Ok(())
     }
 
     fn on_link_ready(&mut self, link: LinkId) {

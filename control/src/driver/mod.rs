@@ -25,6 +25,7 @@ mod shards;
 mod stream_options;
 #[cfg(test)]
 mod tests;
+mod tuned;
 mod views;
 mod vm_begin;
 mod vm_end;

@@ -7,7 +7,9 @@
 use super::core::Core;
 use crate::limits::RESUMES_MAX;
 use crate::peer::{ChannelHandle, Established, PeerError};
+use dwcp_dataplane::port::{Command, LaneSetup, Spread};
 use dwcp_proto::ids::{LaneId, LinkId};
+use dwcp_proto::wire::hello::FEATURE_RETIRE;
 use dwcp_proto::wire::peer::{Code, Message, PeerMessage};
 use std::net::SocketAddr;
 
@@ -82,6 +84,30 @@ impl Core {
             return Ok(());
         }
         Err(PeerError::LinksTooMany { links_max })
+    }
+
+    /// Makes the shards' parts of a link whose lanes were just agreed on.
+    pub(super) fn add_lanes(&mut self, link: LinkId, lanes: u16) -> Result<(), PeerError> {
+        self.check_lanes(link)?;
+        self.check_streams(link, lanes)?;
+        if let Some(entry) = self.links.get_mut(&link) {
+            entry.streams_held = StreamsHeld::none_of(lanes);
+        }
+        let entry = self.links.get(&link);
+        // Which streams carry pages is for the end to choose that sends them.
+        let chooses = entry.is_some_and(|entry| entry.link.is_dialled());
+        let spread = if chooses { self.live.get().spread } else { Spread::All };
+        let streams_max =
+            |lane| entry.map_or(1, |entry| entry.link.streams_of(lane).clamp(1, 256) as u16);
+        let may_retire = entry.is_some_and(|entry| entry.features & FEATURE_RETIRE != 0);
+        let places: Vec<(LaneId, u16)> =
+            (0..lanes).map(LaneId).map(|lane| (lane, streams_max(lane))).collect();
+        let window_bytes_max = self.live.get().window_bytes_max / u64::from(lanes.max(1));
+        for (lane, streams_max) in places {
+            let setup = LaneSetup { link, lane, window_bytes_max, streams_max, spread, may_retire };
+            self.shards.send(lane, Command::AddLane(Box::new(setup)));
+        }
+        Ok(())
     }
 
     /// Whether the shards have room for the streams of a link whose lanes were just agreed on.

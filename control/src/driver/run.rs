@@ -104,7 +104,7 @@ pub(super) async fn start(
         return Err(ControlError::NoShards);
     }
     let counters = Counters::default();
-    let identity = Identity::load(&config.security, random())?;
+    let identity = identity(&config)?;
     let fresh = JournalId(random());
     let (journal, reports, stored) = match &config.state_dir {
         Some(directory) => Journal::open(directory, fresh)?,
@@ -159,6 +159,12 @@ pub(super) async fn start(
         counters,
     });
     Ok(core)
+}
+
+/// Who this host is, and how many streams of a link it takes.
+fn identity(config: &ControlConfig) -> Result<Identity, ControlError> {
+    let identity = Identity::load(&config.security, random())?;
+    Ok(identity.with_streams_max(config.streams_per_link_max))
 }
 
 impl Inputs {

@@ -4,6 +4,7 @@
 
 use super::core::Core;
 use super::links::LinkEntry;
+use super::tuned::tuned_view;
 use crate::state::{SessionRecord, SessionState};
 use dwcp_dataplane::stats::{SHARD_COUNTERS, StreamCounter};
 use dwcp_proto::ids::{LinkId, SessionId};
@@ -123,6 +124,7 @@ fn link_view(id: LinkId, entry: &LinkEntry) -> Value {
     let streams: Vec<Value> = entry
         .link
         .streams()
+        .filter(|(stream, _)| entry.streams.contains_key(stream))
         .map(|(stream, up)| {
             let count = |counter: StreamCounter| {
                 entry.streams.get(&stream).map_or(0, |readers| readers.stats.get(counter.index()))
@@ -159,6 +161,7 @@ fn link_view(id: LinkId, entry: &LinkEntry) -> Value {
         "epoch": entry.link.epoch(),
         "lanes": entry.link.lanes(),
         "streams": streams,
+        "tuned": tuned_view(entry),
         "since_unix_ms": entry.since_unix_ms,
     })
 }

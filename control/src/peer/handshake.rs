@@ -11,7 +11,7 @@ use crate::config::PeerSecurity;
 use crate::error::ControlError;
 use dwcp_proto::negotiate::{Agreed, agree};
 use dwcp_proto::wire::hello::{Hello, HostName};
-use dwcp_proto::wire::limits::HELLO_BYTES_MAX;
+use dwcp_proto::wire::limits::{HELLO_BYTES_MAX, STREAMS_MAX};
 use dwcp_proto::wire::version::WireVersion;
 use rustls_pki_types::{CertificateDer, ServerName};
 use std::cell::RefCell;
@@ -33,6 +33,8 @@ pub(crate) struct Identity {
     instance: [u8; 16],
     /// The highest version that it says it speaks.
     version: WireVersion,
+    /// The most streams of a link that peers are told.
+    streams_max: u16,
 }
 
 /// A peer that proved its name and speaks our version.
@@ -56,17 +58,24 @@ impl Identity {
                 let tls = TlsIdentity::load(pki_dir)?;
                 let host_name = tls.host_name().to_owned();
                 let tls = Some(Rc::new(RefCell::new(tls)));
-                Self { tls, host_name, instance, version: WireVersion::HIGHEST }
+                let (streams_max, version) = (STREAMS_MAX, WireVersion::HIGHEST);
+                Self { tls, host_name, instance, version, streams_max }
             }
             PeerSecurity::InsecurePlaintext { host_name } => {
                 tracing::warn!(
                     "peers are neither authenticated nor is anything encrypted: \
                      this is for comparisons alone"
                 );
-                let (host_name, version) = (host_name.clone(), WireVersion::HIGHEST);
-                Self { tls: None, host_name, instance, version }
+                let (streams_max, version) = (STREAMS_MAX, WireVersion::HIGHEST);
+                let host_name = host_name.clone();
+                Self { tls: None, host_name, instance, version, streams_max }
             }
         })
+    }
+
+    /// The same for a host that takes no more than so many streams of a link.
+    pub(crate) fn with_streams_max(self, streams_max: u16) -> Self {
+        Self { streams_max: streams_max.clamp(1, STREAMS_MAX), ..self }
     }
 
     /// What this host is called.
@@ -87,7 +96,8 @@ impl Identity {
 
     fn hello(&self) -> Hello {
         let hello = Hello::ours(HostName::cut(&self.host_name), self.instance);
-        let hello = hello.of_version(self.version);
+        let mut hello = hello.of_version(self.version);
+        hello.streams_max = self.streams_max;
         if self.is_secure() { hello } else { hello.with_plain_records() }
     }
 

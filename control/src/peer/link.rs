@@ -10,9 +10,10 @@
 //! come only when both ends have seen the end of the old ones.
 
 mod resuming;
+mod wanted;
 
 use super::error::PeerError;
-use crate::limits::REDIAL_WAIT_NS;
+use crate::limits::{REDIAL_WAIT_NS, STREAMS_COME_NS};
 use dwcp_dataplane::port::StreamEnd;
 use dwcp_proto::ids::{Incarnation, LaneId, LinkEpoch, SessionId, StreamId};
 use dwcp_proto::time::Nanos;
@@ -46,6 +47,8 @@ pub enum LinkInput {
     StreamUp(StreamId),
     /// A stream ended.
     StreamDown(StreamId, StreamEnd),
+    /// Dialling end: a lane shall have so many streams.
+    Want(LaneId, u16),
     /// The connection is gone and the link waits for another one.
     Lost,
     /// Dialling end: another connection stands; these sessions wait.
@@ -121,8 +124,8 @@ impl LinkPhase {
 /// What became of a stream's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// Nothing is there; the dialling end tries again then. 0 until the first attempt over the
-    /// channel that is there.
+    /// Nothing is there; the dialling end tries again then, if it wants one. 0 until the first
+    /// attempt over the channel that is there.
     Empty { retry_at: Nanos },
     /// Being connected.
     Dialling,
@@ -147,8 +150,15 @@ pub struct Link {
     epoch: LinkEpoch,
     lanes: u16,
     lanes_max: u16,
+    /// A place for each stream that there may be.
     streams: Vec<Stream>,
-    streams_wanted: u16,
+    /// Dialling end: places to ask for, and streams to begin with.
+    places: u16,
+    first: u16,
+    /// Dialling end: how many streams each lane shall have.
+    wanted: Vec<u16>,
+    /// Listening end: so long streams that never came may be on their way.
+    coming_until: Nanos,
     streams_max: u16,
     token: LinkToken,
     /// There when both ends know how to resume.
@@ -161,7 +171,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// The dialling end. `lanes` is what this host can serve, `streams` what it wants.
+    /// The dialling end. `lanes` is what this host can serve, `streams` what it begins with.
     pub fn dialling(epoch: LinkEpoch, lanes: u16, streams: u16) -> Self {
         let streams = streams.clamp(1, STREAMS_MAX);
         let streams_max = streams;
@@ -172,7 +182,10 @@ impl Link {
             lanes: 0,
             lanes_max: lanes.min(LANES_MAX).min(streams),
             streams: Vec::new(),
-            streams_wanted: streams,
+            places: streams,
+            first: streams,
+            wanted: Vec::new(),
+            coming_until: Nanos(0),
             streams_max,
             token: LinkToken([0; 16]),
             tokens: None,
@@ -197,7 +210,10 @@ impl Link {
             lanes: 0,
             lanes_max: lanes.min(LANES_MAX),
             streams: Vec::new(),
-            streams_wanted: 0,
+            places: 0,
+            first: 0,
+            wanted: Vec::new(),
+            coming_until: Nanos(0),
             streams_max,
             token,
             tokens: resume.map(Tokens::new),
@@ -266,7 +282,7 @@ impl Link {
         self.streams.get(usize::from(stream.0)).map(|stream| stream.incarnation)
     }
 
-    /// Each stream and whether it works.
+    /// Each stream that there may be and whether it works.
     pub fn streams(&self) -> impl Iterator<Item = (StreamId, bool)> + '_ {
         (0..).zip(&self.streams).map(|(id, stream)| (StreamId(id), stream.place == Place::Up))
     }
@@ -280,10 +296,10 @@ impl Link {
                 Ok(vec![LinkOutput::Send(PeerMessage::LinkOpen {
                     epoch: self.epoch,
                     lanes: self.lanes_max,
-                    streams: self.streams_wanted,
+                    streams: self.places,
                 })])
             }
-            LinkInput::Message(message) => self.message(message),
+            LinkInput::Message(message) => self.message(now, message),
             LinkInput::Dialled { stream, incarnation, joined } => {
                 Ok(self.dialled(now, stream, incarnation, joined))
             }
@@ -292,12 +308,15 @@ impl Link {
             LinkInput::StreamDown(stream, cause) => self.stream_down(now, stream, cause),
             LinkInput::Lost => Ok(self.lost()),
             LinkInput::Reconnected(sessions) => Ok(self.reconnected(sessions)),
-            LinkInput::Resumed { shown, token, resume } => Ok(self.resumed(shown, token, resume)),
+            LinkInput::Resumed { shown, token, resume } => {
+                Ok(self.resumed(now, shown, token, resume))
+            }
+            LinkInput::Want(lane, streams) => Ok(self.want(now, lane, streams)),
             LinkInput::Tick => Ok(self.redial(now)),
         }
     }
 
-    fn message(&mut self, message: PeerMessage) -> Result<Vec<LinkOutput>, PeerError> {
+    fn message(&mut self, now: Nanos, message: PeerMessage) -> Result<Vec<LinkOutput>, PeerError> {
         let asking = self.phase == LinkPhase::Asking;
         let resuming = self.phase == LinkPhase::Resuming && self.dialled;
         match message {
@@ -310,6 +329,7 @@ impl Link {
                 self.epoch = epoch;
                 self.lanes = lanes.min(self.lanes_max);
                 self.set_streams(streams);
+                self.coming_until = now + STREAMS_COME_NS;
                 self.phase = LinkPhase::Joining;
                 let resume = self.tokens.map(|tokens| tokens.newest);
                 let (token, lanes) = (self.token, self.lanes);
@@ -323,10 +343,11 @@ impl Link {
                 self.token = token;
                 self.tokens = resume.map(Tokens::new);
                 self.lanes = lanes;
-                self.set_streams(self.streams_wanted);
+                self.set_streams(self.places);
+                self.wanted = vec![self.first.div_ceil(lanes.max(1)); usize::from(lanes)];
                 self.phase = LinkPhase::Joining;
                 let mut outputs = vec![LinkOutput::AddLanes { lanes }];
-                outputs.extend(self.redial(Nanos(0)));
+                outputs.extend(self.redial(now));
                 outputs.push(LinkOutput::Taken);
                 Ok(outputs)
             }
@@ -334,7 +355,7 @@ impl Link {
                 self.token = token;
                 self.tokens = Some(Tokens::new(resume));
                 self.agreed = true;
-                Ok(self.go_on())
+                Ok(self.go_on(now))
             }
             PeerMessage::LinkRefuse { code, message } if (asking && self.dialled) || resuming => {
                 Err(PeerError::LinkRefused {
@@ -353,25 +374,6 @@ impl Link {
             wait: Nanos(REDIAL_WAIT_NS.0),
         };
         self.streams = vec![stream; usize::from(count)];
-    }
-
-    /// Dials every empty place whose time has come.
-    fn redial(&mut self, now: Nanos) -> Vec<LinkOutput> {
-        let (version, token) = (self.version, self.token);
-        let mut outputs = Vec::new();
-        if !self.dialled || matches!(self.phase, LinkPhase::Parked | LinkPhase::Resuming) {
-            return outputs;
-        }
-        for (id, stream) in (0..).zip(&mut self.streams) {
-            if matches!(stream.place, Place::Empty { retry_at } if retry_at <= now) {
-                stream.place = Place::Dialling;
-                stream.incarnation = stream.incarnation.next();
-                let incarnation = stream.incarnation;
-                let preface = StreamPreface { version, token, stream: StreamId(id), incarnation };
-                outputs.push(LinkOutput::Dial(preface));
-            }
-        }
-        outputs
     }
 
     fn dialled(
@@ -448,25 +450,20 @@ impl Link {
         }
         if matches!(self.phase, LinkPhase::Parked | LinkPhase::Resuming) {
             stream.vacate();
-            return Ok(self.go_on());
+            return Ok(self.go_on(now));
         }
-        stream.back_off(now);
+        match cause {
+            StreamEnd::Retired => stream.vacate(),
+            _ => stream.back_off(now),
+        }
         if self.phase != LinkPhase::Ready || self.lane_is_up(lane) {
             return Ok(Vec::new());
         }
-        if !self.lane_is_coming(lane) {
+        if !self.lane_is_coming(now, lane) {
             return Err(PeerError::LaneLost { lane, cause });
         }
         self.phase = LinkPhase::Joining;
         Ok(vec![LinkOutput::Unready])
-    }
-
-    /// A stream of the lane is on its way: its connection is made, or it never came over the
-    /// channel that is there.
-    fn lane_is_coming(&self, lane: u16) -> bool {
-        (0..)
-            .zip(&self.streams)
-            .any(|(id, stream)| self.lane_of(StreamId(id)).0 == lane && stream.is_coming())
     }
 }
 
@@ -474,14 +471,6 @@ impl Stream {
     /// Nothing is there; what comes next is not to blame for what was.
     fn vacate(&mut self) {
         self.place = Place::Empty { retry_at: Nanos(0) };
-    }
-
-    fn is_coming(&self) -> bool {
-        match self.place {
-            Place::Empty { retry_at } => retry_at == Nanos(0),
-            Place::Dialling | Place::Joined => true,
-            Place::Up => false,
-        }
     }
 
     fn back_off(&mut self, now: Nanos) {
@@ -661,6 +650,94 @@ mod tests {
             let error = link.step(Nanos(0), down(1)).unwrap_err();
             assert_eq!(error.code(), "lane_lost", "nothing is on its way");
         }
+    }
+
+    /// A dialling link with two lanes, places for eight streams, and one stream up on each lane.
+    fn growing() -> Link {
+        let mut link = Link::dialling(LinkEpoch(1), 2, 2);
+        link.reserve_places(8);
+        let asks = step(&mut link, LinkInput::ChannelUp);
+        let (epoch, lanes, streams) = (LinkEpoch(1), 2, 8);
+        assert_eq!(asks, [LinkOutput::Send(PeerMessage::LinkOpen { epoch, lanes, streams })]);
+        let accept = PeerMessage::LinkAccept { token: TOKEN, lanes: 2, resume: Some(FIRST) };
+        let outputs = step(&mut link, LinkInput::Message(accept));
+        assert_eq!(dials(&outputs), [(0, 1), (1, 1)], "what it begins with");
+        [0, 1].into_iter().for_each(|id| come_up(&mut link, id, 1));
+        assert_eq!(link.phase(), LinkPhase::Ready);
+        link
+    }
+
+    fn dials(outputs: &[LinkOutput]) -> Vec<(u16, u32)> {
+        let dial = |output: &LinkOutput| match output {
+            LinkOutput::Dial(preface) => Some((preface.stream.0, preface.incarnation.0)),
+            _ => None,
+        };
+        outputs.iter().filter_map(dial).collect()
+    }
+
+    fn up(link: &Link) -> Vec<u16> {
+        link.streams().filter(|(_, up)| *up).map(|(id, _)| id.0).collect()
+    }
+
+    fn come_up(link: &mut Link, id: u16, incarnation: u32) {
+        let (stream, incarnation) = (StreamId(id), Incarnation(incarnation));
+        step(link, LinkInput::Dialled { stream, incarnation, joined: true });
+        step(link, LinkInput::StreamUp(stream));
+    }
+
+    #[test]
+    fn streams_are_dialled_when_a_lane_wants_more_and_not_again_when_retired() {
+        let mut link = growing();
+        assert_eq!(step(&mut link, LinkInput::Tick), [], "it has what it wants");
+        assert_eq!(dials(&step(&mut link, LinkInput::Want(LaneId(1), 3))), [(3, 1), (5, 1)]);
+        assert_eq!(step(&mut link, LinkInput::Want(LaneId(1), 3)), [], "they are on their way");
+        [3, 5].into_iter().for_each(|id| come_up(&mut link, id, 1));
+        assert_eq!(up(&link), [0, 1, 3, 5]);
+        step(&mut link, LinkInput::Want(LaneId(1), 2));
+        assert_eq!(step(&mut link, LinkInput::StreamDown(StreamId(3), StreamEnd::Retired)), []);
+        assert_eq!(step(&mut link, LinkInput::Tick), []);
+        assert_eq!(up(&link), [0, 1, 5]);
+        assert_eq!(dials(&step(&mut link, LinkInput::Want(LaneId(1), 64))), [(3, 2), (7, 1)]);
+        assert_eq!(dials(&step(&mut link, LinkInput::Want(LaneId(0), 0))), [], "one stays");
+    }
+
+    #[test]
+    fn a_stream_that_is_lost_is_dialled_again_in_its_own_time_and_no_other_for_it() {
+        let mut link = growing();
+        step(&mut link, LinkInput::Want(LaneId(0), 2));
+        come_up(&mut link, 2, 1);
+        let down = LinkInput::StreamDown(StreamId(0), StreamEnd::ClosedByPeer);
+        link.step(Nanos(10), down).unwrap();
+        assert_eq!(link.step(Nanos(11), LinkInput::Tick).unwrap(), []);
+        let later = link.step(Nanos(10 + REDIAL_WAIT_NS.0), LinkInput::Tick).unwrap();
+        assert_eq!(dials(&later), [(0, 2)]);
+    }
+
+    #[test]
+    fn a_link_that_goes_on_dials_what_its_lanes_wanted_last() {
+        let mut link = growing();
+        step(&mut link, LinkInput::Want(LaneId(0), 3));
+        step(&mut link, LinkInput::Lost);
+        assert_eq!(step(&mut link, LinkInput::Want(LaneId(1), 2)), [], "not while it is parked");
+        step(&mut link, LinkInput::Reconnected(Vec::new()));
+        close(&mut link, 8);
+        let resumed = PeerMessage::LinkResumed { token: NEXT, resume: SECOND };
+        let outputs = step(&mut link, LinkInput::Message(resumed));
+        assert_eq!(dials(&outputs), [(0, 2), (1, 2), (2, 2), (3, 1), (4, 2)]);
+    }
+
+    #[test]
+    fn a_lane_waits_for_streams_that_never_came_only_for_a_time() {
+        let lost = |at: Nanos| {
+            let mut link = Link::accepted(TOKEN, None, 1, 64);
+            let open = PeerMessage::LinkOpen { epoch: LinkEpoch(3), lanes: 1, streams: 64 };
+            step(&mut link, LinkInput::Message(open));
+            step(&mut link, LinkInput::Arrived(preface(TOKEN, 0, 1)));
+            step(&mut link, LinkInput::StreamUp(StreamId(0)));
+            link.step(at, LinkInput::StreamDown(StreamId(0), StreamEnd::ClosedByPeer))
+        };
+        assert_eq!(lost(Nanos(1)).unwrap(), [LinkOutput::Unready]);
+        assert_eq!(lost(STREAMS_COME_NS).unwrap_err().code(), "lane_lost");
     }
 
     #[test]

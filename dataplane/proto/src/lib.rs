@@ -14,8 +14,8 @@
 //! # Rules
 //! Nothing here does I/O, reads a clock, starts a thread or holds a lock. What a peer sends is
 //! never trusted: every parser returns a typed error with a stable `code()`. A broken assertion is
-//! a bug of this program and of nobody else. `wire::reader`, `source`, `sink` and `tuner` run on a shard
-//! and allocate only when they are built; `session`, `negotiate` and `wire::peer` run on the
+//! a bug of this program and of nobody else. `wire::reader`, `source`, `sink` and `tuner` run on a
+//! shard and allocate only when they are built; `session`, `negotiate` and `wire::peer` run on the
 //! control thread.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]

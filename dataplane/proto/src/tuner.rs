@@ -13,9 +13,9 @@
 //! From a start with few, the number doubles while that pays, then it is tried in halved steps, and
 //! then it rests. A rest ends when the path is another one (its rate, its queue), or after a time
 //! that doubles with every trial in vain. On a path that is full (a queue stands) fewer are tried,
-//! and in turn with that a few more; both are judged by what they bring to one of two equal senders,
-//! so that who has more gives and who has fewer takes. Nothing is learnt while the source is what is
-//! slow.
+//! and in turn with that a few more; both are judged by what they bring to one of two equal
+//! senders, so that who has more gives and who has fewer takes. Nothing is learnt while the source
+//! is what is slow.
 //!
 //! A congestion control that finds the path's rate whatever is lost (BBR) fills it with one stream;
 //! the next one helps only where buffers are too small for the path.
@@ -25,8 +25,8 @@
 use crate::time::Nanos;
 
 /// The price of streams: so many make goodput worth 1/e of itself. A sender for which every stream
-/// brings as much as the first has most utility at this number; of many on a full path none has more
-/// than half of it.
+/// brings as much as the first has most utility at this number; of many on a full path none has
+/// more than half of it.
 const STREAMS_PRICED: f64 = 160.0;
 /// What a lost share costs, as a share of the goodput: ten times as much, and half of it at most.
 const LOSS_PRICE: f64 = 10.0;

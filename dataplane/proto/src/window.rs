@@ -42,6 +42,10 @@ const RECORD_BYTES_LEAST: u64 = 64 << 10;
 /// Full round trips in a row without a quarter more rate, after which start-up ends.
 const START_PLATEAU_ROUNDS: u8 = 2;
 
+/// What is lost is sent again a round trip later at the least, and one more passes until it is
+/// delivered; most of what waits came half a round trip after it.
+const RECOVERY_HALF_ROUND_TRIPS: u64 = 3;
+
 /// Bandwidth-delay products that a transport needs in order to find the path's rate: BBR sends 2.89
 /// times what it saw in the last round trip, and must not run dry.
 const STARTUP_BDPS: u64 = 8;
@@ -99,6 +103,9 @@ pub struct PathReport {
     pub in_startup: bool,
     /// The path's rate as it takes it, in bytes per second; 0: it does not say.
     pub rate: u64,
+    /// Something was lost on it of late: what is behind it waits at the sink for a round trip and
+    /// more, and meanwhile there has to be something to send.
+    pub recovers: bool,
 }
 
 /// What the window remembers of a frame in flight.
@@ -173,6 +180,8 @@ pub struct Window {
     startup: Option<Startup>,
     /// Nothing was faster: records that waited for a lost one arrive in a bunch.
     rate_max: u64,
+    /// What the path delivers waits for what was lost.
+    recovers: bool,
     probe: Option<Probe>,
     span: Span,
     /// The span's least round trip is not this window's: it has just grown, or was drained.
@@ -204,6 +213,7 @@ impl Window {
             start: Some(Start::default()),
             startup: None,
             rate_max: u64::MAX,
+            recovers: false,
             probe: None,
             span: Span::default(),
             stale: false,
@@ -221,6 +231,7 @@ impl Window {
     /// Takes what the transport says of the path.
     pub fn set_path(&mut self, path: PathReport) {
         self.rate_max = if path.rate > 0 { path.rate } else { u64::MAX };
+        self.recovers = path.recovers;
         if path.in_startup {
             self.startup = self.startup.or(Some(Startup::default()));
         } else if self.startup.take().is_some_and(|it| !it.given_up) {
@@ -388,7 +399,9 @@ impl Window {
         self.rtt_recent = rtt;
         let rate = if self.is_ahead() { rate } else { rate.min(self.rate_max) };
         let WindowConfig { floor_bytes, max_bytes, backlog, backlog_round_trips, .. } = self.config;
-        let allowed = least + backlog.max(Nanos(least.0.saturating_mul(backlog_round_trips)));
+        let queue = backlog.max(Nanos(least.0.saturating_mul(backlog_round_trips)));
+        let recovery = if self.recovers { least.0 / 2 * RECOVERY_HALF_ROUND_TRIPS } else { 0 };
+        let allowed = least + queue + Nanos(recovery);
         let held_back = full_bytes >= bytes / 2;
         // Two spans together: a bunch at the border counts for one of them alone.
         let before = std::mem::replace(&mut self.rate_before, rate);

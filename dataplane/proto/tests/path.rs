@@ -29,7 +29,20 @@ struct Path {
     startup_ms: u64,
     /// What the transport says of its rate, if anything.
     said: u64,
+    /// It says that what is behind a loss waits for it.
+    recovers: bool,
 }
+
+const CLEAN: Path = Path {
+    rate: 12_500_000,
+    rtt_ms: 100,
+    streams: 1,
+    lossy: 0,
+    held_up_ms: 0,
+    startup_ms: 0,
+    said: 0,
+    recovers: false,
+};
 
 impl Path {
     fn segment_time(&self) -> Nanos {
@@ -37,7 +50,8 @@ impl Path {
     }
 
     fn report(&self, now: Nanos) -> PathReport {
-        PathReport { in_startup: now < Nanos::from_millis(self.startup_ms), rate: self.said }
+        let in_startup = now < Nanos::from_millis(self.startup_ms);
+        PathReport { in_startup, rate: self.said, recovers: self.recovers }
     }
 }
 
@@ -137,9 +151,7 @@ fn paths_of_every_kind_are_filled_with_a_bounded_backlog() {
                 if lossy > 0 && rtt_ms > 100 {
                     continue;
                 }
-                let path =
-                    Path { rate, rtt_ms, streams, lossy, held_up_ms, startup_ms: 0, said: 0 };
-                fills(path);
+                fills(Path { rate, rtt_ms, streams, lossy, held_up_ms, ..CLEAN });
             }
         }
     }
@@ -151,8 +163,7 @@ fn a_transport_that_looks_for_the_rate_gets_more_than_it_sends_and_its_queue_goe
         for rtt_ms in [20, 40, 100] {
             for (streams, held_up_ms) in [(1, 0), (4, 0), (4, 40)] {
                 let startup_ms = 20 * rtt_ms;
-                let path =
-                    Path { rate, rtt_ms, streams, lossy: 0, held_up_ms, startup_ms, said: 0 };
+                let path = Path { rate, rtt_ms, streams, held_up_ms, startup_ms, ..CLEAN };
                 let outcome = fills(path);
                 fills(Path { said: rate, ..path });
                 let needed = rate * rtt_ms / 1000 * 33 / 10;
@@ -168,9 +179,25 @@ fn a_transport_that_never_finds_the_rate_leaves_no_queue() {
         for rtt_ms in [20, 100] {
             for (streams, lossy, held_up_ms) in [(1, 0, 0), (4, 0, 40), (4, 40, 0)] {
                 let startup_ms = u64::MAX / 1_000_000;
-                fills(Path { rate, rtt_ms, streams, lossy, held_up_ms, startup_ms, said: 0 });
+                fills(Path { rate, rtt_ms, streams, lossy, held_up_ms, startup_ms, ..CLEAN });
             }
         }
+    }
+}
+
+#[test]
+fn many_streams_that_recover_from_losses_all_the_time_keep_the_path_busy() {
+    for (rate, rtt_ms, streams) in [(12_500_000, 100, 16), (125_000_000, 40, 64)] {
+        // A record of twelve, so that there is hardly a moment without one that waits.
+        let path = Path { rate, rtt_ms, streams, lossy: 12, ..CLEAN };
+        let used = |path: Path| {
+            let backlog = Nanos::from_millis(50);
+            let mut window = Window::new(WindowConfig::with_backlog(64 << 20, backlog));
+            run(path, &mut window, 5, 15).delivered_bytes * 100 / (rate * 10)
+        };
+        let (plain, told) = (used(path), used(Path { recovers: true, ..path }));
+        println!("{path:?}: {plain} % used, {told} % when the transport says so");
+        assert!(told >= 90 && told > plain + 5, "{path:?}: {plain} % and {told} %");
     }
 }
 

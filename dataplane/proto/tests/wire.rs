@@ -302,7 +302,7 @@ fn a_link_token_is_never_printed() {
 fn any_frame() -> impl Strategy<Value = (u8, u32, u64, [u8; 16], Vec<u8>)> {
     let sequence = 1..=u64::MAX / 2;
     let payload = prop::collection::vec(any::<u8>(), 0..300);
-    (0..15u8, any::<u32>(), sequence, any::<[u8; 16]>(), payload)
+    (0..17u8, any::<u32>(), sequence, any::<[u8; 16]>(), payload)
 }
 
 fn frame(
@@ -331,6 +331,7 @@ fn frame(
         12 => Frame::Delivered { session, channel, position: Position(*number) },
         13 => Frame::Reply { session, channel, offset, payload },
         14 => Frame::ReplyAck { session, channel, offset },
+        15 => Frame::Retire,
         _ => Frame::Pong { stamp: *number },
     }
 }

@@ -64,6 +64,15 @@ pub struct PathState {
     pub fills_alone: bool,
     /// Since the time before, a buffer at either end was mostly what held it back.
     pub is_buffer_bound: bool,
+    /// Bytes that the peer's kernel acknowledged since the time before.
+    pub acked_bytes: u64,
+    /// Bytes that were sent again since the time before.
+    pub resent_bytes: u64,
+    /// The smoothed round trip, less what it varies by: what is longer than the least one is a
+    /// queue.
+    pub rtt: Nanos,
+    /// The least round trip of the last minutes.
+    pub rtt_least: Nanos,
 }
 
 /// Where a shard reads the time: its transport's clock, since a simulated fabric has its own.

@@ -41,7 +41,9 @@ impl<L: Link> Shard<L> {
                 }
             }
             let Desk { stream_sources, pipes, now, .. } = &mut self.desk;
-            stream_sources[index].note_turn(pipes, held, *now);
+            if stream_sources[index].note_turn(pipes, held, *now) {
+                self.desk.hold_back(index);
+            }
         }
         if count > 0 {
             self.next_source = self.next_source.wrapping_add(1);
@@ -142,6 +144,13 @@ impl<C: Clock> Desk<C> {
         }
     }
 
+    /// A VMM has more than the window before it, or the lane, takes now.
+    fn hold_back(&mut self, source: usize) {
+        if let Some(lane) = self.lane_of(self.stream_sources[source].session) {
+            self.lanes[lane].hold_back();
+        }
+    }
+
     /// One bounded piece of work at each stream session beside sending.
     pub(super) fn work_streams(&mut self) -> bool {
         let mut worked = false;
@@ -171,7 +180,7 @@ impl<C: Clock> Desk<C> {
     }
 
     /// True when an event may be pushed that no command has reserved room for.
-    fn has_room_for_news(&mut self) -> bool {
+    pub(super) fn has_room_for_news(&mut self) -> bool {
         self.events.room() > self.events_reserved
     }
 

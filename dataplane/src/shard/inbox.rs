@@ -41,7 +41,7 @@ impl<C: Clock> Desk<C> {
     /// Takes the frames of an opened record.
     pub(super) fn record(&mut self, slot: StreamSlot, plain: &[u8]) {
         let Some(stream) = &mut self.streams[slot.index()] else { return };
-        if stream.broken.is_some() {
+        if stream.over.is_some() {
             return;
         }
         let (link, id, version) = (stream.link, stream.id, stream.version);
@@ -97,6 +97,7 @@ impl<C: Clock> Desk<C> {
             }
             Frame::Ping { stamp } => self.queue(origin.slot, Frame::Pong { stamp }),
             Frame::Pong { .. } => {}
+            Frame::Retire => self.retire(origin.slot),
         }
     }
 
@@ -194,6 +195,13 @@ impl<C: Clock> Desk<C> {
         }
     }
 
+    /// The peer needs the stream no more: it ends after this turn.
+    fn retire(&mut self, slot: StreamSlot) {
+        if let Some(stream) = &mut self.streams[slot.index()] {
+            (stream.retired, stream.over) = (true, Some(StreamEnd::Retired));
+        }
+    }
+
     fn answer_due(&mut self, slot: StreamSlot) {
         if let Some(stream) = &mut self.streams[slot.index()] {
             stream.due = true;
@@ -203,7 +211,7 @@ impl<C: Clock> Desk<C> {
     /// The peer broke the stream's protocol: the stream ends after this turn.
     fn violation(&mut self, slot: StreamSlot, code: &'static str) {
         if let Some(stream) = &mut self.streams[slot.index()] {
-            stream.broken = Some(code);
+            stream.over = Some(StreamEnd::Protocol { code });
         }
     }
 
@@ -228,6 +236,7 @@ impl<C: Clock> Desk<C> {
     pub(super) fn stream_down(&mut self, slot: StreamSlot, cause: StreamEnd) {
         let Some(mut stream) = self.streams[slot.index()].take() else { return };
         let link = stream.link;
+        let cause = if stream.retired { StreamEnd::Retired } else { cause };
         self.report(Event::StreamDown { link, stream: stream.id, cause });
         let Some(lane) = self.lanes.iter().position(|lane| lane.link == link) else { return };
         let Self { sources, stream_sources, .. } = self;

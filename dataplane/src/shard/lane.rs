@@ -5,12 +5,13 @@
 
 use super::outbox::Outbox;
 use crate::link::{PathState, StreamSlot};
-use crate::port::{LaneSetup, Spread, StreamPlace};
+use crate::port::{LaneSetup, Spread, StreamEnd, StreamPlace};
 use dwcp_ffi::counters::HistogramWriter;
 use dwcp_proto::ids::{Incarnation, LinkId, SessionNumber, StreamId};
 use dwcp_proto::sink::{SinkFlow, SinkFlowConfig};
 use dwcp_proto::source::{InFlight, SourceFlow, SourceFlowConfig};
 use dwcp_proto::time::Nanos;
+use dwcp_proto::tuner::{Decision, STREAMS_START, Sample, Tuner};
 use dwcp_proto::window::{PathReport, WindowConfig};
 use dwcp_proto::wire::version::WireVersion;
 
@@ -20,6 +21,14 @@ const FRAMES_MAX: usize = 4096;
 
 /// NACKs that may wait: every frame in flight may be refused.
 const NACKS_MAX: usize = FRAMES_MAX;
+
+/// A path loses more than a little when more than one part of so many is sent again, and counts as
+/// one that does for some samples.
+const LOSS_PARTS: u64 = 5000;
+const RECOVERS_FOR: Nanos = Nanos(2 * Nanos::SECOND.0);
+
+/// A stream that nothing was sent on for so long is not needed: trials go to and fro in less.
+const RETIRE_AFTER: Nanos = Nanos(20 * Nanos::SECOND.0);
 
 /// A live stream as the shard sees it.
 #[derive(Debug)]
@@ -33,8 +42,10 @@ pub(super) struct Stream {
     pub(super) due: bool,
     /// A record of the peer was opened: it has the keys.
     pub(super) up: bool,
-    /// What the peer did that its stream must end for.
-    pub(super) broken: Option<&'static str>,
+    /// Its last frame was queued, or came: nothing more is said on it.
+    pub(super) retired: bool,
+    /// Why it must end: what the peer did, or that it needs it no more.
+    pub(super) over: Option<StreamEnd>,
     /// Newest round trip.
     pub(super) rtt: Nanos,
     /// All round trips of the frames on it.
@@ -50,7 +61,8 @@ impl Stream {
             outbox: Outbox::new(),
             due: false,
             up: false,
-            broken: None,
+            retired: false,
+            over: None,
             rtt: Nanos(0),
             frame_rtt_ns,
         }
@@ -67,8 +79,17 @@ pub(super) struct Lane {
     pub(super) dropped: bool,
     /// The eldest first.
     streams: Vec<(StreamSlot, StreamId)>,
-    /// So many of them carry pages, the eldest.
-    active: usize,
+    /// Finds how many of them carry pages, the eldest; without it all do.
+    tuner: Option<Tuner>,
+    /// The control thread was told this.
+    told: Option<Decision>,
+    may_retire: bool,
+    /// Since when there are more streams than shall be.
+    spare_since: Option<Nanos>,
+    /// When more than a little was lost.
+    lost_at: Option<Nanos>,
+    /// Since the last sample something to send waited for the streams or a window.
+    is_held_back: bool,
 }
 
 impl Lane {
@@ -84,10 +105,15 @@ impl Lane {
             sink: SinkFlow::new(SinkFlowConfig { streams_max, sessions_max, nacks_max: NACKS_MAX }),
             dropped: false,
             streams: Vec::with_capacity(streams_max),
-            active: match setup.spread {
-                Spread::All => usize::MAX,
-                Spread::AsNeeded => 1,
+            tuner: match setup.spread {
+                Spread::All => None,
+                Spread::AsNeeded => Some(Tuner::new(setup.streams_max)),
             },
+            told: None,
+            may_retire: setup.may_retire,
+            spare_since: None,
+            lost_at: None,
+            is_held_back: false,
         }
     }
 
@@ -129,27 +155,83 @@ impl Lane {
 
     /// The streams that carry pages.
     pub(super) fn active(&self) -> impl Iterator<Item = StreamSlot> {
-        self.slots().take(self.active)
+        let active = self.tuner.as_ref().map_or(usize::MAX, |it| it.decision().streams.into());
+        self.slots().take(active)
     }
 
-    /// Takes how the streams that carry pages fare: one that can't fill the path gets help. Returns
-    /// what they say of the path together.
-    pub(super) fn adapt(&mut self, each: impl Fn(StreamSlot) -> PathState) -> PathReport {
-        if !self.active().all(|slot| each(slot).fills_alone) {
-            self.active = usize::MAX;
-        } else if self.active < self.streams.len()
-            && self.active().any(|slot| each(slot).is_buffer_bound)
+    /// Something to send has to wait for the streams or a window.
+    pub(super) fn hold_back(&mut self) {
+        self.is_held_back = true;
+    }
+
+    /// Takes how the streams fare, and lets as many carry pages as are worth it. Returns what those
+    /// say of the path together.
+    pub(super) fn adapt(
+        &mut self,
+        now: Nanos,
+        each: impl Fn(StreamSlot) -> PathState,
+    ) -> PathReport {
+        let sample = self.sample(&each);
+        // What a stream loses while it looks for the path's rate says nothing of later.
+        let in_startup = self.active().any(|slot| each(slot).in_startup);
+        if !in_startup && sample.resent_bytes > sample.acked_bytes / LOSS_PARTS {
+            self.lost_at = Some(now);
+        }
+        if let Some(tuner) = &mut self.tuner
+            && sample.live > 0
         {
-            self.active += 1;
+            tuner.step(now, &sample);
         }
         let states = || self.active().map(&each);
         let is_known = states().all(|it| it.rate > 0);
         let path = PathReport {
-            in_startup: states().any(|it| it.in_startup),
+            in_startup,
             rate: if is_known { states().map(|it| it.rate).sum() } else { 0 },
+            recovers: self.lost_at.is_some_and(|at| now.since(at) < RECOVERS_FOR),
         };
         self.flow.set_path(path);
         path
+    }
+
+    fn sample(&mut self, each: impl Fn(StreamSlot) -> PathState) -> Sample {
+        let is_held_back = std::mem::take(&mut self.is_held_back);
+        let all = || self.slots().map(&each);
+        let states = || self.active().map(&each);
+        let live = states().count() as u64;
+        let rtt_least = states().map(|it| it.rtt_least).filter(|rtt| rtt.0 > 0).min();
+        Sample {
+            live: live as u16,
+            acked_bytes: all().map(|it| it.acked_bytes).sum(),
+            resent_bytes: all().map(|it| it.resent_bytes).sum(),
+            rtt: Nanos(states().map(|it| it.rtt.0).sum::<u64>() / live.max(1)),
+            rtt_least: rtt_least.unwrap_or_default(),
+            is_held_back,
+            fills_alone: states().all(|it| it.fills_alone),
+            is_buffer_bound: states().any(|it| it.is_buffer_bound),
+        }
+    }
+
+    /// A decision that the control thread has not been told, and how many streams there shall be.
+    pub(super) fn news(&mut self) -> Option<(Decision, u16)> {
+        let decision = self.tuner.as_ref()?.decision();
+        if self.told.replace(decision) == Some(decision) {
+            return None;
+        }
+        Some((decision, open(decision)))
+    }
+
+    /// The youngest stream, if it has been one too many for some time and nothing is in flight on
+    /// it.
+    pub(super) fn too_many(&mut self, now: Nanos) -> Option<StreamSlot> {
+        let tuner = self.tuner.as_ref().filter(|_| self.may_retire)?;
+        if self.streams.len() <= usize::from(open(tuner.decision())) {
+            self.spare_since = None;
+            return None;
+        }
+        let since = *self.spare_since.get_or_insert(now);
+        let (slot, id) = *self.streams.last()?;
+        let is_due = now.since(since) >= RETIRE_AFTER;
+        (is_due && self.flow.stream_in_flight_bytes(id) == 0).then_some(slot)
     }
 
     /// The stream for the next frame, if the window is open.
@@ -178,24 +260,48 @@ impl Lane {
     }
 }
 
+/// How many streams there shall be: a spare one takes the place of one that ends at once.
+fn open(decision: Decision) -> u16 {
+    decision.streams.max(STREAMS_START)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dwcp_proto::ids::LaneId;
+    use dwcp_proto::ids::{LaneId, Sequence};
+    use dwcp_proto::source::Cargo;
+    use dwcp_proto::tuner::Why;
 
-    const BBR: PathState =
-        PathState { in_startup: false, rate: 1000, fills_alone: true, is_buffer_bound: false };
+    const BBR: PathState = PathState {
+        in_startup: false,
+        rate: 1000,
+        fills_alone: true,
+        is_buffer_bound: false,
+        acked_bytes: 0,
+        resent_bytes: 0,
+        rtt: Nanos(0),
+        rtt_least: Nanos(0),
+    };
 
     /// A lane with streams 0 to 3 in slots 4 to 7.
     fn lane(spread: Spread) -> Lane {
-        let setup =
-            LaneSetup { link: LinkId(0), lane: LaneId(0), window_bytes_max: 1 << 20, spread };
-        let mut lane = Lane::new(&setup, 4, 1);
-        for stream in 0..4 {
-            let slot = StreamSlot(stream + 4);
-            assert!(lane.add_stream(slot, StreamId(stream), Incarnation(1)));
-        }
+        let (link, lane) = (LinkId(0), LaneId(0));
+        let setup = LaneSetup {
+            link,
+            lane,
+            window_bytes_max: 1 << 20,
+            streams_max: 8,
+            spread,
+            may_retire: true,
+        };
+        let mut lane = Lane::new(&setup, 8, 1);
+        (0..4).for_each(|stream| add(&mut lane, stream));
         lane
+    }
+
+    fn add(lane: &mut Lane, stream: u16) {
+        let slot = StreamSlot(stream + 4);
+        assert!(lane.add_stream(slot, StreamId(stream), Incarnation(1)));
     }
 
     fn active(lane: &Lane) -> Vec<usize> {
@@ -205,17 +311,20 @@ mod tests {
     #[test]
     fn one_stream_carries_pages_until_its_buffers_hold_it_back() {
         let mut lane = lane(Spread::AsNeeded);
+        let now = Nanos(1);
         assert_eq!(active(&lane), [4]);
-        assert_eq!(lane.adapt(|_| BBR), PathReport { in_startup: false, rate: 1000 });
+        let path = PathReport { in_startup: false, rate: 1000, recovers: false };
+        assert_eq!(lane.adapt(now, |_| BBR), path);
         assert_eq!(active(&lane), [4]);
         let bound = |slot: StreamSlot| PathState { is_buffer_bound: slot.index() == 4, ..BBR };
-        lane.adapt(bound);
+        lane.adapt(now, bound);
         assert_eq!(active(&lane), [4, 5]);
-        assert_eq!(lane.adapt(|_| BBR).rate, 2000);
-        assert_eq!(lane.adapt(|slot| PathState { rate: slot.index() as u64 - 4, ..BBR }).rate, 0);
+        assert_eq!(lane.adapt(now, |_| BBR).rate, 2000);
+        let rate = |slot: StreamSlot| PathState { rate: slot.index() as u64 - 4, ..BBR };
+        assert_eq!(lane.adapt(now, rate).rate, 0);
         let spare_is_bound =
             |slot: StreamSlot| PathState { is_buffer_bound: slot.index() > 5, ..BBR };
-        lane.adapt(spare_is_bound);
+        lane.adapt(now, spare_is_bound);
         assert_eq!(active(&lane), [4, 5], "a spare one that waits says nothing");
     }
 
@@ -229,18 +338,88 @@ mod tests {
     }
 
     #[test]
-    fn all_carry_pages_where_one_does_not_fill_the_path_or_all_were_asked_for() {
+    fn the_first_carry_pages_where_one_does_not_fill_the_path_or_all_were_asked_for() {
         let mut lane_of_cubic = lane(Spread::AsNeeded);
-        lane_of_cubic.adapt(|_| PathState::default());
+        lane_of_cubic.adapt(Nanos(1), |_| PathState::default());
+        add(&mut lane_of_cubic, 4);
         assert_eq!(active(&lane_of_cubic), [4, 5, 6, 7]);
-        assert_eq!(active(&lane(Spread::All)), [4, 5, 6, 7]);
+        let mut lane_of_all = lane(Spread::All);
+        lane_of_all.adapt(Nanos(1), |_| PathState::default());
+        assert_eq!((active(&lane_of_all), lane_of_all.news()), (vec![4, 5, 6, 7], None));
+    }
+
+    #[test]
+    fn more_are_asked_for_while_that_pays_and_each_decision_is_told_once() {
+        let mut lane = lane(Spread::AsNeeded);
+        let first = Decision { streams: 1, why: Why::FillsAlone };
+        assert_eq!(lane.news(), Some((first, 4)), "three are spare");
+        let rtt = Nanos::from_millis(40);
+        let each =
+            |_| PathState { acked_bytes: 1_000_000, rtt, rtt_least: rtt, ..PathState::default() };
+        let mut told = Vec::new();
+        for quarter in 1..20 {
+            lane.hold_back();
+            lane.adapt(Nanos::from_millis(250 * quarter), each);
+            told.extend(lane.news());
+            assert_eq!(lane.news(), None);
+        }
+        let begun = Decision { streams: 4, why: Why::Begun };
+        let more = Decision { streams: 8, why: Why::Trying { from: 4 } };
+        assert_eq!(told, [(begun, 4), (more, 8)]);
+        assert_eq!(active(&lane).len(), 4, "they have not come yet");
+        (4..8).for_each(|stream| add(&mut lane, stream));
+        assert_eq!(active(&lane).len(), 8);
+    }
+
+    #[test]
+    fn a_path_that_loses_is_told_for_some_time_but_not_what_a_stream_loses_that_starts_up() {
+        let mut lane = lane(Spread::AsNeeded);
+        let mut recovers = |millis, resent_bytes, in_startup| {
+            let each = |_| PathState { acked_bytes: 1_000_000, resent_bytes, in_startup, ..BBR };
+            lane.adapt(Nanos::from_millis(millis), each).recovers
+        };
+        assert!(!recovers(1000, 100, false), "a little");
+        assert!(!recovers(1250, 1000, true));
+        assert!(recovers(1500, 1000, false));
+        assert!(recovers(3250, 0, false));
+        assert!(!recovers(3500, 0, false));
+    }
+
+    #[test]
+    fn the_youngest_of_too_many_is_retired_after_some_time_without_use() {
+        let mut lane = lane(Spread::AsNeeded);
+        let second = |seconds: u64| Nanos(seconds * Nanos::SECOND.0);
+        assert_eq!(lane.too_many(second(100)), None, "three are spare");
+        add(&mut lane, 4);
+        assert_eq!(lane.too_many(second(100)), None);
+        assert_eq!(lane.too_many(second(119)), None);
+        assert_eq!(lane.too_many(second(120)), Some(StreamSlot(8)));
+        lane.flow.add_session(SessionNumber(1)).unwrap();
+        lane.sent(
+            StreamSlot(8),
+            InFlight {
+                session: SessionNumber(1),
+                sequence: Sequence(1),
+                cargo: Cargo::Kept(0),
+                bytes: 10,
+                sent_at: second(1),
+            },
+        );
+        assert_eq!(lane.too_many(second(120)), None, "something is in flight");
+        lane.remove_stream(StreamId(4), |_| ());
+        assert_eq!(lane.too_many(second(200)), None);
+        add(&mut lane, 5);
+        assert_eq!(lane.too_many(second(200)), None, "another one, since now");
+        lane.may_retire = false;
+        assert_eq!(lane.too_many(second(300)), None, "the peer does not know how");
     }
 
     #[test]
     fn a_spare_stream_that_never_started_up_does_not_keep_the_window_ahead() {
         let mut lane = lane(Spread::AsNeeded);
         let mut adapt = |starts: fn(usize) -> bool| {
-            lane.adapt(|slot| PathState { in_startup: starts(slot.index()), ..BBR }).in_startup
+            let each = |slot: StreamSlot| PathState { in_startup: starts(slot.index()), ..BBR };
+            lane.adapt(Nanos(1), each).in_startup
         };
         assert!(!adapt(|slot| slot > 4));
         assert!(adapt(|slot| slot == 4));

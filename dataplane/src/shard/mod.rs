@@ -240,15 +240,17 @@ impl<L: Link> Shard<L> {
     /// Tells each lane how its streams fare, and the windows before guests whether the path's rate
     /// is known.
     fn adapt_lanes(&mut self) {
-        let Desk { lanes, stream_sources, .. } = &mut self.desk;
+        let Desk { lanes, stream_sources, now, .. } = &mut self.desk;
         self.in_startup = false;
         for lane in lanes {
-            let path = lane.adapt(|slot| self.link.path_state(slot));
+            let path = lane.adapt(*now, |slot| self.link.path_state(slot));
             self.in_startup |= path.in_startup;
             for source in stream_sources.iter_mut().filter(|it| it.session.link == lane.link) {
                 source.set_path(path);
             }
         }
+        self.desk.tell_decisions();
+        self.desk.retire_streams();
     }
 
     /// Gives each source one step: at most one coded extent each, so that answers never wait long.
@@ -309,7 +311,10 @@ impl<L: Link> Shard<L> {
         }
         let link = &self.link;
         let lane = &mut self.desk.lanes[lane];
-        let stream = lane.pick_stream(|slot| link.can_post(slot))?;
+        let Some(stream) = lane.pick_stream(|slot| link.can_post(slot)) else {
+            lane.hold_back();
+            return None;
+        };
         let sequence = lane.flow.next_sequence(session).ok()?;
         Some((stream, self.link.lease()?, sequence))
     }
@@ -373,13 +378,12 @@ impl<L: Link> Shard<L> {
         worked
     }
 
-    /// Closes streams whose peer broke the protocol.
+    /// Closes streams whose peer broke the protocol or has said its last word.
     fn close_broken(&mut self) {
         for index in 0..self.desk.streams.len() {
-            let broken = self.desk.streams[index].as_ref().and_then(|stream| stream.broken);
-            if let Some(code) = broken {
-                let slot = StreamSlot(index as u16);
-                self.link.close_stream(slot, StreamEnd::Protocol { code });
+            let over = self.desk.streams[index].as_ref().and_then(|stream| stream.over);
+            if let Some(cause) = over {
+                self.link.close_stream(StreamSlot(index as u16), cause);
             }
         }
     }
@@ -390,6 +394,31 @@ impl<C: Clock> Desk<C> {
     fn report(&mut self, event: Event) {
         assert!(self.events.push(event).is_ok(), "every event has room that its command reserved");
         self.reported = true;
+    }
+
+    /// Says the last word on streams that are not needed any more; the sink then closes them.
+    fn retire_streams(&mut self) {
+        for lane in 0..self.lanes.len() {
+            let Some(slot) = self.lanes[lane].too_many(self.now) else { continue };
+            let stream = self.streams[slot.index()].as_mut();
+            if let Some(stream) = stream.filter(|it| it.outbox.is_empty() && !it.retired) {
+                stream.retired = stream.up && stream.outbox.push(Frame::Retire);
+                stream.due |= stream.retired;
+            }
+        }
+    }
+
+    /// Reports how many streams lanes shall have, as far as there is room that no command has
+    /// reserved; the others are told the next time.
+    fn tell_decisions(&mut self) {
+        for lane in 0..self.lanes.len() {
+            if self.has_room_for_news()
+                && let Some((decision, open)) = self.lanes[lane].news()
+            {
+                let link = self.lanes[lane].link;
+                self.report(Event::Streams { link, decision, open });
+            }
+        }
     }
 
     fn lane_of(&self, session: SessionKey) -> Option<usize> {
@@ -404,6 +433,11 @@ impl<C: Clock> Desk<C> {
         let mut lane = self.lanes.iter_mut().find(|lane| lane.link == stream.link);
         let mut bytes = 0;
         while bytes + SMALL_FRAME_BYTES_MAX <= RECORD_PLAIN_BYTES_MAX {
+            if stream.retired {
+                // What else there is to say is said on others.
+                stream.due = false;
+                return stream.outbox.pop().map_or(0, |last| last.encode_into(out));
+            }
             let due = lane.as_mut().and_then(|lane| lane.sink.next_due(stream.id));
             let carried = || carry::next_due(stream_sources, stream_sinks, stream.link);
             let Some(frame) = due.or_else(|| stream.outbox.pop()).or_else(carried) else {
@@ -425,7 +459,7 @@ impl<C: Clock> Desk<C> {
         if let Some(stream) = &mut self.streams[slot.index()] {
             stream.due = true;
             if !stream.outbox.push(frame) {
-                stream.broken = Some("too_many_answers_owed");
+                stream.over = Some(StreamEnd::Protocol { code: "too_many_answers_owed" });
             }
         }
     }

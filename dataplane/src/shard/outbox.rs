@@ -32,6 +32,10 @@ impl Outbox {
         true
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
     /// The frame that has waited longest.
     pub(super) fn pop(&mut self) -> Option<Frame<'static>> {
         self.frames.pop_front()

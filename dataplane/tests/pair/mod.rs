@@ -126,7 +126,9 @@ impl Pair {
                 link: session.link,
                 lane: LaneId(0),
                 window_bytes_max: 16 << 20,
+                streams_max: 64,
                 spread: Spread::All,
+                may_retire: true,
             })));
         }
         for stream in 0..streams {

@@ -15,6 +15,8 @@ use std::time::Duration;
 pub struct TcpInfo {
     /// The smoothed round-trip time, in nanoseconds (the kernel knows microseconds).
     pub rtt_ns: u64,
+    /// What it varies by (the mean deviation), in nanoseconds.
+    pub rtt_ns_deviation: u64,
     /// The lowest round-trip time of the connection's recent past, in nanoseconds.
     pub rtt_ns_min: u64,
     /// The congestion window, in bytes.
@@ -108,6 +110,7 @@ pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<TcpInfo> {
     let min_rtt = if info.min_rtt == u32::MAX { 0 } else { info.min_rtt };
     Ok(TcpInfo {
         rtt_ns: u64::from(info.rtt) * 1000,
+        rtt_ns_deviation: u64::from(info.rttvar) * 1000,
         rtt_ns_min: u64::from(min_rtt) * 1000,
         window_bytes: u64::from(info.snd_cwnd) * u64::from(info.snd_mss),
         unsent_bytes: u64::from(info.notsent_bytes),

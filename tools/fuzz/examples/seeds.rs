@@ -90,6 +90,7 @@ fn frames_and_records() -> std::io::Result<()> {
         Frame::Delivered { session, channel, position },
         Frame::Reply { session, channel, offset: 16, payload: b"answer" },
         Frame::ReplyAck { session, channel, offset: 16 },
+        Frame::Retire,
     ];
     let mut sealer = Sealer::new(DirectionKey::Plain, PLACE);
     let mut stream = Vec::new();

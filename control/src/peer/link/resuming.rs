@@ -4,7 +4,7 @@
 //! have been lost; no stream of a new connection comes before the end of the last old one.
 
 use super::{Link, LinkOutput, LinkPhase, Place};
-use crate::limits::REDIAL_WAIT_NS;
+use crate::limits::{REDIAL_WAIT_NS, STREAMS_COME_NS};
 use crate::peer::error::PeerError;
 use dwcp_proto::ids::SessionId;
 use dwcp_proto::time::Nanos;
@@ -80,6 +80,7 @@ impl Link {
 
     pub(super) fn resumed(
         &mut self,
+        now: Nanos,
         shown: ResumeToken,
         token: LinkToken,
         resume: ResumeToken,
@@ -91,19 +92,20 @@ impl Link {
             *tokens = Tokens { newest: resume, before: Some(shown), spent: tokens.spent };
         }
         self.agreed = true;
-        self.go_on()
+        self.go_on(now)
     }
 
     /// Lets new streams come once both ends want them and the old ones are gone.
-    pub(super) fn go_on(&mut self) -> Vec<LinkOutput> {
+    pub(super) fn go_on(&mut self, now: Nanos) -> Vec<LinkOutput> {
         let closed = self.streams.iter().all(|s| matches!(s.place, Place::Empty { .. }));
         if self.phase != LinkPhase::Resuming || !self.agreed || !closed {
             return Vec::new();
         }
         self.phase = LinkPhase::Joining;
         if self.dialled {
-            return self.redial(Nanos(0));
+            return self.redial(now);
         }
+        self.coming_until = now + STREAMS_COME_NS;
         let token = self.token;
         let resume = self.tokens.map(|tokens| tokens.newest);
         let resumed = resume.map(|resume| PeerMessage::LinkResumed { token, resume });

@@ -17,6 +17,7 @@
 //! 11 delivered  session u32, channel u16, position u64
 //! 12 reply      session u32, channel u16, reserved u16 (zero), offset u64, payload
 //! 13 reply ack  session u32, channel u16, offset u64
+//! 14 retire     nothing; the last frame on its stream (from version 2 on)
 //! ```
 //!
 //! Acks and NACKs speak of the stream that carries them. Runs on the shard that owns the stream.
@@ -47,6 +48,7 @@ const STREAM: u8 = 10;
 const DELIVERED: u8 = 11;
 const REPLY: u8 = 12;
 const REPLY_ACK: u8 = 13;
+const RETIRE: u8 = 14;
 
 /// What stands between the frame header and the payload of a frame with pages.
 const PAGES_FIELDS_BYTES: usize = PAGES_FRAME_HEADER_BYTES - FRAME_HEADER_BYTES;
@@ -169,6 +171,9 @@ pub enum Frame<'a> {
         /// The offset of the reply.
         offset: u64,
     },
+    /// The source needs this stream no more: nothing is in flight on it, nothing follows, and the
+    /// sink closes it.
+    Retire,
 }
 
 /// Writes the head of a frame of a migration stream whose payload of `payload_bytes` lies, or will
@@ -253,7 +258,7 @@ impl<'a> Frame<'a> {
             put(out, &mut at, &session.0.to_be_bytes());
         }
         match *self {
-            Self::Pages { .. } | Self::Stream { .. } | Self::Verified { .. } => {}
+            Self::Pages { .. } | Self::Stream { .. } | Self::Verified { .. } | Self::Retire => {}
             Self::Ack { through, .. } => put(out, &mut at, &through.0.to_be_bytes()),
             Self::Nack { sequence, reason, .. } => {
                 put(out, &mut at, &sequence.0.to_be_bytes());
@@ -300,7 +305,7 @@ impl<'a> Frame<'a> {
             | Self::Delivered { session, .. }
             | Self::Reply { session, .. }
             | Self::ReplyAck { session, .. } => Some(session),
-            Self::Ping { .. } | Self::Pong { .. } => None,
+            Self::Ping { .. } | Self::Pong { .. } | Self::Retire => None,
         }
     }
 
@@ -319,6 +324,7 @@ impl<'a> Frame<'a> {
             Self::Delivered { .. } => DELIVERED,
             Self::Reply { .. } => REPLY,
             Self::ReplyAck { .. } => REPLY_ACK,
+            Self::Retire => RETIRE,
         }
     }
 }
@@ -333,6 +339,7 @@ const fn body_bytes(kind: u8) -> Option<usize> {
         ABORT => Some(4 + 2),
         PING | PONG => Some(8),
         DELIVERED | REPLY_ACK => Some(4 + 2 + 8),
+        RETIRE => Some(0),
         _ => None,
     }
 }

@@ -38,17 +38,19 @@ pub const FEATURE_PLAIN_RECORDS: u64 = 1 << 2;
 pub const FEATURE_STREAM: u64 = 1 << 3;
 /// A link may go on over another connection (`link_resume`).
 pub const FEATURE_RESUME: u64 = 1 << 4;
-
+/// A stream that is not needed any more may be retired (frame 14).
+pub const FEATURE_RETIRE: u64 = 1 << 5;
 /// Sessions of regions wait for the next connection of a link that goes on (`link_resume`).
 pub const FEATURE_RESUME_REGIONS: u64 = 1 << 6;
 
 /// Every feature that this program knows, and its name for people.
-const FEATURES: [(u64, &str); 6] = [
+const FEATURES: [(u64, &str); 7] = [
     (FEATURE_PAGES_DELTA, "pages_delta"),
     (FEATURE_PAGES_ZSTD, "pages_zstd"),
     (FEATURE_PLAIN_RECORDS, "plain_records"),
     (FEATURE_STREAM, "stream"),
     (FEATURE_RESUME, "resume"),
+    (FEATURE_RETIRE, "retire"),
     (FEATURE_RESUME_REGIONS, "resume_regions"),
 ];
 
@@ -67,7 +69,7 @@ pub const fn features_of(version: WireVersion) -> u64 {
         | FEATURE_RESUME;
     match version {
         WireVersion::V1 => first,
-        WireVersion::V2 => first | FEATURE_RESUME_REGIONS,
+        WireVersion::V2 => first | FEATURE_RETIRE | FEATURE_RESUME_REGIONS,
     }
 }
 

@@ -146,14 +146,16 @@ impl StreamSource {
         !channel.ended && (cut || pipes.is_readable(channel.pipe))
     }
 
-    /// A turn is over: `held` says that it ended since the link takes no more now.
-    pub(crate) fn note_turn(&mut self, pipes: &Pipes, held: bool, now: Nanos) {
+    /// A turn is over: `held` says that it ended since the link takes no more now. True when the
+    /// VMM waits for that.
+    pub(crate) fn note_turn(&mut self, pipes: &Pipes, held: bool, now: Nanos) -> bool {
         let waits = held && self.channels.iter().any(|channel| self.has_input(channel, pipes));
         if let Some(cutter) = &mut self.cutter {
             cutter.level.note_turn(now, waits);
             let level = u64::from(cutter.level.level().unsigned_abs());
             self.stats.set(SessionCounter::ZstdLevel.index(), level);
         }
+        waits
     }
 
     /// A part with pages took so long to make.

@@ -10,7 +10,7 @@ use crate::port::StreamEnd;
 use crate::stats::{StreamCounter, StreamStats};
 use dwcp_ffi::arena::Lease;
 use dwcp_ffi::spsc::Full;
-use dwcp_ffi::sys::tcp::{bbr_info, set_pacing_rate_max, tcp_info};
+use dwcp_ffi::sys::tcp::{TcpInfo, bbr_info, set_pacing_rate_max, tcp_info};
 use dwcp_ffi::uring::{SocketIndex, Uring};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::limits::RECORD_HEADER_BYTES;
@@ -72,8 +72,8 @@ pub(super) struct TcpStream {
     is_zero_copy: bool,
     path: PathState,
     curb: Curb,
-    /// How long it was busy, and the part of it in which a buffer was full, when it was asked last.
-    bound_ns: (u64, u64),
+    /// What the kernel knew when it was asked last.
+    known: TcpInfo,
     life: Life,
 }
 
@@ -99,7 +99,7 @@ impl TcpStream {
             is_zero_copy: false,
             path: PathState::default(),
             curb: Curb::default(),
-            bound_ns: (0, 0),
+            known: TcpInfo::default(),
             life: Life::Open,
         }
     }
@@ -143,15 +143,18 @@ impl TcpStream {
         // A connection that can't be measured has failed; its sends and receives tell why.
         let Ok(info) = tcp_info(ring.socket_fd(self.socket)) else { return };
         let bbr = bbr_info(ring.socket_fd(self.socket)).unwrap_or(None);
-        let full_ns = info.receive_window_limited_ns + info.send_buffer_limited_ns;
-        let (busy_before, full_before) =
-            std::mem::replace(&mut self.bound_ns, (info.busy_ns, full_ns));
+        let before = std::mem::replace(&mut self.known, info);
+        let full_ns = |it: &TcpInfo| it.receive_window_limited_ns + it.send_buffer_limited_ns;
         self.path = PathState {
             in_startup: bbr.is_some_and(|it| it.in_startup),
             rate: bbr.map_or(0, |it| it.rate),
             fills_alone: bbr.is_some(),
-            is_buffer_bound: full_ns.saturating_sub(full_before)
-                > info.busy_ns.saturating_sub(busy_before) / 2,
+            is_buffer_bound: full_ns(&info).saturating_sub(full_ns(&before))
+                > info.busy_ns.saturating_sub(before.busy_ns) / 2,
+            acked_bytes: info.acked_bytes.saturating_sub(before.acked_bytes),
+            resent_bytes: info.retransmitted_bytes.saturating_sub(before.retransmitted_bytes),
+            rtt: Nanos(info.rtt_ns.saturating_sub(info.rtt_ns_deviation * 2)),
+            rtt_least: Nanos(info.rtt_ns_min),
         };
         let shown = [
             (StreamCounter::TcpRttNanos, info.rtt_ns),

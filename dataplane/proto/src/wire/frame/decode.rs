@@ -11,8 +11,8 @@ use super::super::limits::{
 use super::super::version::WireVersion;
 use super::{
     ABORT, ACK, DELIVERED, Frame, NACK, NackReason, PAGES, PAGES_FIELDS_BYTES, PING, REPLY,
-    REPLY_ACK, REPLY_FIELDS_BYTES, STREAM, STREAM_FIELDS_BYTES, StreamKind, StreamPart, VERIFIED,
-    VERIFY, VERIFY_FAILED, body_bytes,
+    REPLY_ACK, REPLY_FIELDS_BYTES, RETIRE, STREAM, STREAM_FIELDS_BYTES, StreamKind, StreamPart,
+    VERIFIED, VERIFY, VERIFY_FAILED, body_bytes,
 };
 use crate::ids::{ChannelId, Position, Round, Sequence, SessionNumber};
 
@@ -59,6 +59,9 @@ impl<'a> Frame<'a> {
         };
         if !fits {
             return Err(WireError::FrameLength { kind, bytes: body.len() as u32 });
+        }
+        if kind == RETIRE {
+            return Ok(Self::Retire);
         }
         let session = SessionNumber(u32_at(body, 0));
         Ok(match kind {
@@ -134,7 +137,8 @@ impl NackReason {
 /// The highest type of a version's frames. Later versions add types behind it.
 const fn kind_highest(version: WireVersion) -> u8 {
     match version {
-        WireVersion::V1 | WireVersion::V2 => REPLY_ACK,
+        WireVersion::V1 => REPLY_ACK,
+        WireVersion::V2 => RETIRE,
     }
 }
 

@@ -21,6 +21,10 @@
 //! Runs on the shard that owns the lane, called for every frame sent and every ack. Never
 //! allocates.
 
+mod path;
+
+pub use path::PathReport;
+
 use crate::time::Nanos;
 use crate::wire::limits::{BACKLOG_DEFAULT, WINDOW_BYTES_FLOOR, WINDOW_BYTES_START};
 
@@ -36,9 +40,6 @@ const RATE_SPANS: usize = 8;
 const RTT_AGE_MAX: Nanos = Nanos(10 * Nanos::SECOND.0);
 /// How long the window shrinks to measure the round trip anew, at least.
 const PROBE_MIN: Nanos = Nanos::from_millis(200);
-/// A record shall occupy the path for no longer, unless it would get too short to code well.
-const RECORD_TIME: Nanos = Nanos::from_millis(5);
-const RECORD_BYTES_LEAST: u64 = 64 << 10;
 /// Full round trips in a row without a quarter more rate, after which start-up ends.
 const START_PLATEAU_ROUNDS: u8 = 2;
 
@@ -94,18 +95,6 @@ impl WindowConfig {
     pub const fn with_backlog(max_bytes: u64, backlog: Nanos) -> Self {
         Self { backlog, backlog_round_trips: 0, ..Self::with_max(max_bytes) }
     }
-}
-
-/// What the transport says of the path.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PathReport {
-    /// It still looks for the path's rate.
-    pub in_startup: bool,
-    /// The path's rate as it takes it, in bytes per second; 0: it does not say.
-    pub rate: u64,
-    /// Something was lost on it of late: what is behind it waits at the sink for a round trip and
-    /// more, and meanwhile there has to be something to send.
-    pub recovers: bool,
 }
 
 /// What the window remembers of a frame in flight.
@@ -182,6 +171,7 @@ pub struct Window {
     rate_max: u64,
     /// What the path delivers waits for what was lost.
     recovers: bool,
+    streams: u64,
     probe: Option<Probe>,
     span: Span,
     /// The span's least round trip is not this window's: it has just grown, or was drained.
@@ -214,6 +204,7 @@ impl Window {
             startup: None,
             rate_max: u64::MAX,
             recovers: false,
+            streams: 1,
             probe: None,
             span: Span::default(),
             stale: false,
@@ -232,6 +223,7 @@ impl Window {
     pub fn set_path(&mut self, path: PathReport) {
         self.rate_max = if path.rate > 0 { path.rate } else { u64::MAX };
         self.recovers = path.recovers;
+        self.streams = path.streams.max(1);
         if path.in_startup {
             self.startup = self.startup.or(Some(Startup::default()));
         } else if self.startup.take().is_some_and(|it| !it.given_up) {
@@ -296,7 +288,7 @@ impl Window {
     /// each other's records waiting, and what has arrived of an unfinished record is backlog too.
     #[must_use]
     pub fn record_bytes(&self, max_bytes: u64) -> u64 {
-        bytes_in(self.rate, RECORD_TIME).max(RECORD_BYTES_LEAST).min(max_bytes)
+        path::record_bytes(self.rate, self.streams).min(max_bytes)
     }
 
     /// The estimated rate; zero before the first round trip.

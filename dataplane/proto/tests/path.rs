@@ -51,7 +51,7 @@ impl Path {
 
     fn report(&self, now: Nanos) -> PathReport {
         let in_startup = now < Nanos::from_millis(self.startup_ms);
-        PathReport { in_startup, rate: self.said, recovers: self.recovers }
+        PathReport { streams: 1, in_startup, rate: self.said, recovers: self.recovers }
     }
 }
 

@@ -185,6 +185,7 @@ impl Lane {
         let states = || self.active().map(&each);
         let is_known = states().all(|it| it.rate > 0);
         let path = PathReport {
+            streams: states().count() as u64,
             in_startup,
             rate: if is_known { states().map(|it| it.rate).sum() } else { 0 },
             recovers: self.lost_at.is_some_and(|at| now.since(at) < RECOVERS_FOR),
@@ -313,7 +314,7 @@ mod tests {
         let mut lane = lane(Spread::AsNeeded);
         let now = Nanos(1);
         assert_eq!(active(&lane), [4]);
-        let path = PathReport { in_startup: false, rate: 1000, recovers: false };
+        let path = PathReport { streams: 1, in_startup: false, rate: 1000, recovers: false };
         assert_eq!(lane.adapt(now, |_| BBR), path);
         assert_eq!(active(&lane), [4]);
         let bound = |slot: StreamSlot| PathState { is_buffer_bound: slot.index() == 4, ..BBR };

@@ -14,6 +14,13 @@ use crate::ids::{Incarnation, PageIndex, Sequence, SessionNumber, StreamId};
 use crate::time::Nanos;
 use crate::window::{PathReport, SendMark, Window, WindowConfig};
 
+/// What a stream counts for before its transport has told: ten segments, TCP's first window.
+const STREAM_WINDOW_FIRST: u64 = 10 * 1448;
+/// The next frame counts too, so that a slow stream is not given each one that finds it empty.
+const FRAME_BYTES_LEAST: u64 = 16 << 10;
+/// Waits are compared in so many parts of a window.
+const WAIT_UNIT: u128 = 1 << 20;
+
 /// The sizes of a lane's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceFlowConfig {
@@ -102,6 +109,8 @@ pub struct SourceFlow {
     roster: Roster,
     /// Bytes in flight on each stream.
     stream_bytes: Vec<u64>,
+    /// What each stream's transport lets be under way.
+    stream_windows: Vec<u64>,
     sessions: Vec<Session>,
     /// `streams_max` rows of `sessions_max` lists.
     lists: Vec<List>,
@@ -126,6 +135,7 @@ impl SourceFlow {
             config,
             roster: Roster::new(streams_max, sessions_max),
             stream_bytes: vec![0; streams_max],
+            stream_windows: vec![STREAM_WINDOW_FIRST; streams_max],
             sessions: vec![Session::default(); sessions_max],
             lists: vec![EMPTY; streams_max * sessions_max],
             entries: Vec::with_capacity(frames_max),
@@ -192,16 +202,28 @@ impl SourceFlow {
         Ok(session.newest)
     }
 
-    /// The live stream with the least in flight among those that `ready` accepts: `None` while the
-    /// window is closed, the table of frames is full, or no stream is ready. The window may be
-    /// exceeded by the one frame that is sent next.
+    /// Takes what a stream's transport lets be under way; 0: it does not say.
+    pub fn set_stream_window(&mut self, stream: StreamId, window_bytes: u64) {
+        let Ok(slot) = self.roster.stream_slot(stream) else { return };
+        self.stream_windows[slot] =
+            if window_bytes > 0 { window_bytes } else { STREAM_WINDOW_FIRST };
+    }
+
+    /// The live stream on which the next frame would arrive first, of those that `ready` takes: it
+    /// has the least in flight for what its transport lets be under way. `None` while the window is
+    /// closed, the table of frames is full, or no stream is ready. The window may be exceeded by the
+    /// one frame that is sent next.
     #[must_use]
     pub fn pick_stream(&self, ready: impl Fn(StreamId) -> bool) -> Option<StreamId> {
         if !self.may_send() {
             return None;
         }
         let open = self.roster.live_streams().filter(|(_, id, _)| ready(*id));
-        open.min_by_key(|(slot, ..)| self.stream_bytes[*slot]).map(|(_, id, _)| id)
+        let wait = |slot: usize| {
+            let bytes = self.stream_bytes[slot] + FRAME_BYTES_LEAST;
+            u128::from(bytes) * WAIT_UNIT / u128::from(self.stream_windows[slot])
+        };
+        open.min_by_key(|(slot, ..)| wait(*slot)).map(|(_, id, _)| id)
     }
 
     /// True while the window is open and there is room for one more frame.

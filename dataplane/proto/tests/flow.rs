@@ -48,6 +48,25 @@ fn one_stream() -> SourceFlow {
 }
 
 #[test]
+fn streams_are_given_what_their_transports_take_at_a_time() {
+    let mut flow = SourceFlow::new(source_config(1000));
+    flow.add_session(SessionNumber(1)).unwrap();
+    let windows = [400_000, 100_000, 0];
+    for (stream, window_bytes) in (0..).map(StreamId).zip(windows) {
+        flow.add_stream(stream, Incarnation(1)).unwrap();
+        flow.set_stream_window(stream, window_bytes);
+    }
+    let mut bytes = [0; 3];
+    for sequence in 1..=50 {
+        let stream = flow.pick_stream(|_| true).unwrap();
+        flow.on_sent(stream, frame(1, sequence, 10_000, Nanos(0)));
+        bytes[usize::from(stream.0)] += 10_000;
+    }
+    assert!(bytes[0] > bytes[1] * 3 && bytes[1] > bytes[2], "{bytes:?}");
+    assert_eq!(flow.pick_stream(|stream| stream == StreamId(2)), Some(StreamId(2)));
+}
+
+#[test]
 fn acks_that_a_sink_may_not_send_are_refused() {
     let mut flow = one_stream();
     let (stream, session) = (StreamId(0), SessionNumber(1));

@@ -68,6 +68,8 @@ pub struct PathState {
     pub acked_bytes: u64,
     /// Bytes that were sent again since the time before.
     pub resent_bytes: u64,
+    /// What the transport lets be under way; 0: it does not say.
+    pub window_bytes: u64,
     /// The smoothed round trip, less what it varies by: what is longer than the least one is a
     /// queue.
     pub rtt: Nanos,

@@ -172,6 +172,9 @@ impl Lane {
         each: impl Fn(StreamSlot) -> PathState,
     ) -> PathReport {
         let sample = self.sample(&each);
+        for &(slot, id) in &self.streams {
+            self.flow.set_stream_window(id, each(slot).window_bytes);
+        }
         // What a stream loses while it looks for the path's rate says nothing of later.
         let in_startup = self.active().any(|slot| each(slot).in_startup);
         if !in_startup && sample.resent_bytes > sample.acked_bytes / LOSS_PARTS {
@@ -280,6 +283,7 @@ mod tests {
         is_buffer_bound: false,
         acked_bytes: 0,
         resent_bytes: 0,
+        window_bytes: 0,
         rtt: Nanos(0),
         rtt_least: Nanos(0),
     };

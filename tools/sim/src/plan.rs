@@ -112,6 +112,7 @@ fn draw_conditions(rng: &mut Rng) -> Conditions {
             rate: if fills_alone { bytes_per_second } else { 0 },
             fills_alone,
             is_buffer_bound: rng.chance(1, 2),
+            ..PathState::default()
         },
     }
 }

@@ -153,6 +153,7 @@ impl TcpStream {
                 > info.busy_ns.saturating_sub(before.busy_ns) / 2,
             acked_bytes: info.acked_bytes.saturating_sub(before.acked_bytes),
             resent_bytes: info.retransmitted_bytes.saturating_sub(before.retransmitted_bytes),
+            window_bytes: info.window_bytes,
             rtt: Nanos(info.rtt_ns.saturating_sub(info.rtt_ns_deviation * 2)),
             rtt_least: Nanos(info.rtt_ns_min),
         };

@@ -10,6 +10,7 @@ use super::sink::SinkSide;
 use super::source::SourceSide;
 use super::{Record, World, WorldError};
 use crate::fact::{Fact, Order};
+use dwcp_control::link::LinkInput;
 use dwcp_dataplane::link::sim::{Rng, Side, SimClock, SimConfig, SimLink};
 use dwcp_dataplane::port::{Command, Event, ShardPort};
 use dwcp_dataplane::shard::{PollMode, Shard, ShardConfig, ShardEnds};
@@ -287,6 +288,9 @@ impl World {
             Event::StreamUp { link, stream } => self.stream_up(side, link, stream),
             Event::StreamDown { link, stream, cause } => {
                 self.stream_down(side, link, stream, cause);
+            }
+            Event::Streams { link, open, .. } => {
+                self.link_step(side, link, LinkInput::Want(lane, open));
             }
             Event::Opened { session }
             | Event::RoundDone { session, .. }

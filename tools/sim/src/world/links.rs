@@ -19,6 +19,7 @@ use dwcp_proto::wire::peer::{Message, PeerCodec, PeerMessage};
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::record::StreamPlace;
 use dwcp_proto::wire::token::{LinkToken, ResumeToken};
+use dwcp_proto::wire::version::WireVersion;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
@@ -178,9 +179,11 @@ impl World {
             entry.lanes = lanes;
         }
         let (window, spread) = (self.plan.window_bytes, self.plan.spread);
+        let (streams_max, may_retire) = (self.plan.streams, self.plan.version >= WireVersion::V2);
         for lane in (0..lanes).map(LaneId) {
             let window_bytes_max = window / u64::from(lanes);
-            let setup = LaneSetup { link: id, lane, window_bytes_max, spread };
+            let link = id;
+            let setup = LaneSetup { link, lane, window_bytes_max, streams_max, spread, may_retire };
             self.send(side, lane, Command::AddLane(Box::new(setup)));
         }
     }

@@ -209,10 +209,10 @@ impl SourceFlow {
             if window_bytes > 0 { window_bytes } else { STREAM_WINDOW_FIRST };
     }
 
-    /// The live stream on which the next frame would arrive first, of those that `ready` takes: it
-    /// has the least in flight for what its transport lets be under way. `None` while the window is
-    /// closed, the table of frames is full, or no stream is ready. The window may be exceeded by the
-    /// one frame that is sent next.
+    /// The live stream on which the next frame would arrive first, of those that `ready` accepts:
+    /// it has the least in flight for what its transport lets be under way. `None` while the
+    /// window is closed, the table of frames is full, or no stream is ready. The window may be
+    /// exceeded by the one frame that is sent next.
     #[must_use]
     pub fn pick_stream(&self, ready: impl Fn(StreamId) -> bool) -> Option<StreamId> {
         if !self.may_send() {

@@ -177,7 +177,10 @@ impl Lane {
         }
         // What a stream loses while it looks for the path's rate says nothing of later.
         let in_startup = self.active().any(|slot| each(slot).in_startup);
-        if !in_startup && sample.resent_bytes > sample.acked_bytes / LOSS_PARTS {
+        let loses = sample.resent_bytes > sample.acked_bytes / LOSS_PARTS;
+        // What fills the path alone also fills its queue, and what that drops is no reason to give
+        // it more.
+        if !in_startup && !sample.fills_alone && loses {
             self.lost_at = Some(now);
         }
         if let Some(tuner) = &mut self.tuner
@@ -377,17 +380,19 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_loses_is_told_for_some_time_but_not_what_a_stream_loses_that_starts_up() {
+    fn a_path_that_loses_is_told_for_some_time_but_not_what_a_stream_loses_that_finds_the_rate() {
         let mut lane = lane(Spread::AsNeeded);
-        let mut recovers = |millis, resent_bytes, in_startup| {
-            let each = |_| PathState { acked_bytes: 1_000_000, resent_bytes, in_startup, ..BBR };
+        let mut recovers = |millis, resent_bytes, state: PathState| {
+            let each = |_| PathState { acked_bytes: 1_000_000, resent_bytes, ..state };
             lane.adapt(Nanos::from_millis(millis), each).recovers
         };
-        assert!(!recovers(1000, 100, false), "a little");
-        assert!(!recovers(1250, 1000, true));
-        assert!(recovers(1500, 1000, false));
-        assert!(recovers(3250, 0, false));
-        assert!(!recovers(3500, 0, false));
+        let cubic = PathState { rate: 0, fills_alone: false, ..BBR };
+        assert!(!recovers(1000, 100, cubic), "a little");
+        assert!(!recovers(1250, 1000, PathState { in_startup: true, ..cubic }));
+        assert!(!recovers(1250, 1000, BBR), "its own queue may have dropped it");
+        assert!(recovers(1500, 1000, cubic));
+        assert!(recovers(3250, 0, cubic));
+        assert!(!recovers(3500, 0, cubic));
     }
 
     #[test]

@@ -151,7 +151,9 @@ impl SourceFlow {
     /// # Errors
     /// The table is full, the stream is alive, or the incarnation is not newer than its last one.
     pub fn add_stream(&mut self, id: StreamId, incarnation: Incarnation) -> Result<(), FlowError> {
-        self.roster.add_stream(id, incarnation)
+        self.roster.add_stream(id, incarnation)?;
+        self.set_stream_window(id, 0);
+        Ok(())
     }
 
     /// The live incarnation of a stream.

@@ -67,6 +67,18 @@ fn streams_are_given_what_their_transports_take_at_a_time() {
 }
 
 #[test]
+fn a_stream_that_comes_back_is_not_given_what_the_one_before_took() {
+    let mut flow = SourceFlow::new(source_config(10));
+    flow.add_stream(StreamId(0), Incarnation(1)).unwrap();
+    flow.add_stream(StreamId(1), Incarnation(1)).unwrap();
+    flow.set_stream_window(StreamId(0), 100_000);
+    flow.set_stream_window(StreamId(1), 400_000);
+    flow.on_stream_dead(StreamId(1), drop).unwrap();
+    flow.add_stream(StreamId(1), Incarnation(2)).unwrap();
+    assert_eq!(flow.pick_stream(|_| true), Some(StreamId(0)), "of the new one nothing is known");
+}
+
+#[test]
 fn acks_that_a_sink_may_not_send_are_refused() {
     let mut flow = one_stream();
     let (stream, session) = (StreamId(0), SessionNumber(1));

@@ -162,6 +162,10 @@ impl ChannelHandle {
     }
 }
 
+/// Messages before writing and the watch get their turn. A peer that talks without a pause would
+/// use up what tokio grants a task in one go, again and again, and starve both.
+const READ_AT_ONCE: u32 = 16;
+
 async fn read_until_end(
     connection: ConnectionId,
     (transport, mut buffer): (&RefCell<Transport>, Vec<u8>),
@@ -171,7 +175,10 @@ async fn read_until_end(
 ) -> PeerError {
     let mut chunk = vec![0; PEER_LENGTH_BYTES + PEER_MESSAGE_BYTES_MAX];
     loop {
-        loop {
+        for step in 1.. {
+            if step % READ_AT_ONCE == 0 {
+                tokio::task::yield_now().await;
+            }
             let (message, used) = match PeerCodec::decode(&buffer) {
                 Ok(Some(found)) => found,
                 Ok(None) => break,

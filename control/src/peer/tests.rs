@@ -7,7 +7,7 @@ use super::{ConnectionId, PeerError, random};
 use crate::api::PeerAddress;
 use crate::config::{LiveSettings, PeerSecurity, PeerTimeouts};
 use crate::tally::Tally;
-use dwcp_proto::ids::{Incarnation, LinkEpoch, StreamId};
+use dwcp_proto::ids::{Incarnation, LinkEpoch, SessionId, StreamId};
 use dwcp_proto::wire::hello::features_of;
 use dwcp_proto::wire::peer::{PeerCodec, PeerMessage};
 use dwcp_proto::wire::version::WireVersion;
@@ -327,6 +327,40 @@ fn an_idle_peer_that_answers_stays_and_one_that_falls_silent_ends_the_channel() 
         // A wait may have begun while the peer still spoke, so that one ping's period is lost.
         assert!(noticed + 2 * peer_ping_every >= dead_after, "{noticed:?}");
         assert!(begun.elapsed() >= dead_after * 2);
+    });
+}
+
+#[test]
+fn a_peer_that_talks_without_a_pause_starves_neither_writing_nor_the_watch() {
+    with_listener(plaintext(), |address, _, mut inputs| async move {
+        let talker = std::net::TcpStream::connect(&address).unwrap();
+        talker.set_nonblocking(true).unwrap();
+        let stream = TcpStream::from_std(talker.try_clone().unwrap()).unwrap();
+        let _them = plaintext().connect(stream, None).await.unwrap();
+        let Some(PeerInput::Accepted(us)) = inputs.recv().await else { panic!() };
+        let peer_ping_every = Duration::from_millis(10);
+        let patient = LiveSettings { peer_ping_every, ..Default::default() };
+        let live = Rc::new(Cell::new(patient));
+        // More places than tokio grants steps in one go: only a rest of the reader lets others in.
+        let (sender, mut news) = mpsc::channel(1024);
+        let channel = ChannelHandle::start(ConnectionId(0), *us, sender, Rc::clone(&live));
+        // It does not read either, so that the watch alone can end a channel that was let go.
+        let word = PeerMessage::Settled { session: SessionId([7; 16]) };
+        while channel.send(word.clone()).is_ok() {
+            tokio::task::yield_now().await;
+        }
+        drop(channel);
+        live.set(LiveSettings { peer_dead_after: 10 * peer_ping_every, ..patient });
+        let words = PeerCodec::encode(&word).repeat(1000);
+        let talking = std::thread::spawn(move || {
+            talker.set_nonblocking(false).unwrap();
+            while std::io::Write::write_all(&mut &talker, &words).is_ok() {}
+        });
+        let ended =
+            async { while !matches!(news.recv().await, Some(PeerInput::Ended { .. }) | None) {} };
+        let ended = tokio::time::timeout(Duration::from_secs(10), ended).await;
+        ended.expect("a channel that was let go ends");
+        talking.join().unwrap();
     });
 }
 

@@ -48,6 +48,7 @@ const SETTINGS_TAKEN: &[&str] = &[
     "zero-copy",
     "keepalive",
     "dead-after",
+    "resume-window",
     "accept-timeout",
     "zstd-level",
     "log",
@@ -112,13 +113,24 @@ pub(crate) fn command() -> Command {
         )
         .arg(json_flag().help("Also print each event as one JSON object per line on stdout"))
         .args(settings::flags_of(SETTINGS_TAKEN))
-        .mut_arg("listen", |arg| {
-            arg.value_name("HOST:PORT").requires("connect-unix").help(
-                "Sink: address on which carriers at the source reach this one; port 0 takes a \
-                 free one.",
-            )
-        })
+        .mut_arg("listen", own_listen)
+        .mut_arg("resume-window", own_resume_window)
         .group(ArgGroup::new("side").args(["listen-unix", "connect-unix"]).required(true))
+}
+
+fn own_listen(arg: Arg) -> Arg {
+    arg.value_name("HOST:PORT").requires("connect-unix").help(
+        "Sink: address on which carriers at the source reach this one; port 0 takes a free one.",
+    )
+}
+
+/// Shorter than a daemon's, since a carrier does not know whether its guest stands still.
+fn own_resume_window(arg: Arg) -> Arg {
+    arg.default_value("30s").help(
+        "How long a migration waits for a lost link to come back, from when the peer was heard \
+         last; the guest may stand still meanwhile. Then both VMMs' connections are closed. 0s: \
+         not at all. [0us to 1440min]",
+    )
 }
 
 fn peer(text: &str) -> Result<PeerAddress, &'static str> {

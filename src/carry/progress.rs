@@ -58,6 +58,14 @@ impl Progress {
             CarryEvent::Opaque { session, reason } => {
                 format!("{}: carried as it is from here on ({reason})", short(session))
             }
+            CarryEvent::Parked { session, peer, reason, window_s } => format!(
+                "{}: parked: the link with {peer} is lost ({reason}); the VMM's connections stay \
+                 open and the peer is waited for, up to {window_s} s",
+                short(session)
+            ),
+            CarryEvent::Resumed { session, peer, seconds } => {
+                format!("{}: resumed, with {peer}, after {seconds:.1} s", short(session))
+            }
             CarryEvent::Progress { session, counts } => {
                 format!("{}: {}", short(session), self.counts(counts))
             }

@@ -101,4 +101,7 @@ pub(crate) mod decisions {
 
     #[doc = include_str!("decisions/0021-regions-wait-for-their-link.md")]
     pub(crate) mod regions_wait_for_their_link {}
+
+    #[doc = include_str!("decisions/0022-carriers-wait-for-their-link.md")]
+    pub(crate) mod carriers_wait_for_their_link {}
 }

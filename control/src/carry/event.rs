@@ -82,6 +82,26 @@ pub enum CarryEvent {
         /// Why, as a stable code.
         reason: &'static str,
     },
+    /// The link is lost: both VMMs stay connected and stand still.
+    Parked {
+        /// The session.
+        session: String,
+        /// The other end's name.
+        peer: String,
+        /// How the link was lost.
+        reason: String,
+        /// So many seconds after the peer was heard last it is given up.
+        window_s: u64,
+    },
+    /// The session goes on over another connection.
+    Resumed {
+        /// The session.
+        session: String,
+        /// The other end's name.
+        peer: String,
+        /// How long it was parked.
+        seconds: f64,
+    },
     /// How far it is.
     Progress {
         /// The session.

@@ -41,6 +41,8 @@ pub(crate) struct CarrySession {
     pub(crate) phase: CarryPhase,
     pub(crate) peer: String,
     pub(crate) link: Option<LinkId>,
+    /// Both ends have it wait for the next connection of a lost link.
+    pub(crate) resumes: bool,
     pub(crate) key: Option<SessionKey>,
     pub(crate) lane: LaneId,
     pub(crate) coding: PeerCoding,
@@ -55,8 +57,9 @@ pub(crate) struct CarrySession {
     pub(crate) stats: Option<SessionStatsReader>,
     /// For how many channels a digest was asked for.
     pub(crate) verified: u16,
-    /// Source: its own digest, and what the sink says of how many channels.
+    /// What this end counted.
     pub(crate) digest: Option<CarryDigest>,
+    /// Source: what the sink says of how many channels.
     pub(crate) carried: Option<(u16, CarryDigest)>,
     /// When what is waited for must have come.
     pub(crate) deadline: Option<Nanos>,
@@ -76,6 +79,7 @@ impl CarrySession {
             phase: CarryPhase::Connecting,
             peer: String::new(),
             link: None,
+            resumes: false,
             key: None,
             lane: LaneId(0),
             coding: PeerCoding::Full,
@@ -141,6 +145,16 @@ impl CarrySession {
         self.phase != CarryPhase::Closing && self.vmm.any_open()
     }
 
+    /// True while a lost connection costs nothing but time, if another one comes: no word is under
+    /// way without which the other end would not begin.
+    pub(crate) fn may_park(&self) -> bool {
+        let begun = match self.role {
+            Role::Source => matches!(self.phase, CarryPhase::Opening | CarryPhase::Carrying),
+            Role::Sink => self.phase == CarryPhase::Carrying,
+        };
+        self.resumes && begun
+    }
+
     /// For how many channels the shard has to tell its digest now, if it has to.
     pub(crate) fn verify_due(&mut self) -> Option<u16> {
         let channels = self.channels();
@@ -180,6 +194,18 @@ mod tests {
         sink.end_back(1);
         sink.end_forth(1);
         assert_eq!(sink.verify_due(), Some(2));
+    }
+
+    #[test]
+    fn a_session_waits_for_its_link_once_both_ends_have_it_and_know_how() {
+        let (mut source, mut sink) = (carrying(Role::Source), carrying(Role::Sink));
+        assert!(!source.may_park() && !sink.may_park());
+        (source.resumes, sink.resumes) = (true, true);
+        assert!(source.may_park() && sink.may_park());
+        (source.phase, sink.phase) = (CarryPhase::Opening, CarryPhase::Opening);
+        assert!(source.may_park() && !sink.may_park(), "the sink's answer is still to come");
+        source.phase = CarryPhase::Asking;
+        assert!(!source.may_park());
     }
 
     #[test]

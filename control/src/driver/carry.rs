@@ -42,7 +42,7 @@ pub(crate) struct Carry {
     /// Source: connections that belong to the next session.
     pub(super) backlog: VecDeque<OwnedFd>,
     /// Sink: the offer of the next session.
-    pub(super) parked: Option<CarryOffer>,
+    pub(super) next_offer: Option<CarryOffer>,
 }
 
 impl Carry {
@@ -53,7 +53,7 @@ impl Carry {
         inputs: mpsc::Sender<CarryInput>,
     ) -> Self {
         let backlog = VecDeque::new();
-        Self { config, report, inputs, session: None, backlog, parked: None }
+        Self { config, report, inputs, session: None, backlog, next_offer: None }
     }
 }
 
@@ -65,6 +65,11 @@ pub(super) fn failure(code: &str, message: impl Into<String>, cure: &str) -> Car
 /// What to do when the network took the session. The VMMs may have been done just before.
 pub(super) const LINK_CURE: &str = "if the source's migration failed, its guest runs on there: \
                                     migrate again; if it completed, run the guest at the sink";
+
+/// The same where waiting for it was in vain.
+const WINDOW_CURE: &str = "mend the network between the hosts, or raise --resume-window at both \
+                           ends; if the source's migration failed, its guest runs on there: \
+                           migrate again; if it completed, run the guest at the sink";
 
 impl Core {
     /// The session, unless it is on its way out.
@@ -83,7 +88,7 @@ impl Core {
     pub(crate) fn on_carry(&mut self, input: CarryInput) {
         match input {
             // Dropping a connection closes it.
-            CarryInput::Accepted(socket) if self.stopping => drop(socket),
+            CarryInput::Accepted(socket) if self.is_leaving() => drop(socket),
             CarryInput::Accepted(socket) => self.on_vmm_connected(socket),
             CarryInput::Connected { session, channel, outcome } => {
                 self.on_connected_to_vmm(session, channel, outcome);
@@ -126,6 +131,10 @@ impl Core {
 
     /// Does what is due.
     pub(super) fn tick_carry(&mut self, now: Nanos) {
+        // Nobody can be late while the link is lost.
+        if self.is_carry_parked() {
+            return;
+        }
         let Some(session) = self.carried() else { return };
         if session.deadline.is_some_and(|deadline| deadline <= now) {
             let why = match (session.phase, session.role) {
@@ -158,9 +167,9 @@ impl Core {
     /// A link is gone.
     pub(super) fn carry_link_lost(&mut self, link: LinkId, cause: &PeerError) {
         if let Some(carry) = &mut self.carry
-            && carry.parked.as_ref().is_some_and(|offer| offer.link == link)
+            && carry.next_offer.as_ref().is_some_and(|offer| offer.link == link)
         {
-            carry.parked = None;
+            carry.next_offer = None;
         }
         let Some(session) = self.carried().filter(|session| session.link == Some(link)) else {
             return;
@@ -170,7 +179,13 @@ impl Core {
                 let error = cause.to_api();
                 failure(cause.code(), error.message, error.code.cure())
             }
-            _ => failure("link_lost", format!("the link was lost: {cause}"), LINK_CURE),
+            _ => {
+                let message = format!("the link with {} was lost: {cause}", session.peer);
+                match cause {
+                    PeerError::ResumeWindow { .. } => failure(cause.code(), message, WINDOW_CURE),
+                    _ => failure("link_lost", message, LINK_CURE),
+                }
+            }
         };
         session.link = None;
         self.end_carry(Some(why));
@@ -180,7 +195,7 @@ impl Core {
     pub(super) fn stop_carry(&mut self) {
         if let Some(carry) = &mut self.carry {
             carry.backlog.clear();
-            carry.parked = None;
+            carry.next_offer = None;
         }
         self.fail_carry(failure(
             "interrupted",
@@ -229,7 +244,7 @@ impl Core {
 
     /// Nothing is left of the session here: it is reported, and the next one begins.
     pub(super) fn carry_over(&mut self) {
-        let now = self.now();
+        let (now, leaving) = (self.now(), self.is_leaving());
         let Some(carry) = &mut self.carry else { return };
         let Some(session) = carry.session.take() else { return };
         let state = if session.failure.is_some() { "failed" } else { "carried" };
@@ -237,10 +252,10 @@ impl Core {
         let counts = counts_of(&session, now);
         let (failure, session) = (session.failure, session.id.to_string());
         carry.report.report(&CarryEvent::Ended { session, counts, failure });
-        if self.stopping {
+        if leaving {
             return;
         }
-        if let Some(offer) = carry.parked.take() {
+        if let Some(offer) = carry.next_offer.take() {
             return self.take_offer(offer);
         }
         for socket in std::mem::take(&mut carry.backlog) {

@@ -144,7 +144,19 @@ impl Core {
     }
 
     fn carry_digest(&mut self, digest: (u64, [u8; 16])) {
+        if let Some(session) = self.carried() {
+            session.digest = Some(digest);
+            self.tell_digest();
+        }
+    }
+
+    /// Tells the other end what was counted here, or compares both; a lost link is waited for.
+    pub(super) fn tell_digest(&mut self) {
+        if self.is_carry_parked() {
+            return;
+        }
         let Some(session) = self.carried() else { return };
+        let Some(digest) = session.digest else { return };
         let (id, channels, link) = (session.id, session.verified, session.link);
         if session.role == Role::Sink {
             let (frames, digest) = (digest.0, SessionId(digest.1));
@@ -154,7 +166,6 @@ impl Core {
             }
             return;
         }
-        session.digest = Some(digest);
         if session.carried != Some((channels, digest)) {
             return self.fail_carry(failure(
                 "digest_mismatch",

@@ -11,6 +11,7 @@ use crate::carry::{CarryFailure, CarryPhase, CarrySession, CarrySide, connect};
 use crate::migration::VmMemory;
 use dwcp_proto::ids::{LaneId, LinkId, SessionId, SessionKey};
 use dwcp_proto::time::Nanos;
+use dwcp_proto::wire::hello::FEATURE_RESUME_CARRIERS;
 use dwcp_proto::wire::peer::PeerMessage;
 use dwcp_proto::wire::vm::VmTerms;
 use std::io;
@@ -50,6 +51,10 @@ impl Core {
 
     fn on_carry_open(&mut self, offer: CarryOffer) {
         let (link, id, number) = (offer.link, offer.session, offer.number);
+        if self.is_leaving() {
+            let why = failure("interrupted", "the carrier was told to end", "start it again");
+            return self.refuse_carry(link, id, number, &why);
+        }
         if let Err(why) = self.may_carry(&offer.peer) {
             return self.refuse_carry(link, id, number, &why);
         }
@@ -64,7 +69,7 @@ impl Core {
             );
             return self.refuse_carry(link, id, number, &why);
         }
-        if let Some(old) = carry.parked.replace(offer) {
+        if let Some(old) = carry.next_offer.replace(offer) {
             let why = failure("superseded", "another migration was offered", "migrate again");
             self.refuse_carry(old.link, old.session, old.number, &why);
         }
@@ -94,6 +99,7 @@ impl Core {
         let now = self.now();
         let Some(entry) = self.links.get(&offer.link) else { return };
         let lane = LaneId(lane_of(offer.number, entry.link.lanes()));
+        let resumes = entry.features & FEATURE_RESUME_CARRIERS != 0;
         let terms = match self.agree_terms(&offer) {
             Ok(terms) => terms,
             Err(error) => {
@@ -105,6 +111,7 @@ impl Core {
         let mut session = CarrySession::new(offer.session, Role::Sink, now);
         session.peer = offer.peer;
         session.link = Some(offer.link);
+        session.resumes = resumes;
         session.key = Some(SessionKey { link: offer.link, number: offer.number });
         session.lane = lane;
         session.coding = offer.coding;
@@ -187,6 +194,8 @@ impl Core {
                 let added = session.add_channel();
                 added.into_iter().for_each(|channel| self.connect_to_vmm(channel));
             }
+            // Said again, since the first time may have been lost with its channel.
+            PeerMessage::ChannelOpen { channel, .. } if *channel < session.channels() => {}
             PeerMessage::Abort { code, message, .. } => {
                 let why = failure(code.as_str(), "it failed at the source", message.as_str());
                 self.end_carry(Some(why));

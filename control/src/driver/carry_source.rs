@@ -13,7 +13,9 @@ use dwcp_dataplane::port::{STORE_PAGE_BYTES, STORE_SLOT_BYTES};
 use dwcp_ffi::hangup::is_at_end;
 use dwcp_proto::ids::{LaneId, LinkId, SessionId, SessionKey};
 use dwcp_proto::time::Nanos;
-use dwcp_proto::wire::hello::{FEATURE_PAGES_DELTA, FEATURE_PAGES_ZSTD, FEATURE_STREAM};
+use dwcp_proto::wire::hello::{
+    FEATURE_PAGES_DELTA, FEATURE_PAGES_ZSTD, FEATURE_RESUME_CARRIERS, FEATURE_STREAM,
+};
 use dwcp_proto::wire::limits::{
     CHANNELS_MAX, REGION_PAGES_MAX, UNDELIVERED_BYTES_MAX, UNDELIVERED_BYTES_MIN,
 };
@@ -126,6 +128,7 @@ impl Core {
             ));
         }
         let Some(session) = self.carried() else { return };
+        session.resumes = features & FEATURE_RESUME_CARRIERS != 0;
         // What the peer can't decode is not sent.
         let full = FEATURE_PAGES_ZSTD | FEATURE_PAGES_DELTA;
         if features & full != full {

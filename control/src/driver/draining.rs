@@ -2,7 +2,8 @@
 //!
 //! Part of [`Core`], on the control thread. A session in doubt is not waited for: it waits for its
 //! peer, and goes on doing so when the daemon is started again. A carrier has no draining: its
-//! manager sees the end of a migration before it tells the carrier to end.
+//! manager sees the end of a migration before it tells the carrier to end, so that a signal ends
+//! its session at once; only its peer is still told.
 
 use super::core::{Core, unix_ms};
 use crate::api::{ApiCode, ApiError};
@@ -28,6 +29,9 @@ impl Core {
     /// Lets sessions finish and begins no other. False if there is nothing to wait for, or if it
     /// was asked before: then the daemon ends now.
     pub(crate) fn drain(&mut self) -> bool {
+        if self.carry.is_some() {
+            return self.leave();
+        }
         let left = self.unfinished();
         let wait = self.live.get().drain_timeout;
         if self.drain.is_some() || left == 0 || wait.is_zero() {
@@ -42,6 +46,27 @@ impl Core {
         true
     }
 
+    /// Ends a carrier's session and has its peer hear of it before the streams end: the end of
+    /// those alone looks like a lost link, for which the peer would wait. False if there is nothing
+    /// to wait for, or if it was asked before.
+    pub(crate) fn leave(&mut self) -> bool {
+        if self.carry.is_none() || self.drain.is_some() {
+            return false;
+        }
+        self.drain = Some(Drain {
+            until: self.now() + FAREWELL_WAIT,
+            until_unix_ms: unix_ms(),
+            farewell: false,
+        });
+        self.stop_carry();
+        true
+    }
+
+    /// True once nothing more may begin.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.stopping || self.drain.is_some()
+    }
+
     /// Whether a draining daemon has nothing to wait for any more.
     pub(crate) fn is_drained(&mut self) -> bool {
         let (left, now) = (self.unfinished(), self.now());
@@ -53,7 +78,7 @@ impl Core {
         if late && left > 0 {
             tracing::warn!(sessions = left, "given up: --drain-timeout is over");
         }
-        late || left == 0 && self.links.is_empty()
+        late || left == 0 && self.links.values().all(|entry| entry.channel.is_none())
     }
 
     /// Leaves it to the peers to end their links: they do so when they have read all that was said

@@ -5,6 +5,7 @@
 
 mod carry;
 mod carry_channels;
+mod carry_parked;
 mod carry_run;
 mod carry_sink;
 mod carry_source;

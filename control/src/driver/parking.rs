@@ -3,10 +3,10 @@
 //!
 //! Part of [`Core`], on the control thread. A parked link keeps its lanes, and its sessions that
 //! can wait keep their memory and the VMMs' sockets, which stand still by backpressure. These are
-//! the ones of virtual machines, and those of regions if both ends know how. The end that dialled
-//! looks for another connection; the one that listens waits. Every parked link ends: by going on,
-//! by its window, or when nobody waits for it any more. What was under way on the lost channel is
-//! gone: what still matters is said again here.
+//! the ones of virtual machines, and those of regions and carriers if both ends know how. The end
+//! that dialled looks for another connection; the one that listens waits. Every parked link ends:
+//! by going on, by its window, or when nobody waits for it any more. What was under way on the lost
+//! channel is gone: what still matters is said again here.
 
 use super::core::{Core, unix_ms};
 use super::links::LinkEntry;
@@ -71,7 +71,7 @@ impl Core {
     pub(super) fn lose_link(&mut self, link: LinkId, cause: &PeerError) {
         let waits = cause.is_loss() && !self.stopping && !self.live.get().resume_window.is_zero();
         let may = self.links.get(&link).is_some_and(|entry| entry.link.may_resume());
-        match waits && may && self.sessions_on(link).next().is_some() {
+        match waits && may && !self.waiting_on(link).is_empty() {
             true => self.park_link(link, cause),
             false => self.end_link(link, cause),
         }
@@ -82,10 +82,15 @@ impl Core {
         self.sessions.values().filter(move |s| s.link == Some(link) && may_wait(s))
     }
 
+    /// The names of these, and of a carrier's.
+    fn waiting_on(&self, link: LinkId) -> Vec<SessionId> {
+        self.sessions_on(link).map(Session::id).chain(self.carried_on(link)).collect()
+    }
+
     /// Gives up the link's connection and keeps the rest. Sessions that can't wait hear of it.
     fn park_link(&mut self, link: LinkId, cause: &PeerError) {
         let now = self.now();
-        let sessions = self.sessions_on(link).map(Session::id).collect();
+        let sessions = self.waiting_on(link);
         let Some(entry) = self.links.get_mut(&link) else { return };
         entry.heard = entry.heard();
         if let Some(channel) = entry.channel.take() {
@@ -102,7 +107,7 @@ impl Core {
             cause: cause.to_string(),
             sessions: BTreeSet::new(),
         });
-        parked.sessions.extend::<BTreeSet<SessionId>>(sessions);
+        parked.sessions.extend(sessions);
         if first {
             self.counters.links_parked.add(cause.code());
             if let Some(suppressed) = self.peer_log.allow(now) {
@@ -125,6 +130,9 @@ impl Core {
             }
         }
         self.vm_sinks_link_lost(link);
+        if first {
+            self.park_carry(link, cause);
+        }
     }
 
     /// Does what is due for a link that waits, or should.
@@ -132,20 +140,53 @@ impl Core {
         let window = self.live.get().resume_window;
         let Some(entry) = self.links.get_mut(&link) else { return };
         let silent = entry.heard().map_or(Duration::ZERO, |heard| entry.silence.tick(heard));
+        let carried = self.carried_on(link);
+        let Some(entry) = self.links.get(&link) else { return };
         if let Some(parked) = &entry.parked {
-            let waits = |id: &SessionId| self.sessions.get(id).is_some_and(may_wait);
+            let waits = |id: &SessionId| {
+                carried == Some(*id) || self.sessions.get(id).is_some_and(may_wait)
+            };
             let alone = entry.link.phase() == LinkPhase::Parked;
             if alone && !parked.sessions.iter().any(waits) {
                 return self.drop_link(link, &PeerError::ResumeUnwanted);
             }
-            if Duration::from_nanos(now.since(parked.since).0) >= window {
-                let (seconds, cause) = (window.as_secs(), parked.cause.clone());
-                return self.drop_link(link, &PeerError::ResumeWindow { seconds, cause });
-            }
+        }
+        if let Some(cause) = self.window_is_over(entry, carried.is_some(), silent, now) {
+            let seconds = window.as_secs();
+            return self.drop_link(link, &PeerError::ResumeWindow { seconds, cause });
         }
         if self.wants_connection(link, silent) {
             self.dial_again(link, now);
         }
+    }
+
+    /// How the link was lost, if nobody waits for it any longer. A carrier does not know whether
+    /// its guest stands still, and bounds the silence as a whole: its window begins when the peer
+    /// was heard last.
+    fn window_is_over(
+        &self,
+        entry: &LinkEntry,
+        carried: bool,
+        silent: Duration,
+        now: Nanos,
+    ) -> Option<String> {
+        let window = self.live.get().resume_window;
+        match &entry.parked {
+            Some(parked) => {
+                let since = Duration::from_nanos(now.since(parked.since).0);
+                let waited = if carried { silent } else { since };
+                (waited >= window).then(|| parked.cause.clone())
+            }
+            None => {
+                let over = carried && !window.is_zero() && silent >= window.max(self.patience());
+                over.then(|| PeerError::Silent { seconds: silent.as_secs() }.to_string())
+            }
+        }
+    }
+
+    /// A peer that is silent for so long seems to be lost.
+    fn patience(&self) -> Duration {
+        RESUME_SILENCE.max(self.live.get().peer_ping_every * 3)
     }
 
     /// What stands still for its end, a guest or a region whose owner has paused, does so for as
@@ -186,14 +227,13 @@ impl Core {
     /// True for a link that we dialled and that has lost its connection, or seems to have.
     fn wants_connection(&self, link: LinkId, silent: Duration) -> bool {
         let Some(entry) = self.links.get(&link) else { return false };
-        let patience = RESUME_SILENCE.max(self.live.get().peer_ping_every * 3);
-        let lost = entry.link.phase() == LinkPhase::Parked || silent >= patience;
+        let lost = entry.link.phase() == LinkPhase::Parked || silent >= self.patience();
         let window = self.live.get().resume_window;
         entry.dialled.is_some()
             && entry.link.may_resume()
             && lost
             && !window.is_zero()
-            && self.sessions_on(link).next().is_some()
+            && !self.waiting_on(link).is_empty()
     }
 
     fn dial_again(&mut self, link: LinkId, now: Nanos) {
@@ -254,7 +294,7 @@ impl Core {
         let address = peer.address;
         let channel = ChannelHandle::start(connection, peer, self.peers.clone(), self.live.clone());
         self.attach(link, connection, (channel, address));
-        let sessions: Vec<SessionId> = self.sessions_on(link).map(Session::id).collect();
+        let sessions = self.waiting_on(link);
         self.link_step(link, LinkInput::Reconnected(sessions));
     }
 
@@ -353,9 +393,11 @@ impl Core {
             let abort = PeerMessage::Abort { session, code, message };
             self.sink_step(session, SinkInput::Peer(abort));
         }
+        self.agree_on_carry(link, named);
         let Some(entry) = self.links.get(&link) else { return };
         let peer = entry.peer_name.clone();
-        for &id in named {
+        let carried = self.carried_on(link);
+        for &id in named.iter().filter(|id| carried != Some(**id)) {
             let of_peer = |s: &&mut Session| s.record.peer == peer && s.role() == Role::Sink;
             match self.sessions.get_mut(&id).filter(of_peer).filter(|session| may_wait(session)) {
                 Some(session) => session.link = Some(link),
@@ -386,6 +428,7 @@ impl Core {
             self.say_again(session);
             self.tell_state(session);
         }
+        self.resume_carry(link, lost_ms);
         if dialled {
             self.sessions_link_up(link);
         }

@@ -201,7 +201,7 @@ impl Inputs {
                 _ = ticks.tick() => core.on_tick(),
                 input = self.next() => {
                     let stop = match input {
-                        Input::Stop => true,
+                        Input::Stop => !core.leave(),
                         Input::Drain => !core.drain(),
                         _ => false,
                     };

@@ -1,14 +1,18 @@
 //! What the tests of the driver run on: whole control planes in one process, each with a fake shard
 //! that moves nothing, and clients of their sockets.
 
+use super::super::carry::Carry;
 use super::super::core::{Core, Counters};
 use super::super::run::{Inputs, start};
 use super::qemus::{FakeHost, Qemus};
+use crate::carry::{CarryConfig, CarryInput, CarryReport};
 use crate::config::{
     ControlConfig, DaemonFacts, LiveSettings, MemoryBudget, PeerSecurity, PeerTimeouts,
     SettingRefused, SettingView, SettingsPort, SocketConfig,
 };
-use dwcp_dataplane::port::{ChannelEnd, Command, Event, Level, RoundStats, ShardPort, StreamEnd};
+use dwcp_dataplane::port::{
+    ChannelEnd, ChannelId, Command, Event, Level, RoundStats, ShardPort, StreamEnd,
+};
 use dwcp_ffi::counters::{counters, histogram};
 use dwcp_ffi::poll::waker;
 use dwcp_ffi::region::{HugePages, Region};
@@ -23,6 +27,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 /// Two live settings and one that is fixed.
@@ -91,6 +96,8 @@ pub(super) struct Script {
     pub(super) channels: Cell<u16>,
     /// The VMM at the peer ends its migration socket as soon as there is one here.
     pub(super) peer_ends: Cell<bool>,
+    /// Ends of channels of the first migration stream, to be reported.
+    pub(super) ends: RefCell<Vec<(u16, ChannelEnd)>>,
     /// The zstd level of the newest session, at a source.
     pub(super) zstd_level: Cell<i32>,
     /// The loop of the control plane is not polled, as if its process were stopped.
@@ -125,6 +132,13 @@ impl FakeShard {
         if !held && *self.verified.borrow() > self.verified_seen && !self.sinks.is_empty() {
             self.verified_seen = *self.verified.borrow();
             self.held.extend(self.sinks.drain(..).map(|session| Event::Verified { session }));
+        }
+        if let Some(session) = self.streams.first().copied() {
+            let ends = self.script.ends.borrow_mut().split_off(0).into_iter();
+            self.held.extend(ends.map(|(channel, end)| {
+                let channel = ChannelId(channel);
+                Event::ChannelEnded { session, channel, end }
+            }));
         }
         if !self.script.long_rounds.get() {
             self.held.append(&mut self.rounds);
@@ -239,6 +253,8 @@ pub(super) struct Daemon {
     pub(super) info: Value,
     pub(super) metrics: String,
     pub(super) counters: Counters,
+    /// Of a carrier: its VMM's connections.
+    pub(super) vmms: mpsc::Sender<CarryInput>,
     config: ControlConfig,
     verified: Rc<RefCell<usize>>,
     qemus: Rc<Qemus>,
@@ -260,6 +276,26 @@ impl Daemon {
         config: ControlConfig,
         verified: &Rc<RefCell<usize>>,
         qemus: Rc<Qemus>,
+    ) -> Self {
+        Self::start_any(config, verified, qemus, None).await
+    }
+
+    /// Starts a carrier.
+    pub(super) async fn start_carrier(
+        config: ControlConfig,
+        carry: CarryConfig,
+        report: Box<dyn CarryReport>,
+    ) -> Self {
+        let config = ControlConfig { socket: None, state_dir: None, ..config };
+        let carry = Some((carry, report));
+        Self::start_any(config, &Rc::new(RefCell::new(0)), Qemus::start(), carry).await
+    }
+
+    async fn start_any(
+        config: ControlConfig,
+        verified: &Rc<RefCell<usize>>,
+        qemus: Rc<Qemus>,
+        carry: Option<(CarryConfig, Box<dyn CarryReport>)>,
     ) -> Self {
         let (wake, receiver) = waker().unwrap();
         let (commands, shard_commands) = ring(64);
@@ -287,6 +323,10 @@ impl Daemon {
         let host = Box::new(host);
         let mut core: Core =
             start(config.clone(), settings, vec![port], host, &mut inputs).await.unwrap();
+        let vmms = inputs.carry.0.clone();
+        if let Some((carry, report)) = carry {
+            core.carry = Some(Box::new(Carry::new(carry, report, vmms.clone())));
+        }
         let (info, metrics) = (core.daemon_info(), core.metrics());
         let counters = core.counters.clone();
         let stopped = Rc::clone(&script);
@@ -308,7 +348,8 @@ impl Daemon {
             }
         });
         let verified = Rc::clone(verified);
-        Self { script, info, metrics, counters, config, verified, qemus, tasks: [serve, shard] }
+        let tasks = [serve, shard];
+        Self { script, info, metrics, counters, vmms, config, verified, qemus, tasks }
     }
 
     /// Ends it as a kill does: nobody is told, only what the kernel closes is closed.

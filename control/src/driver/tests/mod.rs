@@ -1,6 +1,7 @@
 //! Whole control planes in one process, with fake shards in place of the data plane and fake QEMUs
 //! in place of real ones.
 
+mod carry;
 mod doubt;
 mod fake;
 mod limits;

@@ -42,9 +42,11 @@ pub const FEATURE_RESUME: u64 = 1 << 4;
 pub const FEATURE_RETIRE: u64 = 1 << 5;
 /// Sessions of regions wait for the next connection of a link that goes on (`link_resume`).
 pub const FEATURE_RESUME_REGIONS: u64 = 1 << 6;
+/// Carriers' sessions wait for the next connection of a link that goes on (`link_resume`).
+pub const FEATURE_RESUME_CARRIERS: u64 = 1 << 7;
 
 /// Every feature that this program knows, and its name for people.
-const FEATURES: [(u64, &str); 7] = [
+const FEATURES: [(u64, &str); 8] = [
     (FEATURE_PAGES_DELTA, "pages_delta"),
     (FEATURE_PAGES_ZSTD, "pages_zstd"),
     (FEATURE_PLAIN_RECORDS, "plain_records"),
@@ -52,6 +54,7 @@ const FEATURES: [(u64, &str); 7] = [
     (FEATURE_RESUME, "resume"),
     (FEATURE_RETIRE, "retire"),
     (FEATURE_RESUME_REGIONS, "resume_regions"),
+    (FEATURE_RESUME_CARRIERS, "resume_carriers"),
 ];
 
 /// The names of the features that are in a set.
@@ -69,7 +72,9 @@ pub const fn features_of(version: WireVersion) -> u64 {
         | FEATURE_RESUME;
     match version {
         WireVersion::V1 => first,
-        WireVersion::V2 => first | FEATURE_RETIRE | FEATURE_RESUME_REGIONS,
+        WireVersion::V2 => {
+            first | FEATURE_RETIRE | FEATURE_RESUME_REGIONS | FEATURE_RESUME_CARRIERS
+        }
     }
 }
 

@@ -184,7 +184,9 @@ fn a_destination_that_closes_midway_fails_the_source_at_once() {
 #[test]
 fn a_killed_carrier_closes_both_vmms() {
     for kill_source in [true, false] {
-        let mut lab = Lab::start();
+        // Its peer would wait for the link: what died can't be told from what is far away.
+        let at_once = ["--resume-window", "0s"];
+        let mut lab = Lab::start_with(&at_once, &at_once);
         let listener = lab.carriers.listen();
         let (mut near, mut far) = lab.carriers.channel(&listener);
         near.write_all(&[7; 100]).expect("the carrier takes it");
@@ -213,9 +215,7 @@ fn an_interrupted_carrier_closes_both_vmms_and_says_so() {
         told.signal(signal);
         assert_eq!(told.ended().code(), Some(130));
         assert_eq!(told.failure(), "interrupted");
-        // The word and the end of the streams travel on connections of their own.
-        let heard = other.failure();
-        assert!(["interrupted", "link_lost", "peer_ended"].contains(&heard.as_str()), "{heard}");
+        assert_eq!(other.failure(), "interrupted");
         assert!(told.log().contains("every connection to a VMM is closed"), "{}", told.log());
         assert_closed(&near);
         assert_closed(&far);

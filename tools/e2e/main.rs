@@ -16,6 +16,7 @@ mod harness;
 mod hostile;
 mod invariant;
 mod parked;
+mod parked_carrier;
 mod session;
 mod slow;
 mod socket;

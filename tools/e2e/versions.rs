@@ -48,6 +48,7 @@ fn two_of_today_have_version_2_and_all_its_features() {
         let features = link["features"].as_array().expect("a list").clone();
         let has = |name: &str| features.contains(&json!(name));
         assert!(FIRST.iter().all(|name| has(name)) && has("resume_regions"), "{link}");
+        assert!(has("resume_carriers"), "{link}");
     }
     let table = std::process::Command::new(today())
         .args(["net", "--socket"])

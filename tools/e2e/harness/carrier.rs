@@ -3,12 +3,14 @@
 //! A child is killed by its own process number when its owner is dropped; a failing test prints
 //! what it said.
 
+use super::proxy::Proxy;
 use super::{SOON, binary, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -131,12 +133,26 @@ impl Carriers {
         source: (Option<&Path>, &[&str]),
         sink: (Option<&Path>, &[&str]),
     ) -> Self {
-        Self::start_both(folder, &[binary::today(), binary::today()], source, sink)
+        Self::start_both(folder, &[binary::today(), binary::today()], source, sink, |sink| sink)
+    }
+
+    /// Starts both with the same flags and a proxy between them.
+    pub(crate) fn start_through(
+        folder: &Path,
+        binaries: &[PathBuf; 2],
+        [source, sink]: [&Path; 2],
+        flags: &[&str],
+    ) -> (Self, Proxy) {
+        let mut proxy = None;
+        let via = |sink| proxy.insert(Proxy::start(sink)).address();
+        let (source, sink) = ((Some(source), flags), (Some(sink), flags));
+        let carriers = Self::start_both(folder, binaries, source, sink, via);
+        (carriers, proxy.expect("it was started"))
     }
 
     /// Starts source and sink of these binaries.
     pub(crate) fn start_of(folder: &Path, of: &[PathBuf; 2], [source, sink]: [&Path; 2]) -> Self {
-        Self::start_both(folder, of, (Some(source), &[]), (Some(sink), &[]))
+        Self::start_both(folder, of, (Some(source), &[]), (Some(sink), &[]), |sink| sink)
     }
 
     fn start_both(
@@ -144,6 +160,7 @@ impl Carriers {
         [source_binary, sink_binary]: &[PathBuf; 2],
         (source_pki, source_flags): (Option<&Path>, &[&str]),
         (sink_pki, sink_flags): (Option<&Path>, &[&str]),
+        via: impl FnOnce(SocketAddr) -> SocketAddr,
     ) -> Self {
         let path = |name: &str| folder.join(name).to_str().expect("a path in UTF-8").to_owned();
         let (to_vmm, from_vmm) = (path("in"), path("out"));
@@ -151,7 +168,9 @@ impl Carriers {
         let mut command = Carrier::command_of(sink_binary, sink_pki, &flags);
         command.args(sink_flags);
         let sink = Carrier::start(command, folder.join("sink.log"));
-        let peer = sink.event("ready")["listen"].as_str().expect("an address").to_owned();
+        let ready = sink.event("ready");
+        let listen = ready["listen"].as_str().and_then(|it| it.parse().ok());
+        let peer = via(listen.expect("an address")).to_string();
         let mut command = Carrier::command_of(
             source_binary,
             source_pki,

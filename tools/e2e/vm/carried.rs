@@ -18,6 +18,9 @@ use std::time::Duration;
 /// How long two guests that stand still are watched for one that runs.
 const WATCHED: Duration = Duration::from_millis(1500);
 
+/// Longer than the silence after which another connection is tried.
+const DEAD_FOR: Duration = Duration::from_secs(5);
+
 /// What a carrier says when the stream that it carries is not that of one plain migration.
 const OPAQUE: &str = "carried as it is from here on";
 
@@ -149,7 +152,9 @@ fn a_guest_whose_manager_dies_waits_at_the_end_for_one_that_comes_back() {
 
 #[test]
 fn a_carrier_killed_while_the_guest_stands_still_never_costs_or_doubles_it() {
-    let Some(mut hosts) = Carried::up("rate=1g delay=5ms") else { return };
+    // Its peer would wait for the link: what died can't be told from what is far away.
+    let flags = ["--resume-window", "0s"];
+    let Some(mut hosts) = Carried::up_with("rate=1g delay=5ms", &flags) else { return };
     let guest = Guest::new(&hosts.lab, SMALL).unwrap().with_ram_mib(96);
     let mut pair = hosts.boot(&guest, At::A);
     let points = [
@@ -193,6 +198,33 @@ fn a_carrier_killed_while_the_guest_stands_still_never_costs_or_doubles_it() {
     assert_both_stand_still(&mut pair);
     manager.run_at_sink();
     ended_well(&hosts, pair.from);
+    pair.assert_runs_at_sink();
+}
+
+#[test]
+fn a_guest_that_runs_does_not_feel_a_dead_link_between_its_carriers() {
+    let Some(hosts) = Carried::up("rate=60m delay=5ms") else { return };
+    let guest = Guest::new(&hosts.lab, SMALL).unwrap().with_ram_mib(96);
+    let mut pair = hosts.boot(&guest, At::A);
+    let mut manager = go_to(&hosts, &mut pair, Phase::RoundOne);
+    hosts.link("up=0 flush=1");
+    observe(DEAD_FOR, || {
+        assert_eq!(pair.look(), 1);
+        assert_eq!(manager.migration()["status"], "active", "the guest's QEMU feels nothing");
+    });
+    hosts.link("up=1");
+    manager.wait_status("completed");
+    assert_both_stand_still(&mut pair);
+    manager.run_at_sink();
+    assert_eq!(pair.look(), 1);
+    println!("{}", ended_well(&hosts, pair.from));
+    let way = hosts.way(pair.from);
+    for log in [way.source.log(), way.sink.log()] {
+        // The old connection may have come back first.
+        let told = [": parked:", ": resumed,"].map(|word| log.matches(word).count());
+        println!("parked and resumed: {told:?}");
+        assert_eq!(told[0], told[1], "{log}");
+    }
     pair.assert_runs_at_sink();
 }
 

@@ -39,6 +39,11 @@ pub(super) struct Way {
 impl Carried {
     /// Brings both up over such a link; None when this machine can't, which is said.
     pub(super) fn up(link: &str) -> Option<Self> {
+        Self::up_with(link, &[])
+    }
+
+    /// The same with further flags of all carriers.
+    pub(super) fn up_with(link: &str, flags: &[&str]) -> Option<Self> {
         let lab = Lab::for_test()?;
         if !lab.qemu_keeps_pages() {
             let version = lab.qemu_version().unwrap_or_default();
@@ -52,7 +57,7 @@ impl Carried {
         let way = |from: At| {
             let nodes = [from, from.other()].map(|at| net.node(letter(at)).clone());
             let own = [from, from.other()].map(|at| certificates[index(at)].clone());
-            Way::start(&folder.path().join(from.host()), nodes, own)
+            Way::start(&folder.path().join(from.host()), nodes, own, flags)
         };
         let ways = [way(At::A), way(At::B)];
         Some(Self { ways, net, lab, _folder: folder })
@@ -122,12 +127,12 @@ fn letter(at: At) -> &'static str {
 
 impl Way {
     /// Starts both, the sink first, as the chapter says.
-    fn start(folder: &Path, nodes: [Node; 2], own: [PathBuf; 2]) -> Self {
+    fn start(folder: &Path, nodes: [Node; 2], own: [PathBuf; 2], more: &[&str]) -> Self {
         std::fs::create_dir(folder).expect("a folder");
         let (out, into) = (folder.join("out"), folder.join("in"));
         let logs = [folder.join("source.log"), folder.join("sink.log")];
         let words = |own: &PathBuf, flags: &[&str]| {
-            let command = Carrier::command(Some(own), flags);
+            let command = Carrier::command(Some(own), &[flags, more].concat());
             let words = [command.get_program()].into_iter().chain(command.get_args());
             words.map(|word| word.to_str().expect("our words are text").to_owned()).collect()
         };

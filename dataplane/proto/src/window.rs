@@ -36,8 +36,10 @@ const SPAN_MIN: Nanos = Nanos::from_millis(50);
 const PATIENCE_SPANS: u8 = 4;
 /// Over so many spans the highest rate bounds the window.
 const RATE_SPANS: usize = 8;
-/// How long a least round trip counts.
+/// How long a least round trip counts; longer where the transport looks for the path's itself: then
+/// only what the two ends add to it can have changed unseen.
 const RTT_AGE_MAX: Nanos = Nanos(10 * Nanos::SECOND.0);
+const RTT_AGE_MAX_TOLD: Nanos = Nanos(60 * Nanos::SECOND.0);
 /// How long the window shrinks to measure the round trip anew, at least.
 const PROBE_MIN: Nanos = Nanos::from_millis(200);
 /// Full round trips in a row without a quarter more rate, after which start-up ends.
@@ -169,6 +171,8 @@ pub struct Window {
     startup: Option<Startup>,
     /// Nothing was faster: records that waited for a lost one arrive in a bunch.
     rate_max: u64,
+    /// Nothing is nearer: the path's round trip as the transport takes it, or 0.
+    rtt_told: Nanos,
     /// What the path delivers waits for what was lost.
     recovers: bool,
     streams: u64,
@@ -203,6 +207,7 @@ impl Window {
             start: Some(Start::default()),
             startup: None,
             rate_max: u64::MAX,
+            rtt_told: Nanos(0),
             recovers: false,
             streams: 1,
             probe: None,
@@ -222,6 +227,8 @@ impl Window {
     /// Takes what the transport says of the path.
     pub fn set_path(&mut self, path: PathReport) {
         self.rate_max = if path.rate > 0 { path.rate } else { u64::MAX };
+        self.rtt_told = path.rtt;
+        self.rtt_min = self.rtt_min.map(|least| least.max(path.rtt));
         self.recovers = path.recovers;
         self.streams = path.streams.max(1);
         if path.in_startup {
@@ -365,7 +372,8 @@ impl Window {
         if self.rtt_min.is_some_and(|least| rtt.0 <= least.0 / 16 * 17) {
             self.rtt_min_at = now;
         }
-        let aged = now.since(self.rtt_min_at) > RTT_AGE_MAX;
+        let age_max = if self.rtt_told.0 > 0 { RTT_AGE_MAX_TOLD } else { RTT_AGE_MAX };
+        let aged = now.since(self.rtt_min_at) > age_max;
         if shortest || (aged && alone) {
             self.rtt_min = Some(rtt);
             self.rtt_min_at = now;

@@ -29,6 +29,8 @@ struct Path {
     startup_ms: u64,
     /// What the transport says of its rate, if anything.
     said: u64,
+    /// The round trip that it says.
+    told_ms: u64,
     /// It says that what is behind a loss waits for it.
     recovers: bool,
 }
@@ -41,6 +43,7 @@ const CLEAN: Path = Path {
     held_up_ms: 0,
     startup_ms: 0,
     said: 0,
+    told_ms: 0,
     recovers: false,
 };
 
@@ -51,7 +54,8 @@ impl Path {
 
     fn report(&self, now: Nanos) -> PathReport {
         let in_startup = now < Nanos::from_millis(self.startup_ms);
-        PathReport { streams: 1, in_startup, rate: self.said, recovers: self.recovers }
+        let rtt = Nanos::from_millis(self.told_ms);
+        PathReport { streams: 1, in_startup, rate: self.said, rtt, recovers: self.recovers }
     }
 }
 
@@ -64,8 +68,19 @@ struct Outcome {
     sends: u64,
     /// When nine tenths of the rate were first reached, on an average of half a second.
     filled_at: Option<Nanos>,
-    /// The largest window before the figures count.
+    /// The smallest window while the figures count, and the largest before.
+    window_bytes_min: u64,
     window_bytes_max: u64,
+}
+
+impl Outcome {
+    fn note_window(&mut self, is_warm: bool, bytes: u64) {
+        if is_warm {
+            self.window_bytes_min = self.window_bytes_min.min(bytes);
+        } else {
+            self.window_bytes_max = self.window_bytes_max.max(bytes);
+        }
+    }
 }
 
 /// Runs a sender that always has work until `seconds`; figures count from `warm` on.
@@ -76,7 +91,7 @@ fn run(path: Path, window: &mut Window, warm: u64, seconds: u64) -> Outcome {
     // By position: bytes, mark, when it is complete at the sink.
     let mut sent: Vec<(u64, SendMark, Option<Nanos>)> = Vec::new();
     let (mut acked, mut in_flight, mut turn) = (0, 0_u64, 0);
-    let mut outcome = Outcome::default();
+    let mut outcome = Outcome { window_bytes_min: u64::MAX, ..Outcome::default() };
     let (mut half, mut half_bytes) = (Nanos(0), 0);
     while now < end {
         // What the sink has told by now: a record is delivered when all before it are.
@@ -101,9 +116,7 @@ fn run(path: Path, window: &mut Window, warm: u64, seconds: u64) -> Outcome {
             (half, half_bytes) = (now, 0);
         }
         window.set_path(path.report(now));
-        if now.0 < warm * Nanos::SECOND.0 {
-            outcome.window_bytes_max = outcome.window_bytes_max.max(window.window_bytes());
-        }
+        outcome.note_window(now.0 >= warm * Nanos::SECOND.0, window.window_bytes());
         while in_flight < window.window_bytes() {
             let bytes = window.record_bytes(256 << 10);
             let mark = window.on_sent(now, in_flight, bytes);
@@ -199,6 +212,22 @@ fn many_streams_that_recover_from_losses_all_the_time_keep_the_path_busy() {
         println!("{path:?}: {plain} % used, {told} % when the transport says so");
         assert!(told >= 90 && told > plain + 5, "{path:?}: {plain} % and {told} %");
     }
+}
+
+#[test]
+fn a_window_does_not_shrink_to_find_out_what_the_transport_tells() {
+    let least = |told_ms: u64| {
+        let mut window = Window::new(WindowConfig::with_max(64 << 20));
+        let outcome = run(Path { told_ms, ..CLEAN }, &mut window, 5, 30);
+        (outcome.window_bytes_min * 100 / window.window_bytes(), window.rtt_min())
+    };
+    let (percent, _) = least(0);
+    assert!(percent < 50, "{percent} %: it looks for the round trip itself");
+    let (percent, rtt) = least(CLEAN.rtt_ms);
+    assert!(percent > 80, "{percent} %");
+    assert!(rtt < Some(Nanos::from_millis(CLEAN.rtt_ms + 10)), "{rtt:?}");
+    let longer = 150;
+    assert_eq!(least(longer).1, Some(Nanos::from_millis(longer)), "nothing is nearer than that");
 }
 
 /// Asserts that a window before a guest uses a path, with a bounded backlog.

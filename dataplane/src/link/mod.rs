@@ -60,6 +60,9 @@ pub struct PathState {
     pub in_startup: bool,
     /// The path's rate as the transport takes it, in bytes per second; 0: it does not say.
     pub rate: u64,
+    /// The path's round trip as the transport takes it, which looks for it itself again and again;
+    /// 0: it does not say.
+    pub rtt_path: Nanos,
     /// The transport finds the path's rate whatever is lost: one stream fills the path.
     pub fills_alone: bool,
     /// Since the time before, a buffer at either end was mostly what held it back.

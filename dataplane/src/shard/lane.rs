@@ -25,6 +25,8 @@ const NACKS_MAX: usize = FRAMES_MAX;
 /// A path loses more than a little when more than one part of so many is sent again, and counts as
 /// one that does for some samples.
 const LOSS_PARTS: u64 = 5000;
+/// What is lost behind a queue of more than one such part of the round trip may be what it dropped.
+const OWN_QUEUE_PARTS: u64 = 2;
 const RECOVERS_FOR: Nanos = Nanos(2 * Nanos::SECOND.0);
 
 /// A stream that nothing was sent on for so long is not needed: trials go to and fro in less.
@@ -180,7 +182,9 @@ impl Lane {
         let loses = sample.resent_bytes > sample.acked_bytes / LOSS_PARTS;
         // What fills the path alone also fills its queue, and what that drops is no reason to give
         // it more.
-        if !in_startup && !sample.fills_alone && loses {
+        let queue = sample.rtt.since(sample.rtt_least);
+        let is_its_own = sample.fills_alone && queue.0 > sample.rtt_least.0 / OWN_QUEUE_PARTS;
+        if !in_startup && !is_its_own && loses {
             self.lost_at = Some(now);
         }
         if let Some(tuner) = &mut self.tuner
@@ -189,11 +193,12 @@ impl Lane {
             tuner.step(now, &sample);
         }
         let states = || self.active().map(&each);
-        let is_known = states().all(|it| it.rate > 0);
+        let is_known = states().all(|it| it.rate > 0 && it.rtt_path.0 > 0);
         let path = PathReport {
             streams: states().count() as u64,
             in_startup,
             rate: if is_known { states().map(|it| it.rate).sum() } else { 0 },
+            rtt: states().map(|it| it.rtt_path).min().filter(|_| is_known).unwrap_or_default(),
             recovers: self.lost_at.is_some_and(|at| now.since(at) < RECOVERS_FOR),
         };
         self.flow.set_path(path);
@@ -282,6 +287,7 @@ mod tests {
     const BBR: PathState = PathState {
         in_startup: false,
         rate: 1000,
+        rtt_path: Nanos::from_millis(40),
         fills_alone: true,
         is_buffer_bound: false,
         acked_bytes: 0,
@@ -321,7 +327,8 @@ mod tests {
         let mut lane = lane(Spread::AsNeeded);
         let now = Nanos(1);
         assert_eq!(active(&lane), [4]);
-        let path = PathReport { streams: 1, in_startup: false, rate: 1000, recovers: false };
+        let rtt = BBR.rtt_path;
+        let path = PathReport { streams: 1, in_startup: false, rate: 1000, rtt, recovers: false };
         assert_eq!(lane.adapt(now, |_| BBR), path);
         assert_eq!(active(&lane), [4]);
         let bound = |slot: StreamSlot| PathState { is_buffer_bound: slot.index() == 4, ..BBR };
@@ -389,10 +396,13 @@ mod tests {
         let cubic = PathState { rate: 0, fills_alone: false, ..BBR };
         assert!(!recovers(1000, 100, cubic), "a little");
         assert!(!recovers(1250, 1000, PathState { in_startup: true, ..cubic }));
-        assert!(!recovers(1250, 1000, BBR), "its own queue may have dropped it");
-        assert!(recovers(1500, 1000, cubic));
+        let (rtt_least, long) = (Nanos::from_millis(40), Nanos::from_millis(61));
+        let queued = PathState { rtt: long, rtt_least, ..BBR };
+        assert!(!recovers(1250, 1000, queued), "its own queue may have dropped it");
+        assert!(recovers(1500, 1000, PathState { fills_alone: false, ..queued }));
         assert!(recovers(3250, 0, cubic));
         assert!(!recovers(3500, 0, cubic));
+        assert!(recovers(3750, 1000, PathState { rtt: rtt_least, rtt_least, ..BBR }), "no queue");
     }
 
     #[test]

@@ -135,6 +135,8 @@ pub struct BbrInfo {
     pub in_startup: bool,
     /// The path's rate as it takes it, in bytes per second.
     pub rate: u64,
+    /// The path's round trip as it takes it: it looks for it once in ten seconds. 0: not yet known.
+    pub rtt_ns: u64,
 }
 
 #[repr(C)]
@@ -162,7 +164,8 @@ pub fn bbr_info(socket: BorrowedFd<'_>) -> io::Result<Option<BbrInfo>> {
     let is_bbr = bytes == size_of::<KernelBbrInfo>();
     let in_startup = info.pacing_gain == 0 || info.pacing_gain > STARTUP_PACING_GAIN_MIN;
     let [low, high] = info.bandwidth.map(u64::from);
-    Ok(is_bbr.then_some(BbrInfo { in_startup, rate: high << 32 | low }))
+    let rtt_ns = if info.min_rtt_us == u32::MAX { 0 } else { u64::from(info.min_rtt_us) * 1000 };
+    Ok(is_bbr.then_some(BbrInfo { in_startup, rate: high << 32 | low, rtt_ns }))
 }
 
 /// Structures of the kernel.

@@ -21,6 +21,8 @@ pub struct PathReport {
     pub in_startup: bool,
     /// The path's rate as it takes it, in bytes per second; 0: it does not say.
     pub rate: u64,
+    /// The path's round trip as it takes it, measured again and again; 0: it does not say.
+    pub rtt: Nanos,
     /// Something was lost on it of late: what is behind it waits at the sink for a round trip and
     /// more, and meanwhile there has to be something to send.
     pub recovers: bool,

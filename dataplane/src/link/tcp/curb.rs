@@ -133,7 +133,7 @@ mod tests {
                     in_flight_bytes: in_flight as u64,
                     ..TcpInfo::default()
                 };
-                let bbr = BbrInfo { in_startup: true, rate: (rate * 1000.0) as u64 };
+                let bbr = BbrInfo { in_startup: true, rate: (rate * 1000.0) as u64, rtt_ns: 0 };
                 if let Some(changed) = curb.adapt(Nanos(now * MILLI), bbr, &info) {
                     bound = changed.map(|bytes_per_second| bytes_per_second as f64 / 1000.0);
                 }
@@ -179,7 +179,7 @@ mod tests {
                 in_flight_bytes: 200_000,
                 ..TcpInfo::default()
             };
-            let bbr = BbrInfo { in_startup: true, rate: 1_200_000 };
+            let bbr = BbrInfo { in_startup: true, rate: 1_200_000, rtt_ns: 0 };
             assert_eq!(curb.adapt(Nanos(now * 20 * MILLI), bbr, &info), None);
         }
     }
@@ -194,7 +194,7 @@ mod tests {
                 in_flight_bytes: 140_000,
                 ..TcpInfo::default()
             };
-            let bbr = BbrInfo { in_startup: true, rate: 1_000_000 };
+            let bbr = BbrInfo { in_startup: true, rate: 1_000_000, rtt_ns: 0 };
             assert_eq!(curb.adapt(Nanos(now * 20 * MILLI), bbr, &info), None);
         }
     }
@@ -208,7 +208,7 @@ mod tests {
             in_flight_bytes: 3_000_000,
             ..TcpInfo::default()
         };
-        let bbr = BbrInfo { in_startup: true, rate: 12_000_000 };
+        let bbr = BbrInfo { in_startup: true, rate: 12_000_000, rtt_ns: 0 };
         assert_eq!(curb.adapt(Nanos(MILLI), bbr, &info), None, "it has grown");
         assert_eq!(curb.adapt(Nanos(100 * MILLI), bbr, &info), None, "less than a round trip ago");
         let bound = curb.adapt(Nanos(200 * MILLI), bbr, &info);

@@ -148,6 +148,7 @@ impl TcpStream {
         self.path = PathState {
             in_startup: bbr.is_some_and(|it| it.in_startup),
             rate: bbr.map_or(0, |it| it.rate),
+            rtt_path: Nanos(bbr.map_or(0, |it| it.rtt_ns)),
             fills_alone: bbr.is_some(),
             is_buffer_bound: full_ns(&info).saturating_sub(full_ns(&before))
                 > info.busy_ns.saturating_sub(before.busy_ns) / 2,

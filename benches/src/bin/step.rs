@@ -28,8 +28,9 @@ const END_S: u32 = 52;
 /// A phase's own level is the mean of so much of its end.
 const LEVEL_S: f64 = 10.0;
 
-/// A rate so near to the level is steady.
-const NEAR: f64 = 0.25;
+/// A rate so near to the level is steady. BBR's look for the round trip costs a second a fifth, and
+/// two round trips: 0.28 of it here.
+const NEAR: f64 = 0.3;
 
 fn main() -> ExitCode {
     transport::main("step", HELP, |options, rows| {

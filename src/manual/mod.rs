@@ -104,4 +104,7 @@ pub(crate) mod decisions {
 
     #[doc = include_str!("decisions/0022-carriers-wait-for-their-link.md")]
     pub(crate) mod carriers_wait_for_their_link {}
+
+    #[doc = include_str!("decisions/0023-links-begin-on-different-shards.md")]
+    pub(crate) mod links_begin_on_different_shards {}
 }

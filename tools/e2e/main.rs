@@ -18,6 +18,7 @@ mod invariant;
 mod parked;
 mod parked_carrier;
 mod session;
+mod shards;
 mod slow;
 mod socket;
 mod trust;

@@ -236,7 +236,7 @@ impl Core {
         match session.key.filter(|_| session.lane_ordered) {
             Some(key) => {
                 let lane = session.lane;
-                self.shards.send(lane, Command::CloseSession { session: key });
+                self.shards.send(key.link, lane, Command::CloseSession { session: key });
             }
             None => self.carry_over(),
         }

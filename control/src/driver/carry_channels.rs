@@ -65,11 +65,14 @@ impl Core {
         let link = self.carried().and_then(|session| session.link);
         let hash_key = link.and_then(|link| self.links.get(&link)).map(|e| e.hash_key.clone());
         let (Some(hash_key), Some(session)) = (hash_key, self.carried()) else { return };
-        let Some(command) = open_command(session, hash_key, level) else { return };
+        let (Some(key), Some(command)) = (session.key, open_command(session, hash_key, level))
+        else {
+            return;
+        };
         session.phase = CarryPhase::Opening;
         session.lane_ordered = true;
         let lane = session.lane;
-        self.shards.send(lane, command);
+        self.shards.send(key.link, lane, command);
     }
 
     fn carry_lane_opened(&mut self) {
@@ -100,7 +103,7 @@ impl Core {
         };
         let (id, role, lane, link) = (session.id, session.role, session.lane, session.link);
         let setup = ChannelSetup { session: key, channel: ChannelId(channel), socket };
-        self.shards.send(lane, Command::AddChannel(Box::new(setup)));
+        self.shards.send(key.link, lane, Command::AddChannel(Box::new(setup)));
         if channel == 0 {
             return;
         }
@@ -139,7 +142,7 @@ impl Core {
         if session.verify_due().is_some() {
             let lane = session.lane;
             session.deadline = None;
-            self.shards.send(lane, Command::Verify { session: key });
+            self.shards.send(key.link, lane, Command::Verify { session: key });
         }
     }
 

@@ -7,6 +7,7 @@
 use super::carry::Carry;
 use super::draining::Drain;
 use super::links::LinkEntry;
+use super::placement::ShardIndex;
 use super::reconnect::Errands;
 use super::room::StreamsHeld;
 use super::shards::Shards;
@@ -26,7 +27,7 @@ use crate::state::{Change, Journal, JournalDone, SessionRecord, Stored, Ticket};
 use crate::tally::Tally;
 use dwcp_dataplane::port::{Command, Event};
 use dwcp_ffi::counters::HistogramReader;
-use dwcp_proto::ids::{LaneId, LinkId, SessionId, SessionKey};
+use dwcp_proto::ids::{LinkId, SessionId, SessionKey};
 use dwcp_proto::session::record::{SinkRecord, SourceRecord};
 use dwcp_proto::session::sink::SinkInput;
 use dwcp_proto::session::source::SourceInput;
@@ -268,30 +269,32 @@ impl Core {
         let mut events = Vec::new();
         let more = self.shards.take_events(&mut events);
         self.shards.flush();
-        for (lane, event) in events {
-            self.on_event(lane, event);
+        for (shard, event) in events {
+            self.on_event(shard, event);
         }
         more
     }
 
-    fn on_event(&mut self, lane: LaneId, event: Event) {
+    fn on_event(&mut self, shard: ShardIndex, event: Event) {
         if self.on_carry_event(&event) {
             return;
         }
+        let placement = self.shards.placement();
+        let lane = |link| placement.lane_on(link, shard);
         match event {
             Event::StreamUp { link, stream } => self.on_stream_up(link, stream),
             Event::StreamDown { link, stream, cause } => {
-                self.stream_left(link, lane);
+                self.stream_left(link, lane(link));
                 self.on_stream_down(link, stream, cause);
             }
             Event::Streams { link, decision, open } => {
-                self.on_streams_decided(link, lane, decision, open);
+                self.on_streams_decided(link, lane(link), decision, open);
             }
-            Event::Opened { session } => self.on_lane_opened(session, lane),
+            Event::Opened { session } => self.on_lane_opened(session, lane(session.link)),
             Event::RoundDone { session, round, stats } => {
-                self.on_lane_round(session, lane, round, stats);
+                self.on_lane_round(session, lane(session.link), round, stats);
             }
-            Event::Verified { session } => self.on_lane_verified(session, lane),
+            Event::Verified { session } => self.on_lane_verified(session, lane(session.link)),
             Event::Stream { session, note } => self.on_stream_note(session, note),
             Event::ChannelEnded { session, channel, end } => {
                 self.on_channel_ended(session, channel, end);
@@ -299,9 +302,11 @@ impl Core {
             Event::StreamDigest { session, frames, digest } => {
                 self.on_stream_digest(session, (frames, digest));
             }
-            Event::Failed { session, cause } => self.on_lane_failed(session, lane, cause),
-            Event::Closed { session } => self.on_lane_closed(session, lane),
-            Event::Stopped => self.on_shard_stopped(lane),
+            Event::Failed { session, cause } => {
+                self.on_lane_failed(session, lane(session.link), cause)
+            }
+            Event::Closed { session } => self.on_lane_closed(session, lane(session.link)),
+            Event::Stopped => self.on_shard_stopped(shard),
         }
     }
 
@@ -348,8 +353,8 @@ impl Core {
         let links: Vec<LinkId> = self.links.keys().copied().collect();
         links.into_iter().for_each(|link| self.drop_link(link, &PeerError::Stopping));
         // A shard that died without a word reports nothing any more.
-        let lost: Vec<LaneId> = self.shards.lost().collect();
-        lost.into_iter().for_each(|lane| self.on_shard_stopped(lane));
+        let lost: Vec<ShardIndex> = self.shards.lost().collect();
+        lost.into_iter().for_each(|shard| self.on_shard_stopped(shard));
         self.shards.send_all(|| Command::Stop);
     }
 

@@ -1,8 +1,10 @@
 //! The core's sessions on their lanes: orders to the shards, reports from them.
 //!
-//! Part of [`Core`], on the control thread. Lane and shard have the same number, at both ends.
+//! Part of [`Core`], on the control thread. Lanes have the same numbers at both ends; on which
+//! shard one lies is each end's own concern ([`super::placement`]).
 
 use super::core::Core;
+use super::placement::ShardIndex;
 use crate::api::Role;
 use crate::migration::{Machine, Session, lane_failure};
 use dwcp_dataplane::port::{Command, RoundStats, SessionEnd, SinkSetup, SourceSetup};
@@ -57,9 +59,9 @@ impl Core {
                 },
             ));
         }
-        commands.into_iter().for_each(|(lane, command)| self.shards.send(lane, command));
+        commands.into_iter().for_each(|(lane, command)| self.shards.send(key.link, lane, command));
         if self.config.break_invariant {
-            self.shards.send(LaneId(0), Command::BreakInvariant);
+            self.shards.send(key.link, LaneId(0), Command::BreakInvariant);
         }
     }
 
@@ -67,7 +69,7 @@ impl Core {
     fn order_lanes(&mut self, id: SessionId, make: impl Fn(SessionKey) -> Command) {
         let Some(session) = self.sessions.get(&id) else { return };
         let Some(key) = session.key else { return };
-        session.lanes().for_each(|lane| self.shards.send(lane, make(key)));
+        session.lanes().for_each(|lane| self.shards.send(key.link, lane, make(key)));
     }
 
     pub(super) fn start_round(&mut self, id: SessionId, round: Round) {
@@ -100,7 +102,8 @@ impl Core {
         }
         let (Some(key), held) = (session.key, session.lanes_held) else { return };
         let lanes = session.lanes().filter(|lane| held & (1 << lane.0) != 0);
-        lanes.for_each(|lane| self.shards.send(lane, Command::CloseSession { session: key }));
+        let close = || Command::CloseSession { session: key };
+        lanes.for_each(|lane| self.shards.send(key.link, lane, close()));
     }
 
     pub(super) fn on_lane_opened(&mut self, key: SessionKey, lane: LaneId) {
@@ -168,11 +171,14 @@ impl Core {
     }
 
     /// A shard's loop ended: it touches no region any more.
-    pub(super) fn on_shard_stopped(&mut self, lane: LaneId) {
-        let held = |session: &&Session| session.lanes_held & (1 << lane.0) != 0;
-        let sessions: Vec<SessionId> =
-            self.sessions.values().filter(held).map(Session::id).collect();
-        for id in sessions {
+    pub(super) fn on_shard_stopped(&mut self, shard: ShardIndex) {
+        let placement = self.shards.placement();
+        let held = |session: &Session| {
+            let lane = placement.lane_on(session.key?.link, shard);
+            (session.lanes_held & (1 << lane.0) != 0).then(|| (session.id(), lane))
+        };
+        let sessions: Vec<(SessionId, LaneId)> = self.sessions.values().filter_map(held).collect();
+        for (id, lane) in sessions {
             self.free_lane(id, lane);
             self.finish_vm(id);
             self.retire_if_over(id);

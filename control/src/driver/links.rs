@@ -172,7 +172,7 @@ impl Core {
     }
 
     fn add_link(&mut self, link: Link, dialled: Option<PeerAddress>) -> LinkId {
-        let id = self.next_link;
+        let id = self.number_of_link();
         self.next_link = id.next();
         self.links.insert(id, LinkEntry::new(link, dialled, self.lanes_deadline()));
         id
@@ -303,7 +303,7 @@ impl Core {
                 if let Some(entry) = self.links.get_mut(&link) {
                     entry.streams_held.add(lane);
                 }
-                self.shards.send(lane, command);
+                self.shards.send(link, lane, command);
             }
             Err(error) => self.drop_link(link, &error),
         }
@@ -405,7 +405,7 @@ impl Core {
     fn cut_streams(&mut self, link: LinkId) {
         let Some(entry) = self.links.get(&link) else { return };
         for lane in entry.streams_held.lanes() {
-            self.shards.send(lane, Command::CutStreams { link });
+            self.shards.send(link, lane, Command::CutStreams { link });
         }
     }
 
@@ -464,7 +464,7 @@ impl Core {
             self.fail_vm_source(session, cause.to_api());
         }
         for lane in entry.streams_held.lanes() {
-            self.shards.send(lane, Command::DropLink { link });
+            self.shards.send(link, lane, Command::DropLink { link });
         }
         self.close_link(link, entry.streams_held);
         for waiter in entry.waiters {

@@ -16,6 +16,7 @@ mod lanes;
 mod links;
 mod opening;
 mod parking;
+mod placement;
 mod reconnect;
 mod reports;
 mod requests;

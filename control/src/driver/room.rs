@@ -25,7 +25,11 @@ impl StreamsHeld {
 
     /// The lanes that were ordered.
     pub(super) fn lanes(&self) -> impl Iterator<Item = LaneId> + use<> {
-        (0..u16::try_from(self.0.len()).unwrap_or(u16::MAX)).map(LaneId)
+        (0..self.lane_count()).map(LaneId)
+    }
+
+    fn lane_count(&self) -> u16 {
+        u16::try_from(self.0.len()).unwrap_or(u16::MAX)
     }
 
     /// A stream was handed to the shard of a lane.
@@ -86,6 +90,13 @@ impl Core {
         Err(PeerError::LinksTooMany { links_max })
     }
 
+    /// The number of a new link, by which its lanes lie where there are the fewest.
+    pub(super) fn number_of_link(&self) -> LinkId {
+        let live = self.links.iter().map(|(id, entry)| (*id, entry.link.lanes()));
+        let closing = self.closing_links.iter().map(|(id, held)| (*id, held.lane_count()));
+        self.shards.placement().number(self.next_link, live.chain(closing))
+    }
+
     /// Makes the shards' parts of a link whose lanes were just agreed on.
     pub(super) fn add_lanes(&mut self, link: LinkId, lanes: u16) -> Result<(), PeerError> {
         self.check_lanes(link)?;
@@ -105,7 +116,7 @@ impl Core {
         let window_bytes_max = self.live.get().window_bytes_max / u64::from(lanes.max(1));
         for (lane, streams_max) in places {
             let setup = LaneSetup { link, lane, window_bytes_max, streams_max, spread, may_retire };
-            self.shards.send(lane, Command::AddLane(Box::new(setup)));
+            self.shards.send(link, lane, Command::AddLane(Box::new(setup)));
         }
         Ok(())
     }
@@ -116,11 +127,14 @@ impl Core {
         let shards = usize::from(self.shards.count()).max(1);
         let share = (usize::from(self.config.streams_per_link_max) / shards).max(1);
         let shard_max = self.config.links_max * share;
+        let placement = self.shards.placement();
         for lane in (0..lanes).map(LaneId) {
+            let shard = placement.shard_of(link, lane);
+            let there = |other: &LinkId| placement.lane_on(*other, shard);
             let others = self.links.iter().filter(|(id, _)| **id != link);
-            let used = others.map(|(_, other)| other.link.streams_of(lane)).sum::<usize>()
-                + self.closing_links.values().map(|held| held.on_lane(lane)).sum::<usize>();
-            let free = shard_max.saturating_sub(used);
+            let used = others.map(|(id, other)| other.link.streams_of(there(id))).sum::<usize>();
+            let closing = self.closing_links.iter().map(|(id, held)| held.on_lane(there(id)));
+            let free = shard_max.saturating_sub(used + closing.sum::<usize>());
             if entry.link.streams_of(lane) > free {
                 let streams = u16::try_from(entry.link.streams().count()).unwrap_or(u16::MAX);
                 let streams_max = u16::try_from(free * usize::from(lanes)).unwrap_or(u16::MAX);

@@ -3,9 +3,10 @@
 //! Runs on the control thread. A command that finds its shard's ring full waits here, in order, and
 //! goes out when there is room; so many may wait that reaching the bound means a dead shard.
 
+use super::placement::{Placement, ShardIndex};
 use crate::limits::{COMMANDS_WAITING_MAX, EVENTS_PER_TURN};
 use dwcp_dataplane::port::{Command, Event, ShardPort};
-use dwcp_proto::ids::LaneId;
+use dwcp_proto::ids::{LaneId, LinkId};
 use std::collections::VecDeque;
 
 /// A shard and what waits for it.
@@ -33,18 +34,26 @@ impl Shards {
         u16::try_from(self.shards.len()).unwrap_or(u16::MAX)
     }
 
-    /// Gives an order to the shard that owns a lane.
-    pub(crate) fn send(&mut self, lane: LaneId, command: Command) {
-        let index = usize::from(lane.0) % self.shards.len();
-        let shard = &mut self.shards[index];
-        shard.waiting.push_back(command);
-        assert!(shard.waiting.len() <= COMMANDS_WAITING_MAX, "shard {index} takes no commands");
-        shard.flush();
+    /// Which of them owns which lane.
+    pub(super) fn placement(&self) -> Placement {
+        Placement::of(self.count())
+    }
+
+    /// Gives an order to the shard that owns a lane of a link.
+    pub(crate) fn send(&mut self, link: LinkId, lane: LaneId, command: Command) {
+        self.give(self.placement().shard_of(link, lane), command);
     }
 
     /// Gives an order to every shard.
     pub(crate) fn send_all(&mut self, make: impl Fn() -> Command) {
-        (0..self.count()).for_each(|index| self.send(LaneId(index), make()));
+        (0..self.count()).for_each(|index| self.give(ShardIndex(index), make()));
+    }
+
+    fn give(&mut self, ShardIndex(index): ShardIndex, command: Command) {
+        let shard = &mut self.shards[usize::from(index)];
+        shard.waiting.push_back(command);
+        assert!(shard.waiting.len() <= COMMANDS_WAITING_MAX, "shard {index} takes no commands");
+        shard.flush();
     }
 
     /// Hands waiting commands over where there is room now.
@@ -53,13 +62,13 @@ impl Shards {
     }
 
     /// Takes a bounded number of events of each shard; true if there may be more.
-    pub(crate) fn take_events(&mut self, events: &mut Vec<(LaneId, Event)>) -> bool {
+    pub(super) fn take_events(&mut self, events: &mut Vec<(ShardIndex, Event)>) -> bool {
         let mut more = false;
         for (index, shard) in (0..).zip(&mut self.shards) {
             for _ in 0..EVENTS_PER_TURN {
                 let Some(event) = shard.port.events.pop() else { break };
                 shard.stopped |= event == Event::Stopped;
-                events.push((LaneId(index), event));
+                events.push((ShardIndex(index), event));
             }
             more |= !shard.port.events.is_empty();
         }
@@ -71,9 +80,10 @@ impl Shards {
         self.shards.iter().position(Shard::is_lost)
     }
 
-    /// Every shard whose loop ended, by the lane that it serves.
-    pub(crate) fn lost(&self) -> impl Iterator<Item = LaneId> {
-        (0..).zip(&self.shards).filter(|(_, shard)| shard.is_lost()).map(|(lane, _)| LaneId(lane))
+    /// Every shard whose loop ended.
+    pub(super) fn lost(&self) -> impl Iterator<Item = ShardIndex> {
+        let lost = (0..).zip(&self.shards).filter(|(_, shard)| shard.is_lost());
+        lost.map(|(index, _)| ShardIndex(index))
     }
 
     /// True when no shard runs any more, and everything that it told has been read.
@@ -108,7 +118,7 @@ mod tests {
     use dwcp_ffi::counters::{counters, histogram};
     use dwcp_ffi::poll::waker;
     use dwcp_ffi::spsc::ring;
-    use dwcp_proto::ids::{LinkId, SessionKey, SessionNumber};
+    use dwcp_proto::ids::{SessionKey, SessionNumber};
 
     #[test]
     fn a_shard_has_stopped_only_when_its_last_words_are_read() {
@@ -127,7 +137,7 @@ mod tests {
         assert!(!shards.all_stopped());
         let mut heard = Vec::new();
         assert!(!shards.take_events(&mut heard));
-        assert_eq!(heard, told.map(|event| (LaneId(0), event)));
+        assert_eq!(heard, told.map(|event| (ShardIndex(0), event)));
         assert!(shards.all_stopped());
     }
 }

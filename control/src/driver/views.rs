@@ -4,6 +4,7 @@
 
 use super::core::Core;
 use super::links::LinkEntry;
+use super::placement::Placement;
 use super::tuned::tuned_view;
 use crate::state::{SessionRecord, SessionState};
 use dwcp_dataplane::stats::{SHARD_COUNTERS, StreamCounter};
@@ -103,7 +104,9 @@ impl Core {
     }
 
     pub(super) fn net_show(&self) -> Value {
-        Value::Array(self.links.iter().map(|(id, entry)| link_view(*id, entry)).collect())
+        let placement = self.shards.placement();
+        let view = |(id, entry): (&LinkId, _)| link_view(*id, entry, placement);
+        Value::Array(self.links.iter().map(view).collect())
     }
 
     fn shards_view(&self) -> Value {
@@ -120,7 +123,7 @@ impl Core {
     }
 }
 
-fn link_view(id: LinkId, entry: &LinkEntry) -> Value {
+fn link_view(id: LinkId, entry: &LinkEntry, placement: Placement) -> Value {
     let streams: Vec<Value> = entry
         .link
         .streams()
@@ -129,6 +132,7 @@ fn link_view(id: LinkId, entry: &LinkEntry) -> Value {
             let count = |counter: StreamCounter| {
                 entry.streams.get(&stream).map_or(0, |readers| readers.stats.get(counter.index()))
             };
+            let lane = entry.link.lane_of(stream);
             let copied = count(StreamCounter::CopiedSends);
             let zero_copy = match (count(StreamCounter::ZeroCopySends), copied) {
                 (0, 0) => "off",
@@ -137,7 +141,8 @@ fn link_view(id: LinkId, entry: &LinkEntry) -> Value {
             };
             json!({
                 "stream": stream,
-                "lane": entry.link.lane_of(stream),
+                "lane": lane,
+                "shard": placement.shard_of(id, lane).0,
                 "up": up,
                 "incarnation": entry.link.incarnation(stream),
                 "sent_bytes": count(StreamCounter::SentBytes),

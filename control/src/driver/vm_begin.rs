@@ -26,16 +26,16 @@ impl Core {
         let Some(session) = self.sessions.get_mut(&id).filter(|session| session.is_vm()) else {
             return false;
         };
-        let Some(command) = session.key.and_then(|key| {
+        let Some((link, command)) = session.key.and_then(|key| {
             let link = self.links.get(&key.link)?;
-            stream_setup(session, link.hash_key.clone())
+            Some((key.link, stream_setup(session, link.hash_key.clone())?))
         }) else {
             return true;
         };
         let lane = session.vm.as_ref().map_or(ONLY_LANE, |part| part.lane);
         session.lanes_held |= 1 << lane.0;
         let is_sink = matches!(session.machine, Machine::Sink(_));
-        self.shards.send(lane, command);
+        self.shards.send(link, lane, command);
         if is_sink {
             match self.vm_socket(id) {
                 Ok(socket_path) => {

@@ -110,7 +110,7 @@ impl Core {
         let lane = part.lane;
         part.channels = part.channels.max(channel + 1);
         let setup = ChannelSetup { session: key, channel: ChannelId(channel), socket };
-        self.shards.send(lane, Command::AddChannel(Box::new(setup)));
+        self.shards.send(key.link, lane, Command::AddChannel(Box::new(setup)));
         if is_source && channel > 0 {
             let open = PeerMessage::ChannelOpen { session: id, channel };
             self.send_session(id, open);
@@ -122,7 +122,7 @@ impl Core {
             return;
         };
         if let (Some(key), Some(part)) = (session.key, &session.vm) {
-            self.shards.send(part.lane, Command::Verify { session: key });
+            self.shards.send(key.link, part.lane, Command::Verify { session: key });
         }
     }
 

@@ -268,6 +268,20 @@ impl Daemon {
         kib.trim().parse::<u64>().expect("a number") << 10
     }
 
+    /// The processor time that one of its threads has used, in the kernel's ticks.
+    pub(crate) fn thread_ticks(&self, name: &str) -> u64 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        let mut stats = tasks.expect("our child is there").filter_map(|task| {
+            let stat = std::fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
+            let (head, rest) = stat.rsplit_once(") ")?;
+            head.ends_with(&format!("({name}")).then(|| rest.to_owned())
+        });
+        let stat = stats.next().unwrap_or_else(|| panic!("no thread is named {name}"));
+        // What follows the name begins with the third field; these are the 14th and the 15th.
+        let used = stat.split(' ').skip(11).take(2);
+        used.map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+    }
+
     /// How many descriptors it has open.
     pub(crate) fn descriptors(&self) -> usize {
         let folder = format!("/proc/{}/fd", self.child.id());

@@ -4,24 +4,20 @@
 use super::super::carry::Carry;
 use super::super::core::{Core, Counters};
 use super::super::run::{Inputs, start};
+use super::fake_shard::{FakeShard, SHARDS, Script};
 use super::qemus::{FakeHost, Qemus};
 use crate::carry::{CarryConfig, CarryInput, CarryReport};
 use crate::config::{
     ControlConfig, DaemonFacts, LiveSettings, MemoryBudget, PeerSecurity, PeerTimeouts,
     SettingRefused, SettingView, SettingsPort, SocketConfig,
 };
-use dwcp_dataplane::port::{
-    ChannelEnd, ChannelId, Command, Event, Level, RoundStats, ShardPort, StreamEnd,
-};
-use dwcp_ffi::counters::{counters, histogram};
+use dwcp_dataplane::port::{Level, ShardPort};
 use dwcp_ffi::poll::waker;
 use dwcp_ffi::region::{HugePages, Region};
 use dwcp_ffi::scm::send_with_fds;
-use dwcp_ffi::spsc::{Consumer, Producer, ring};
-use dwcp_proto::ids::{LinkId, SessionKey, StreamId};
 use serde_json::{Value, json};
-use std::cell::{Cell, RefCell};
-use std::os::fd::{AsFd, OwnedFd};
+use std::cell::RefCell;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -74,155 +70,6 @@ impl SettingsPort for Settings {
         let resume_window = Duration::from_secs(self.resume_window_s);
         let zstd_level = Level::Fixed(self.zstd_level);
         LiveSettings { streams: 2, zstd_level, resume_window, ..LiveSettings::default() }
-    }
-}
-
-/// What a test tells a fake shard to hold back, and what it saw.
-#[derive(Debug, Default)]
-pub(super) struct Script {
-    /// Reports of these kinds wait until this is false again.
-    pub(super) hold_opened: Cell<bool>,
-    pub(super) hold_closed: Cell<bool>,
-    pub(super) hold_rounds: Cell<bool>,
-    /// Rounds take until this is false again; other reports don't wait for them.
-    pub(super) long_rounds: Cell<bool>,
-    /// At a sink: it has not found that all pages match.
-    pub(super) hold_verified: Cell<bool>,
-    /// At a sink: what its QEMU got is not what was sent.
-    pub(super) bad_digest: Cell<bool>,
-    /// Reports that all of a migration stream was carried wait until this is false again.
-    pub(super) hold_digest: Cell<bool>,
-    /// Channels of migration streams that were handed over.
-    pub(super) channels: Cell<u16>,
-    /// The VMM at the peer ends its migration socket as soon as there is one here.
-    pub(super) peer_ends: Cell<bool>,
-    /// Ends of channels of the first migration stream, to be reported.
-    pub(super) ends: RefCell<Vec<(u16, ChannelEnd)>>,
-    /// The zstd level of the newest session, at a source.
-    pub(super) zstd_level: Cell<i32>,
-    /// The loop of the control plane is not polled, as if its process were stopped.
-    pub(super) stopped: Cell<bool>,
-}
-
-/// A shard that moves nothing and says that all went well.
-struct FakeShard {
-    commands: Consumer<Command>,
-    events: Producer<Event>,
-    wake: dwcp_ffi::poll::Waker,
-    script: Rc<Script>,
-    held: Vec<Event>,
-    /// Rounds under way.
-    rounds: Vec<Event>,
-    sinks: Vec<SessionKey>,
-    /// Sessions of virtual machines.
-    streams: Vec<SessionKey>,
-    /// Sockets stay open as long as the shard has them.
-    sockets: Vec<(LinkId, StreamId, OwnedFd)>,
-    /// Sessions that the sources of all daemons have asked to verify.
-    verified: Rc<RefCell<usize>>,
-    verified_seen: usize,
-}
-
-impl FakeShard {
-    fn poll(&mut self) {
-        while let Some(command) = self.commands.pop() {
-            self.obey(command);
-        }
-        let held = self.script.hold_verified.get();
-        if !held && *self.verified.borrow() > self.verified_seen && !self.sinks.is_empty() {
-            self.verified_seen = *self.verified.borrow();
-            self.held.extend(self.sinks.drain(..).map(|session| Event::Verified { session }));
-        }
-        if let Some(session) = self.streams.first().copied() {
-            let ends = self.script.ends.borrow_mut().split_off(0).into_iter();
-            self.held.extend(ends.map(|(channel, end)| {
-                let channel = ChannelId(channel);
-                Event::ChannelEnded { session, channel, end }
-            }));
-        }
-        if !self.script.long_rounds.get() {
-            self.held.append(&mut self.rounds);
-        }
-        // What is held back holds back what follows it, as a ring does.
-        let script = &self.script;
-        let ready = self.held.iter().position(|event| match event {
-            Event::Opened { .. } => script.hold_opened.get(),
-            Event::Closed { .. } => script.hold_closed.get(),
-            Event::RoundDone { .. } => script.hold_rounds.get(),
-            Event::StreamDigest { .. } => script.hold_digest.get(),
-            _ => false,
-        });
-        let ready: Vec<Event> = self.held.drain(..ready.unwrap_or(self.held.len())).collect();
-        if !ready.is_empty() {
-            ready.into_iter().for_each(|event| self.events.push(event).unwrap());
-            self.wake.wake();
-        }
-    }
-
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::AddStream { setup, .. } => {
-                let (link, stream) = (setup.link, setup.place.stream);
-                self.held.push(Event::StreamUp { link, stream });
-                self.sockets.push((link, stream, setup.socket));
-            }
-            Command::OpenSource(setup) => {
-                if let dwcp_dataplane::port::Coding::Full { zstd_level } = setup.coding {
-                    self.script.zstd_level.set(zstd_level);
-                }
-                self.held.push(Event::Opened { session: setup.session });
-            }
-            Command::OpenSink(setup) => {
-                self.sinks.push(setup.session);
-                self.held.push(Event::Opened { session: setup.session });
-            }
-            Command::StartRound { session, round, .. } => {
-                let stats = RoundStats { pages: 4, pages_sent: 3, wire_bytes: 99, nanos: 7 };
-                self.rounds.push(Event::RoundDone { session, round, stats });
-            }
-            Command::OpenStreamSource(setup) => {
-                self.streams.push(setup.session);
-                self.held.push(Event::Opened { session: setup.session });
-            }
-            Command::OpenStreamSink(setup) => {
-                self.streams.push(setup.session);
-                self.held.push(Event::Opened { session: setup.session });
-            }
-            Command::AddChannel(setup) => {
-                self.script.channels.set(self.script.channels.get() + 1);
-                if self.script.peer_ends.get() {
-                    let (session, channel) = (setup.session, setup.channel);
-                    self.held.push(Event::ChannelEnded { session, channel, end: ChannelEnd::Peer });
-                }
-            }
-            Command::Verify { session } if self.streams.contains(&session) => {
-                let digest = [u8::from(self.script.bad_digest.get()); 16];
-                self.held.push(Event::StreamDigest { session, frames: 9, digest });
-            }
-            Command::Verify { session } => {
-                *self.verified.borrow_mut() += 1;
-                self.held.push(Event::Verified { session });
-            }
-            Command::CloseSession { session } => {
-                self.sinks.retain(|sink| *sink != session);
-                self.streams.retain(|stream| *stream != session);
-                let of = session;
-                self.rounds.clear();
-                self.held.retain(
-                    |event| !matches!(event, Event::StreamDigest { session, .. } if *session == of),
-                );
-                self.held.push(Event::Closed { session });
-            }
-            Command::DropLink { link } | Command::CutStreams { link } => {
-                let dropped = |(of, _, _): &mut (LinkId, StreamId, OwnedFd)| *of == link;
-                for (link, stream, _) in self.sockets.extract_if(.., dropped) {
-                    let cause = StreamEnd::Dropped;
-                    self.held.push(Event::StreamDown { link, stream, cause });
-                }
-            }
-            Command::Stop => self.held.push(Event::Stopped),
-            Command::AddLane(_) | Command::BreakInvariant => {}
-        }
     }
 }
 
@@ -298,31 +145,15 @@ impl Daemon {
         carry: Option<(CarryConfig, Box<dyn CarryReport>)>,
     ) -> Self {
         let (wake, receiver) = waker().unwrap();
-        let (commands, shard_commands) = ring(64);
-        let (shard_events, events) = ring(64);
-        let (wake_shard, _) = waker().unwrap();
-        let (stats, encode_ns) = (counters().1, histogram().1);
-        let port = ShardPort { commands, events, wake_shard, stats, encode_ns };
         let script = Rc::new(Script::default());
-        let mut shard = FakeShard {
-            commands: shard_commands,
-            events: shard_events,
-            wake,
-            script: Rc::clone(&script),
-            held: Vec::new(),
-            rounds: Vec::new(),
-            sinks: Vec::new(),
-            streams: Vec::new(),
-            sockets: Vec::new(),
-            verified: Rc::clone(verified),
-            verified_seen: *verified.borrow(),
-        };
+        let (ports, mut shards): (Vec<ShardPort>, Vec<FakeShard>) =
+            (0..SHARDS).map(|_| FakeShard::new(wake.clone(), &script, verified)).unzip();
         let mut inputs = Inputs::open(receiver).unwrap();
         let settings = Box::new(Settings { zstd_level: 1, resume_window_s: 600 });
         let host = FakeHost { qemus: Rc::clone(&qemus), reports: inputs.vms.0.clone() };
         let host = Box::new(host);
         let mut core: Core =
-            start(config.clone(), settings, vec![port], host, &mut inputs).await.unwrap();
+            start(config.clone(), settings, ports, host, &mut inputs).await.unwrap();
         let vmms = inputs.carry.0.clone();
         if let Some((carry, report)) = carry {
             core.carry = Some(Box::new(Carry::new(carry, report, vmms.clone())));
@@ -343,7 +174,7 @@ impl Daemon {
         });
         let shard = tokio::task::spawn_local(async move {
             loop {
-                shard.poll();
+                shards.iter_mut().for_each(FakeShard::poll);
                 tokio::task::yield_now().await;
             }
         });

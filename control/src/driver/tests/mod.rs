@@ -4,6 +4,7 @@
 mod carry;
 mod doubt;
 mod fake;
+mod fake_shard;
 mod limits;
 mod parked;
 mod path;

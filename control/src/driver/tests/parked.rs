@@ -79,7 +79,7 @@ fn a_round_goes_on_over_another_connection() {
         assert_eq!(moving.pair.a.counters.links_resumed.count("source"), 3);
         moving.pair.a.script.long_rounds.set(false);
         let round = moving.pair.at_a.next().await;
-        assert_eq!(round["result"]["pages_sent"], 3, "{round}");
+        assert_eq!(round["result"]["pages_sent"], 6, "three on each lane: {round}");
         let finished = moving.pair.at_a.ask("session.finish", json!({ "session": session })).await;
         assert_eq!(finished["result"]["state"], "committed", "{finished}");
     });

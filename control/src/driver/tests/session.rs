@@ -17,7 +17,7 @@ fn a_session_goes_from_opening_to_commit_at_both_ends() {
         assert_eq!(pair.at_a.refusal("session.open", open).await, "region_busy");
         let named = json!({ "session": session });
         let round = pair.at_a.ask("session.round", named.clone()).await;
-        assert_eq!(round["result"]["pages_sent"], 3, "{round}");
+        assert_eq!(round["result"]["pages_sent"], 6, "three on each lane: {round}");
         let finished = pair.at_a.ask("session.finish", named.clone()).await;
         assert_eq!(finished["result"]["state"], "committed", "{finished}");
         assert_eq!(finished["result"]["rounds"], 2);

@@ -99,6 +99,9 @@ pub(crate) mod decisions {
     #[doc = include_str!("decisions/0019-simulator.md")]
     pub(crate) mod simulator {}
 
+    #[doc = include_str!("decisions/0020-number-of-streams-by-trial.md")]
+    pub(crate) mod number_of_streams_by_trial {}
+
     #[doc = include_str!("decisions/0021-regions-wait-for-their-link.md")]
     pub(crate) mod regions_wait_for_their_link {}
 

@@ -22,6 +22,7 @@ mod shards;
 mod slow;
 mod socket;
 mod trust;
+mod tuned;
 mod usage;
 mod versions;
 mod vm;

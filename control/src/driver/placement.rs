@@ -29,7 +29,7 @@ impl Placement {
         ShardIndex((self.first_of(link) + lane.0) % self.shards)
     }
 
-    /// The lane of a link that a shard owns, if the link has so many.
+    /// The lane of a link that a shard owns; a number beyond the link's lanes where it owns none.
     pub(super) fn lane_on(self, link: LinkId, shard: ShardIndex) -> LaneId {
         LaneId((shard.0 + self.shards - self.first_of(link)) % self.shards)
     }

@@ -9,9 +9,9 @@
 //! trip that is allowed. A cut that finds the same queue and costs throughput is taken back: then
 //! the queue belongs to others. When the least round trip grows old, the window shrinks to half of
 //! a bandwidth-delay product for a moment, so that a standing queue drains and can't pass for
-//! distance. At the start the window doubles with every other round trip in which it was full,
-//! until there is a queue or no more throughput. A sender that was not held back by its window
-//! learns nothing about it.
+//! distance; hardly ever where the transport tells the path's round trip. At the start the window
+//! doubles with every other round trip in which it was full, until there is a queue or no more
+//! throughput. A sender that was not held back by its window learns nothing about it.
 //!
 //! While the transport itself still looks for the path's rate, the window stays ahead of it: a
 //! congestion control that is given no more than it sends takes its sender for slow, keeps looking,

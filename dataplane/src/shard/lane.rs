@@ -25,9 +25,10 @@ const NACKS_MAX: usize = FRAMES_MAX;
 /// A path loses more than a little when more than one part of so many is sent again, and counts as
 /// one that does for some samples.
 const LOSS_PARTS: u64 = 5000;
+const RECOVERS_FOR: Nanos = Nanos(2 * Nanos::SECOND.0);
+
 /// What is lost behind a queue of more than one such part of the round trip may be what it dropped.
 const OWN_QUEUE_PARTS: u64 = 2;
-const RECOVERS_FOR: Nanos = Nanos(2 * Nanos::SECOND.0);
 
 /// A stream that nothing was sent on for so long is not needed: trials go to and fro in less.
 const RETIRE_AFTER: Nanos = Nanos(20 * Nanos::SECOND.0);
@@ -180,8 +181,8 @@ impl Lane {
         // What a stream loses while it looks for the path's rate says nothing of later.
         let in_startup = self.active().any(|slot| each(slot).in_startup);
         let loses = sample.resent_bytes > sample.acked_bytes / LOSS_PARTS;
-        // What fills the path alone also fills its queue, and what that drops is no reason to give
-        // it more.
+        // What fills the path alone may fill its queue, and what that drops is no reason to give it
+        // more.
         let queue = sample.rtt.since(sample.rtt_least);
         let is_its_own = sample.fills_alone && queue.0 > sample.rtt_least.0 / OWN_QUEUE_PARTS;
         if !in_startup && !is_its_own && loses {
@@ -193,12 +194,12 @@ impl Lane {
             tuner.step(now, &sample);
         }
         let states = || self.active().map(&each);
-        let is_known = states().all(|it| it.rate > 0 && it.rtt_path.0 > 0);
+        let is_known = states().all(|it| it.rate > 0);
         let path = PathReport {
             streams: states().count() as u64,
             in_startup,
             rate: if is_known { states().map(|it| it.rate).sum() } else { 0 },
-            rtt: states().map(|it| it.rtt_path).min().filter(|_| is_known).unwrap_or_default(),
+            rtt: states().map(|it| it.rtt_path).min().unwrap_or_default(),
             recovers: self.lost_at.is_some_and(|at| now.since(at) < RECOVERS_FOR),
         };
         self.flow.set_path(path);

@@ -96,12 +96,14 @@ impl Carriers {
         }
     }
 
-    /// Every channel ends at one end, in both directions.
-    fn end(&self, daemon: &Daemon) {
-        let ends = (0..).zip(&self.near).flat_map(|(channel, _)| {
-            [ChannelEnd::Peer, ChannelEnd::Closed].map(|end| (channel, end))
-        });
-        daemon.script.ends.borrow_mut().extend(ends);
+    /// Every channel ends at both ends, in both directions.
+    fn end(&self) {
+        for daemon in [&self.a, &self.b] {
+            let ends = (0..).zip(&self.near).flat_map(|(channel, _)| {
+                [ChannelEnd::Peer, ChannelEnd::Closed].map(|end| (channel, end))
+            });
+            daemon.script.ends.borrow_mut().extend(ends);
+        }
     }
 
     async fn end_well(&self) {
@@ -132,8 +134,7 @@ fn a_channel_that_opens_while_the_link_is_lost_is_announced_later() {
         assert_eq!(carriers.b.script.channels.get(), 2);
         assert_eq!(carriers.a.counters.links_resumed.count("source"), 2);
         assert_eq!(carriers.b.counters.links_resumed.count("sink"), 2);
-        carriers.end(&carriers.a);
-        carriers.end(&carriers.b);
+        carriers.end();
         carriers.end_well().await;
     });
 }
@@ -143,8 +144,7 @@ fn an_end_that_is_counted_while_the_link_is_lost_is_told_later() {
     run(|directory| async move {
         let carriers = Carriers::start(directory.path()).await;
         carriers.lose().await;
-        carriers.end(&carriers.a);
-        carriers.end(&carriers.b);
+        carriers.end();
         carriers.heal().await;
         carriers.end_well().await;
     });

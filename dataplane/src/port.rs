@@ -5,10 +5,12 @@
 //! accepted session reserves the room of its final event, so that "finished" can't be lost.
 
 pub use crate::attach::stream::store::{STORE_PAGE_BYTES, STORE_SLOT_BYTES};
-pub use crate::attach::stream::{StreamSizes, stream_sink_bytes, stream_source_bytes};
+pub use crate::attach::stream::{
+    Before, BeforeError, PagesLeft, StreamSizes, stream_sink_bytes, stream_source_bytes,
+};
 pub use crate::level::Level;
 use crate::stats::{SessionStats, ShardStatsReader, StreamStats};
-pub use dwcp_codec::{Coding, HashKey};
+pub use dwcp_codec::{Coding, Digest, HashKey, Page, PageHash, PageHasher};
 use dwcp_ffi::counters::{HistogramReader, HistogramWriter};
 use dwcp_ffi::dirty::DirtyBitmap;
 use dwcp_ffi::poll::Waker;
@@ -210,11 +212,18 @@ pub struct StreamSourceSetup {
     pub backlog: Nanos,
     /// Key of the page hash, the same at both ends.
     pub hash_key: HashKey,
+    /// What both ends hold from an earlier session, under the same key.
+    pub before: Option<Box<Before>>,
+    /// Who is given what the session leaves.
+    pub heir: Option<Heir>,
     /// Where the shard counts.
     pub stats: SessionStats,
     /// Round trips of the session's frames, in nanoseconds.
     pub frame_rtt_ns: HistogramWriter,
 }
+
+/// Who is given what a stream session leaves, once it is closed. Has room for it.
+pub type Heir = std::sync::mpsc::SyncSender<PagesLeft>;
 
 /// A VMM's migration stream as the sink of a session.
 #[derive(Debug)]
@@ -233,6 +242,10 @@ pub struct StreamSinkSetup {
     pub undelivered_bytes_max: u64,
     /// Key of the page hash, the same at both ends.
     pub hash_key: HashKey,
+    /// As at the source.
+    pub before: Option<Box<Before>>,
+    /// As at the source.
+    pub heir: Option<Heir>,
     /// Where the shard counts.
     pub stats: SessionStats,
 }

@@ -1,12 +1,17 @@
 //! How dwcp shares a path: with another dwcp, and with one stream of iperf3 under BBR.
+//!
+//! With the kernel's default bounds iperf3's buffers hold less than the longer path, and one stream
+//! leaves a third of it to whoever else is there. What is measured here is how senders share, so
+//! the buffers of both hosts may grow to what the path holds.
 #![forbid(unsafe_code)]
 
 use dwcp_benches::transport::{
     self, BenchError, Carriers, Curve, Iperf, Load, Options, Place, Row, Rows, Series, Target,
-    evenness, random_bytes,
+    evenness, io, random_bytes,
 };
-use dwcp_tools::lab::{Net, NetSpec};
+use dwcp_tools::lab::{Net, NetSpec, Node};
 use serde_json::json;
+use std::fs;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -18,6 +23,9 @@ const IPERF: Iperf = Iperf { streams: 1, congestion: "bbr", port: 52_010 };
 
 const PATHS: [(&str, &str); 2] =
     [("1 Gbit/s 40 ms", "rate=1g delay=20ms"), ("100 Mbit/s 100 ms", "rate=100m delay=50ms")];
+
+/// The least, the first and the largest buffer of a connection, in bytes.
+const BUFFERS: &str = "4096 131072 67108864";
 
 /// The second sender comes so much later, when the first has the path.
 const SECOND_AFTER_S: u32 = 5;
@@ -41,6 +49,7 @@ fn measure(
     rows: &mut Rows,
 ) -> Result<(), BenchError> {
     let net = Net::up(&NetSpec::pair(link)?)?;
+    ["a", "b"].into_iter().try_for_each(|name| let_buffers_grow(net.node(name)))?;
     let (mut even, mut twins) = (Vec::new(), Vec::new());
     let (mut least, mut mixed) = (Vec::new(), Vec::new());
     for _ in 0..options.repeats_or(3) {
@@ -88,6 +97,13 @@ fn shares(pair: &[Curve; 2]) -> [f64; 2] {
 fn rate(curve: &Curve, late_s: u32) -> f64 {
     let from = SECOND_AFTER_S + SETTLE_S - late_s;
     curve.rate_bits(from.into(), (from + SPAN_S).into())
+}
+
+/// Lets the kernel give a host's connections as large buffers as they come to need.
+fn let_buffers_grow(node: &Node) -> Result<(), BenchError> {
+    let write = |name: &str| fs::write(format!("/proc/sys/net/ipv4/{name}"), BUFFERS);
+    let written = node.enter(|| ["tcp_rmem", "tcp_wmem"].into_iter().try_for_each(write))?;
+    written.map_err(io("the bounds of a host's buffers"))
 }
 
 fn two_dwcp(net: &Net, options: &Options, data: &Arc<[u8]>) -> Result<[Curve; 2], BenchError> {

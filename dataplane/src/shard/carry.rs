@@ -316,8 +316,14 @@ impl<C: Clock> Desk<C> {
     /// Closes the sockets of a stream session and forgets it.
     pub(super) fn close_stream_session(&mut self, session: SessionKey) {
         self.fail_stream(session);
-        self.stream_sources.retain(|source| source.session != session);
-        self.stream_sinks.retain(|sink| sink.session != session);
+        let source = self.stream_sources.iter().position(|it| it.session == session);
+        if let Some(at) = source {
+            self.stream_sources.remove(at).leave();
+        }
+        let sink = self.stream_sinks.iter().position(|it| it.session == session);
+        if let Some(at) = sink {
+            self.stream_sinks.remove(at).leave();
+        }
     }
 
     /// A stream of the link died: what the sinks said last may have died with it.

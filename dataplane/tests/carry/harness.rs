@@ -2,8 +2,8 @@
 
 use crate::pair::{PATIENCE, Pair, next};
 use dwcp_dataplane::port::{
-    ChannelEnd, ChannelId, ChannelSetup, Command, Event, HashKey, StreamCoding, StreamSinkSetup,
-    StreamSourceSetup,
+    Before, ChannelEnd, ChannelId, ChannelSetup, Command, Event, HashKey, PagesLeft,
+    StreamCoding, StreamSinkSetup, StreamSourceSetup,
 };
 use dwcp_dataplane::stats::{SESSION_COUNTER_COUNT, SessionStatsReader};
 use dwcp_ffi::counters::{counters, histogram};
@@ -12,6 +12,7 @@ use dwcp_proto::wire::limits::BACKLOG_DEFAULT;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -21,11 +22,12 @@ pub(crate) struct Options {
     pub(crate) streams: u16,
     pub(crate) undelivered: u64,
     pub(crate) coding: StreamCoding,
+    pub(crate) base_pages: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { streams: 1, undelivered: 8 << 20, coding: StreamCoding::Passthrough }
+        Self { streams: 1, undelivered: 8 << 20, coding: StreamCoding::Passthrough, base_pages: 256 }
     }
 }
 
@@ -34,6 +36,7 @@ pub(crate) struct Carry {
     options: Options,
     source_stats: SessionStatsReader,
     sink_stats: SessionStatsReader,
+    heirs: [Receiver<PagesLeft>; 2],
     /// What [`Carry::is_quiet`] saw, and how often in a row.
     quiet: (u64, u32),
 }
@@ -41,19 +44,32 @@ pub(crate) struct Carry {
 impl Carry {
     pub(crate) fn new(options: Options) -> Self {
         let mut pair = Pair::new(options.streams);
-        let (source_stats, sink_stats) = open(&mut pair, options);
-        Self { pair, options, source_stats, sink_stats, quiet: (0, 0) }
+        let Opened { source_stats, sink_stats, heirs } = open(&mut pair, options, [None, None]);
+        Self { pair, options, source_stats, sink_stats, heirs, quiet: (0, 0) }
     }
 
     /// Closes the session and opens the next one.
     pub(crate) fn reopen(&mut self) {
+        self.close_session();
+        self.open_next([None, None]);
+    }
+
+    /// Closes the session; what is left at the source and at the sink.
+    pub(crate) fn close_session(&mut self) -> [PagesLeft; 2] {
         let session = self.pair.session;
         for side in [&mut self.pair.source, &mut self.pair.sink] {
             side.command(Command::CloseSession { session });
             side.event(|event| matches!(event, Event::Closed { .. }).then_some(()));
         }
         self.pair.session.number = session.number.next();
-        (self.source_stats, self.sink_stats) = open(&mut self.pair, self.options);
+        [0, 1].map(|end: usize| self.heirs[end].try_recv().unwrap())
+    }
+
+    /// Opens the next session with what the source and the sink hold from before.
+    pub(crate) fn open_next(&mut self, before: [Option<Box<Before>>; 2]) {
+        let opened = open(&mut self.pair, self.options, before);
+        let Opened { source_stats, sink_stats, heirs } = opened;
+        (self.source_stats, self.sink_stats, self.heirs) = (source_stats, sink_stats, heirs);
     }
 
     /// A channel at both ends: the VMM's socket at the source and at the sink.
@@ -195,9 +211,19 @@ impl Carry {
     }
 }
 
+/// An open session.
+struct Opened {
+    source_stats: SessionStatsReader,
+    sink_stats: SessionStatsReader,
+    heirs: [Receiver<PagesLeft>; 2],
+}
+
 /// Opens the session at both ends.
-fn open(pair: &mut Pair, options: Options) -> (SessionStatsReader, SessionStatsReader) {
+fn open(pair: &mut Pair, options: Options, before: [Option<Box<Before>>; 2]) -> Opened {
     let session = pair.session;
+    let [source_before, sink_before] = before;
+    let (source_heir, source_left) = sync_channel(1);
+    let (sink_heir, sink_left) = sync_channel(1);
     let (stats, source_stats) = counters();
     let window_log = match options.coding {
         StreamCoding::Pages { window_log, .. } => window_log,
@@ -208,10 +234,12 @@ fn open(pair: &mut Pair, options: Options) -> (SessionStatsReader, SessionStatsR
         lane: LaneId(0),
         coding: options.coding,
         pages_max: 1 << 16,
-        base_pages: 256,
+        base_pages: options.base_pages,
         undelivered_bytes_max: options.undelivered,
         backlog: BACKLOG_DEFAULT,
         hash_key: HashKey([5; 32]),
+        before: source_before,
+        heir: Some(source_heir),
         stats,
         frame_rtt_ns: histogram().0,
     })));
@@ -221,15 +249,17 @@ fn open(pair: &mut Pair, options: Options) -> (SessionStatsReader, SessionStatsR
         lane: LaneId(0),
         window_log,
         pages_max: 1 << 16,
-        base_pages: 256,
+        base_pages: options.base_pages,
         undelivered_bytes_max: options.undelivered,
         hash_key: HashKey([5; 32]),
+        before: sink_before,
+        heir: Some(sink_heir),
         stats,
     })));
     for side in [&mut pair.source, &mut pair.sink] {
         side.event(|event| matches!(event, Event::Opened { .. }).then_some(()));
     }
-    (source_stats, sink_stats)
+    Opened { source_stats, sink_stats, heirs: [source_left, sink_left] }
 }
 
 fn channel_end(event: Event) -> Option<(u16, ChannelEnd)> {

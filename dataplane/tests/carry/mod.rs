@@ -1,5 +1,6 @@
 //! Stream sessions between two real shards: socket pairs stand for the VMMs.
 
+mod before;
 mod harness;
 mod pages;
 mod qemu;

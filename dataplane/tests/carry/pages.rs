@@ -9,12 +9,12 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
-fn options(window_log: u8, streams: u16) -> Options {
+pub(crate) fn options(window_log: u8, streams: u16) -> Options {
     let coding = StreamCoding::Pages { level: Level::Auto, window_log };
-    Options { streams, undelivered: 2 << 20, coding }
+    Options { streams, undelivered: 2 << 20, coding, base_pages: 256 }
 }
 
-fn guest(seed: u64) -> Guest {
+pub(crate) fn guest(seed: u64) -> Guest {
     let mut guest = Guest::new(seed);
     guest.all();
     for _ in 0..6 {
@@ -25,7 +25,7 @@ fn guest(seed: u64) -> Guest {
 }
 
 /// Writes the stream in chunks of random length and reads all that the sink's VMM gets.
-fn carried(
+pub(crate) fn carried(
     carry: &mut Carry,
     (near, far): (&UnixStream, &UnixStream),
     stream: &[u8],

@@ -18,26 +18,32 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn new(seed: u64) -> Self {
-        let mut guest =
-            Self { state: seed, memory: Vec::new(), last: None, stream: b"QEVM\0\0\0\x03".into() };
+        let mut guest = Self { state: seed, memory: Vec::new(), last: None, stream: Vec::new() };
         guest.memory = BLOCKS
             .iter()
             .map(|(_, pages)| (0..*pages).map(|_| guest.content()).collect())
             .collect();
-        guest.stream.extend([7, 0, 0, 0, 9]);
-        guest.stream.extend(b"pc-i440fx");
-        guest.stream.push(1);
-        guest.stream.extend(RAM);
-        guest.name("ram");
-        guest.stream.extend([0, 0, 0, 0, 0, 0, 0, 4]);
-        let all: u64 = BLOCKS.iter().map(|(_, pages)| pages).sum();
-        guest.word(all << 12 | 4);
-        for (name, pages) in BLOCKS {
-            guest.name(name);
-            guest.word(pages << 12);
-        }
-        guest.end();
+        guest.begin_anew();
         guest
+    }
+
+    /// Begins another stream with the memory as it is.
+    pub(crate) fn begin_anew(&mut self) {
+        self.stream = b"QEVM\0\0\0\x03".into();
+        self.last = None;
+        self.stream.extend([7, 0, 0, 0, 9]);
+        self.stream.extend(b"pc-i440fx");
+        self.stream.push(1);
+        self.stream.extend(RAM);
+        self.name("ram");
+        self.stream.extend([0, 0, 0, 0, 0, 0, 0, 4]);
+        let all: u64 = BLOCKS.iter().map(|(_, pages)| pages).sum();
+        self.word(all << 12 | 4);
+        for (name, pages) in BLOCKS {
+            self.name(name);
+            self.word(pages << 12);
+        }
+        self.end();
     }
 
     fn next(&mut self) -> u64 {
@@ -112,6 +118,14 @@ impl Guest {
         self.begin(2);
         self.dirty(count);
         self.end();
+    }
+
+    /// Changes some pages and sends nothing.
+    pub(crate) fn change(&mut self, count: usize) {
+        let (stream, last) = (self.stream.len(), self.last);
+        self.dirty(count);
+        self.stream.truncate(stream);
+        self.last = last;
     }
 
     fn dirty(&mut self, count: usize) {

@@ -33,6 +33,12 @@ impl Emitter {
         &self.blocks
     }
 
+    /// The blocks that were announced.
+    #[must_use]
+    pub fn into_blocks(self) -> Blocks {
+        self.blocks
+    }
+
     /// A block was announced. Writes nothing: its entry in the stream is opaque.
     ///
     /// # Errors

@@ -90,6 +90,12 @@ impl Parser {
         &self.blocks
     }
 
+    /// The blocks that were announced.
+    #[must_use]
+    pub fn into_blocks(self) -> Blocks {
+        self.blocks
+    }
+
     /// True if from here on every byte is opaque, for ever.
     #[must_use]
     pub fn is_opaque(&self) -> bool {

@@ -4,6 +4,7 @@
 //! Pure arithmetic over the same sizes that the session is made of. Tables and bases of pages are
 //! address space at first and get memory as the guest's pages come; what is said here is the most.
 
+use super::before::{BEFORE_GUEST_PAGE_BYTES, BEFORE_PAGE_BYTES, Before};
 use super::cut::INPUT_BYTES;
 use super::rebuild::OUTPUT_BYTES;
 use super::reorder::reorder_bytes;
@@ -28,6 +29,8 @@ pub struct StreamSizes {
     pub pages_max: u64,
     /// How many page versions are kept as bases.
     pub base_pages: u64,
+    /// How many of these are from an earlier session.
+    pub before_pages: u64,
     /// The binary logarithm of the long window, 0 for none.
     pub window_log: u8,
     /// The most coded bytes that are sent and not delivered.
@@ -38,7 +41,8 @@ impl From<&StreamSinkSetup> for StreamSizes {
     fn from(setup: &StreamSinkSetup) -> Self {
         let &StreamSinkSetup { pages_max, base_pages, window_log, .. } = setup;
         let undelivered_bytes_max = setup.undelivered_bytes_max;
-        Self { pages_max, base_pages, window_log, undelivered_bytes_max }
+        let before_pages = setup.before.as_deref().map_or(0, Before::pages);
+        Self { pages_max, base_pages, before_pages, window_log, undelivered_bytes_max }
     }
 }
 
@@ -47,11 +51,16 @@ impl From<&StreamSourceSetup> for StreamSizes {
         let &StreamSourceSetup { pages_max, base_pages, undelivered_bytes_max, .. } = setup;
         match setup.coding {
             StreamCoding::Pages { window_log, .. } => {
-                Self { pages_max, base_pages, window_log, undelivered_bytes_max }
+                let before_pages = setup.before.as_deref().map_or(0, Before::pages);
+                Self { pages_max, base_pages, before_pages, window_log, undelivered_bytes_max }
             }
-            StreamCoding::Passthrough => {
-                Self { pages_max: 0, base_pages: 0, window_log: 0, undelivered_bytes_max }
-            }
+            StreamCoding::Passthrough => Self {
+                pages_max: 0,
+                base_pages: 0,
+                before_pages: 0,
+                window_log: 0,
+                undelivered_bytes_max,
+            },
         }
     }
 }
@@ -78,8 +87,17 @@ pub const fn stream_sink_bytes(sizes: StreamSizes) -> u64 {
 
 const fn store_bytes(sizes: StreamSizes) -> u64 {
     let table = sizes.pages_max.saturating_mul(STORE_PAGE_BYTES);
-    let slots = if sizes.base_pages < sizes.pages_max { sizes.base_pages } else { sizes.pages_max };
-    table.saturating_add(slots.saturating_mul(STORE_SLOT_BYTES))
+    let own = sizes.base_pages.saturating_sub(sizes.before_pages);
+    let slots = if own < sizes.pages_max { own } else { sizes.pages_max };
+    table.saturating_add(slots.saturating_mul(STORE_SLOT_BYTES)).saturating_add(before_bytes(sizes))
+}
+
+const fn before_bytes(sizes: StreamSizes) -> u64 {
+    if sizes.before_pages == 0 {
+        return 0;
+    }
+    let places = sizes.pages_max.saturating_mul(BEFORE_GUEST_PAGE_BYTES);
+    places.saturating_add(sizes.before_pages.saturating_mul(BEFORE_PAGE_BYTES))
 }
 
 const fn encoder_bytes(window_log: u8) -> u64 {
@@ -103,6 +121,7 @@ mod tests {
             let sizes = StreamSizes {
                 pages_max: 0,
                 base_pages: 0,
+                before_pages: 0,
                 window_log: log as u8,
                 undelivered_bytes_max: 0,
             };
@@ -124,6 +143,7 @@ mod tests {
         let sizes = StreamSizes {
             pages_max: 1 << 18,
             base_pages: 1 << 16,
+            before_pages: 0,
             window_log: 0,
             undelivered_bytes_max: 32 << 20,
         };

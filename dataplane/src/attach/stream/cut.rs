@@ -10,11 +10,12 @@
 //! block is that of the page sent last: so the sink's emitter is always at the block at which the
 //! source's parser is, which opaque bytes may refer to.
 
+use super::before::PagesLeft;
 use super::block::write_block;
 use super::level::LevelChooser;
 use super::pipe::{Moved, PipeId, Pipes};
 use super::pool::guest_memory;
-use super::store::{Content, PageStore};
+use super::versions::Versions;
 use crate::attach::qemu::{Item, Parser, RECORD_BYTES_MAX, Trouble};
 use crate::attach::region::Scratch;
 use crate::port::{ChannelEnd, StreamNote};
@@ -87,7 +88,7 @@ struct Batch {
 #[derive(Debug)]
 pub(super) struct Cutter {
     parser: Parser,
-    store: PageStore,
+    versions: Versions,
     window: Option<LongWindowEncoder>,
     pub(super) level: LevelChooser,
     input: Lease,
@@ -105,13 +106,13 @@ pub(super) struct Cutter {
 
 impl Cutter {
     pub(super) fn new(
-        store: PageStore,
+        versions: Versions,
         window: Option<LongWindowEncoder>,
         level: LevelChooser,
     ) -> Result<Self, ArenaError> {
         Ok(Self {
             parser: Parser::new(),
-            store,
+            versions,
             window,
             level,
             input: guest_memory(INPUT_BYTES)?,
@@ -134,6 +135,11 @@ impl Cutter {
     /// True when a call may come to something without more bytes of the VMM.
     pub(super) fn has_input(&self) -> bool {
         !self.dry && !self.done
+    }
+
+    /// What is left when the session is over.
+    pub(super) fn leave(self, hasher: PageHasher) -> PagesLeft {
+        PagesLeft::new(hasher, self.parser.into_blocks(), self.versions)
     }
 
     /// True when nothing of what was read is left.
@@ -270,10 +276,11 @@ impl Cutter {
         true
     }
 
-    fn announce(&self, number: u16, out: &mut [u8]) -> Filled {
+    fn announce(&mut self, number: u16, out: &mut [u8]) -> Filled {
         let Some(block) = self.parser.blocks().block(number) else {
             panic!("the parser knows the blocks that it announces")
         };
+        self.versions.place(block.idstr(), block.first_page(), block.pages());
         let bytes = block.pages() * PAGE_BYTES as u64;
         Filled::Part(StreamKind::Block, write_block(number, bytes, block.idstr(), out))
     }
@@ -295,7 +302,7 @@ impl Cutter {
         };
         tools.stats.add(SessionCounter::PagesScanned.index(), 1);
         let block = self.parser.blocks().of_page(page);
-        let unchanged = self.store.get(page).is_some_and(|held| held.hash == hash);
+        let unchanged = self.versions.newest(page) == Some(hash);
         if unchanged && block == self.block {
             tools.stats.add(SessionCounter::PagesUnchanged.index(), 1);
             return true;
@@ -316,11 +323,7 @@ impl Cutter {
         let base_pages = &mut bases.as_chunks_mut::<PAGE_BYTES>().0[..count];
         let mut held = [None; EXTENT_PAGES];
         for ((held, &number), out) in held.iter_mut().zip(numbers).zip(&mut *base_pages) {
-            // A delta against zeros is the page itself: that is better coded with its neighbours.
-            let known = self.store.get(number);
-            if known.is_some_and(|known| known.content == Content::Stored) {
-                *held = self.store.read(number, out);
-            }
+            *held = self.versions.read_base(number, out);
         }
         let mut bases = [None; EXTENT_PAGES];
         for ((base, held), page) in bases.iter_mut().zip(&held).zip(&*base_pages) {
@@ -336,10 +339,10 @@ impl Cutter {
         let version = tools.position.0;
         let each = numbers.iter().zip(hashes).zip(pages.as_chunks::<PAGE_BYTES>().0);
         for ((&number, &hash), bytes) in each {
-            self.store.put(number, version, hash, bytes);
+            self.versions.put(number, version, hash, bytes);
         }
         count_pages(tools.stats, &coded.stats);
-        tools.stats.set(SessionCounter::BasePages.index(), self.store.stored_pages());
+        tools.stats.set(SessionCounter::BasePages.index(), self.versions.held_pages());
         coded.bytes
     }
 }

@@ -7,6 +7,7 @@
 //! sink holds it; `Delivered` tells what the VMM took. The way back (the VMM's replies) is one part
 //! at a time. Nothing here waits, and nothing grows after the session was opened.
 
+mod before;
 mod block;
 mod budget;
 mod cut;
@@ -23,7 +24,11 @@ mod retain;
 mod sink;
 mod source;
 pub mod store;
+mod versions;
 
+pub use before::{
+    BEFORE_GUEST_PAGE_BYTES, BEFORE_PAGE_BYTES, Before, BeforeError, PagesLeft,
+};
 pub use budget::{StreamSizes, stream_sink_bytes, stream_source_bytes};
 pub(crate) use pipe::Pipes;
 pub(crate) use sink::StreamSink;

@@ -4,9 +4,10 @@
 //! until the VMM took them; the next batch is decoded only then. The store follows the source's
 //! exactly: it gets every page of every batch, in the order of the parts.
 
+use super::before::PagesLeft;
 use super::block::read_block;
 use super::pool::guest_memory;
-use super::store::PageStore;
+use super::versions::Versions;
 use crate::attach::qemu::{EmitError, Emitter, RECORD_BYTES_MAX};
 use crate::stats::{SessionCounter, SessionStats};
 use dwcp_codec::{
@@ -45,7 +46,7 @@ impl RebuildError {
 #[derive(Debug)]
 pub(super) struct Rebuilder {
     emitter: Emitter,
-    store: PageStore,
+    versions: Versions,
     window: Option<LongWindowDecoder>,
     output: Lease,
     unwritten: Range<usize>,
@@ -53,17 +54,21 @@ pub(super) struct Rebuilder {
 
 impl Rebuilder {
     pub(super) fn new(
-        store: PageStore,
+        versions: Versions,
         window: Option<LongWindowDecoder>,
     ) -> Result<Self, ArenaError> {
         let output = guest_memory(OUTPUT_BYTES)?;
-        Ok(Self { emitter: Emitter::new(), store, window, output, unwritten: 0..0 })
+        Ok(Self { emitter: Emitter::new(), versions, window, output, unwritten: 0..0 })
     }
 
     /// A block was announced.
     pub(super) fn block(&mut self, payload: &[u8]) -> Result<(), RebuildError> {
         let (number, bytes, idstr) = read_block(payload).ok_or(RebuildError::Block)?;
-        Ok(self.emitter.block(number, idstr, bytes)?)
+        self.emitter.block(number, idstr, bytes)?;
+        if let Some(block) = self.emitter.blocks().block(number) {
+            self.versions.place(idstr, block.first_page(), block.pages());
+        }
+        Ok(())
     }
 
     /// Decodes a batch into records.
@@ -77,7 +82,7 @@ impl Rebuilder {
         assert!(self.unwritten.is_empty(), "a batch is decoded when the one before is written");
         let pages_max = self.emitter.blocks().page_slots();
         let window = self.window.as_mut();
-        let batch = decoder.decode_batch(hasher, payload, pages_max, &mut &self.store, window)?;
+        let batch = decoder.decode_batch(hasher, payload, pages_max, &mut &self.versions, window)?;
         let mut at = 0;
         let pages = batch.pages.as_chunks::<PAGE_BYTES>().0;
         let each = batch.numbers.iter().zip(pages).zip(batch.hashes).zip(batch.classes);
@@ -89,12 +94,17 @@ impl Rebuilder {
                 Class::Zero => self.emitter.zero(number, room)?,
                 Class::Delta | Class::Zstd | Class::Raw => self.emitter.page(number, page, room)?,
             };
-            self.store.put(number, position.0, hash, page);
+            self.versions.put(number, position.0, hash, page);
             stats.add(crate::attach::region::class_counter(class).index(), 1);
         }
-        stats.set(SessionCounter::BasePages.index(), self.store.stored_pages());
+        stats.set(SessionCounter::BasePages.index(), self.versions.held_pages());
         self.unwritten = 0..at;
         Ok(())
+    }
+
+    /// What is left when the session is over.
+    pub(super) fn leave(self, hasher: PageHasher) -> PagesLeft {
+        PagesLeft::new(hasher, self.emitter.into_blocks(), self.versions)
     }
 
     /// The records that the VMM has not taken.

@@ -13,8 +13,8 @@ use super::rebuild::Rebuilder;
 use super::reorder::{Held, Reorder, Taken};
 use super::reply::Answers;
 use super::source::NEWS_MAX;
-use super::store::PageStore;
-use crate::port::{ChannelEnd, ChannelId, Event, StreamSinkSetup};
+use super::versions::Versions;
+use crate::port::{ChannelEnd, ChannelId, Event, Heir, StreamSinkSetup};
 use crate::stats::{SessionCounter, SessionStats};
 use dwcp_codec::{Decoder, LongWindowDecoder, PageHasher};
 use dwcp_ffi::arena::Lease;
@@ -98,13 +98,14 @@ pub(crate) struct StreamSink {
     turn: usize,
     verify: bool,
     failed: bool,
+    heir: Option<Heir>,
     news: VecDeque<Event>,
 }
 
 impl StreamSink {
     pub(crate) fn new(setup: StreamSinkSetup) -> Result<Self, NoMemory> {
         let hasher = PageHasher::new(&setup.hash_key);
-        let store = PageStore::new(setup.pages_max, setup.base_pages)?;
+        let versions = Versions::new(setup.pages_max, setup.base_pages, setup.before)?;
         let window = match setup.window_log {
             0 => None,
             log => Some(LongWindowDecoder::new(log.into())?),
@@ -113,7 +114,7 @@ impl StreamSink {
             session: setup.session,
             stats: setup.stats,
             reorder: Reorder::new(setup.undelivered_bytes_max)?,
-            rebuilder: Rebuilder::new(store, window)?,
+            rebuilder: Rebuilder::new(versions, window)?,
             coded: Some(guest_memory(STREAM_PAYLOAD_BYTES_MAX)?),
             channels: (0..CHANNELS_MAX).map(|id| Channel::new(ChannelId(id), &hasher)).collect(),
             hasher,
@@ -121,6 +122,7 @@ impl StreamSink {
             turn: 0,
             verify: false,
             failed: false,
+            heir: setup.heir,
             news: VecDeque::with_capacity(NEWS_MAX),
         })
     }
@@ -406,6 +408,14 @@ impl StreamSink {
         true
     }
 
+    /// The session is over: gives what it leaves to who waits for it.
+    pub(crate) fn leave(self) {
+        if let Some(heir) = self.heir {
+            // Nobody waits for what a session leaves that came to nothing.
+            let _ = heir.try_send(self.rebuilder.leave(self.hasher));
+        }
+    }
+
     /// True when all that came in order is handed to the VMM.
     fn is_settled(&self) -> bool {
         self.channels
@@ -501,6 +511,8 @@ mod tests {
                 base_pages: 4,
                 undelivered_bytes_max: UNDELIVERED_BYTES_MIN,
                 hash_key: HashKey([5; 32]),
+                before: None,
+                heir: None,
                 stats: counters().0,
             });
             Self { sink: sink.unwrap(), pipes: Pipes::new(2), decoder: Decoder::new() }

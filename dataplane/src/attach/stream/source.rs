@@ -10,9 +10,9 @@ use super::level::LevelChooser;
 use super::pipe::{Moved, PipeId, Pipes};
 use super::reply::{OutOfPlace, Replies};
 use super::retain::{NeverSent, Part, Retained};
-use super::store::PageStore;
+use super::versions::Versions;
 use crate::attach::region::Scratch;
-use crate::port::{ChannelEnd, ChannelId, Event, StreamCoding, StreamSourceSetup};
+use crate::port::{ChannelEnd, ChannelId, Event, Heir, StreamCoding, StreamSourceSetup};
 use crate::stats::{SessionCounter, SessionStats};
 use dwcp_codec::{LongWindowEncoder, PageHasher};
 use dwcp_ffi::counters::HistogramWriter;
@@ -75,6 +75,7 @@ pub(crate) struct StreamSource {
     turn: usize,
     verify: bool,
     failed: bool,
+    heir: Option<Heir>,
     /// What the control thread has to be told.
     news: VecDeque<Event>,
 }
@@ -88,13 +89,13 @@ impl StreamSource {
         let cutter = match setup.coding {
             StreamCoding::Passthrough => None,
             StreamCoding::Pages { level, window_log } => {
-                let store = PageStore::new(setup.pages_max, setup.base_pages)?;
+                let versions = Versions::new(setup.pages_max, setup.base_pages, setup.before)?;
                 let level = LevelChooser::new(level);
                 let window = match window_log {
                     0 => None,
                     log => Some(LongWindowEncoder::new(log.into(), level.levels())?),
                 };
-                Some(Cutter::new(store, window, level)?)
+                Some(Cutter::new(versions, window, level)?)
             }
         };
         Ok(Self {
@@ -108,6 +109,7 @@ impl StreamSource {
             turn: 0,
             verify: false,
             failed: false,
+            heir: setup.heir,
             news: VecDeque::with_capacity(NEWS_MAX),
         })
     }
@@ -369,6 +371,14 @@ impl StreamSource {
         self.channels.iter().for_each(|channel| pipes.close(channel.pipe));
         self.channels.clear();
         !std::mem::replace(&mut self.failed, true)
+    }
+
+    /// The session is over: gives what it leaves to who waits for it.
+    pub(crate) fn leave(self) {
+        if let (Some(heir), Some(cutter)) = (self.heir, self.cutter) {
+            // Nobody waits for what a session leaves that came to nothing.
+            let _ = heir.try_send(cutter.leave(self.hasher));
+        }
     }
 
     fn open_channels(&self) -> usize {

@@ -5,7 +5,8 @@
 //! same position, and the source may code against any of them without asking.
 //!
 //! The invariant that this rests on: what is held is a function of the two sizes and of the
-//! sequence of [`PageStore::put`] alone. Reading ([`PageStore::get`], [`PageStore::read`],
+//! sequence of [`PageStore::put`] and
+//! [`PageStore::put_gone`] alone. Reading ([`PageStore::get`], [`PageStore::read`],
 //! [`Bases`]) changes nothing, since the source looks at every page and the sink at the bases of
 //! deltas only.
 //!
@@ -17,6 +18,7 @@
 //!   else, if the page was put before, the one that the clock finds. A page that comes for the
 //!   first time pushes out no other: most pages of a guest are sent once. The slot's reference bit
 //!   is set if the page was put before, else cleared;
+//! - a page whose bytes are held elsewhere ([`PageStore::put_gone`]) gives its slot back;
 //! - the clock looks at no more than 32 slots from its hand on, clears the reference bits that are
 //!   set, and takes the first slot without one, or else the one behind those; the hand then stands
 //!   behind the slot that was taken.
@@ -204,6 +206,22 @@ impl PageStore {
                 PLACE_SLOTS + slot
             })
         };
+        self.set(page, version, hash, place);
+    }
+
+    /// The page has a new version whose bytes are held elsewhere: it gives its slot back.
+    pub fn put_gone(&mut self, page: u64, version: u64, hash: PageHash) {
+        if page >= self.pages_max {
+            return;
+        }
+        let old = self.place(page);
+        if old >= PLACE_SLOTS {
+            self.give_back(old - PLACE_SLOTS);
+        }
+        self.set(page, version, hash, PLACE_GONE);
+    }
+
+    fn set(&mut self, page: u64, version: u64, hash: PageHash, place: u64) {
         let word = page * ENTRY_WORDS;
         let halves = hash.0.as_chunks::<8>().0;
         self.entries.store(word, version);

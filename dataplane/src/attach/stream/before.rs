@@ -1,0 +1,197 @@
+//! What both ends of a stream session hold from an earlier one of the same guest.
+//!
+//! A session leaves page versions behind ([`PagesLeft`]), alike at both ends. Who keeps them may
+//! give them to a later session at both ends ([`Before`]), most often when the guest comes back: a
+//! page that is still what it was costs a few bytes then, and one that has changed is coded against
+//! what it was.
+//!
+//! [`Before`] is made off the shard, belongs to one session and is only read there. The numbers of
+//! pages may differ from session to session, so pages are named by their block, which finds its
+//! place when it is announced. Both ends hold the same versions in the same order, or the session
+//! must not have them.
+
+use super::versions::Versions;
+use crate::attach::qemu::{BLOCKS_MAX, Blocks};
+use dwcp_codec::{Digest, DigestBuilder, DigestKind, PAGE_BYTES, Page, PageHash, PageHasher};
+use dwcp_ffi::memory::PrivatePages;
+use dwcp_ffi::region::RegionError;
+
+/// The version of every page from before. No part with pages has position 0: a stream begins with
+/// its header.
+pub(super) const VERSION_BEFORE: u64 = 0;
+
+/// Memory for each page from before: its bytes and its hash.
+pub const BEFORE_PAGE_BYTES: u64 = PAGE_BYTES as u64 + 16;
+/// Memory for each page of the guest while there are any from before.
+pub const BEFORE_GUEST_PAGE_BYTES: u64 = 4;
+
+/// The most pages from before: one more marks a page that there is none of.
+const PAGES_MAX: u64 = NONE as u64;
+const NONE: u32 = u32::MAX;
+
+/// Why pages can't be taken into a [`Before`].
+#[derive(Debug, thiserror::Error)]
+pub enum BeforeError {
+    /// Their memory can't be had.
+    #[error(transparent)]
+    Memory(#[from] RegionError),
+    /// There are more than it was made for, or one comes twice, or none of that number can be.
+    #[error("page {page} of block {block} does not fit")]
+    Place {
+        /// The number of the block.
+        block: usize,
+        /// The page in it.
+        page: u64,
+    },
+}
+
+/// A block of guest memory.
+#[derive(Debug)]
+struct Block {
+    idstr: Vec<u8>,
+    /// For each page its slot, or `NONE`.
+    slots: Vec<u32>,
+}
+
+/// Page versions from before.
+#[derive(Debug)]
+pub struct Before {
+    blocks: Vec<Block>,
+    /// Where the session has put blocks: their first page and which they are, ascending.
+    placed: Vec<(u64, usize)>,
+    hashes: Vec<PageHash>,
+    pages: PrivatePages,
+    capacity: u64,
+}
+
+impl Before {
+    /// Room for so many pages.
+    ///
+    /// # Errors
+    /// [`BeforeError::Memory`]: none, too many, or the kernel refused.
+    pub fn with_room(pages: u64) -> Result<Self, BeforeError> {
+        let capacity = pages.min(PAGES_MAX);
+        Ok(Self {
+            blocks: Vec::new(),
+            placed: Vec::with_capacity(BLOCKS_MAX),
+            hashes: Vec::with_capacity(usize::try_from(capacity).unwrap_or(0)),
+            pages: PrivatePages::create(capacity.saturating_mul(PAGE_BYTES as u64))?,
+            capacity,
+        })
+    }
+
+    /// Adds a block of so many pages; those that follow are its own.
+    pub fn add_block(&mut self, idstr: &[u8], pages: u64) {
+        let pages = usize::try_from(pages).unwrap_or(0);
+        self.blocks.push(Block { idstr: idstr.to_vec(), slots: vec![NONE; pages] });
+    }
+
+    /// Adds a page of the block that was added last.
+    ///
+    /// # Errors
+    /// [`BeforeError::Place`].
+    pub fn add_page(&mut self, page: u64, hash: PageHash, bytes: &Page) -> Result<(), BeforeError> {
+        let block = self.blocks.len();
+        let slot = self.hashes.len() as u64;
+        let places = self.blocks.last_mut().map(|block| &mut block.slots);
+        let place = places.and_then(|it| it.get_mut(usize::try_from(page).ok()?));
+        match place {
+            Some(place) if *place == NONE && slot < self.capacity => *place = slot as u32,
+            _ => return Err(BeforeError::Place { block, page }),
+        }
+        self.pages.page_mut(slot).copy_from_slice(bytes);
+        self.hashes.push(hash);
+        Ok(())
+    }
+
+    /// How many pages there are.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.hashes.len() as u64
+    }
+
+    /// The session announces a block. One that is not as it was has no pages from before.
+    pub(super) fn place(&mut self, idstr: &[u8], first_page: u64, pages: u64) {
+        let is_it = |block: &Block| block.idstr == idstr && block.slots.len() as u64 == pages;
+        if let Some(index) = self.blocks.iter().position(is_it)
+            && self.placed.len() < BLOCKS_MAX
+        {
+            self.placed.push((first_page, index));
+        }
+    }
+
+    fn slot(&self, page: u64) -> Option<u32> {
+        let behind = self.placed.partition_point(|(first, _)| *first <= page);
+        let (first, index) = self.placed[behind.checked_sub(1)?];
+        let slots = &self.blocks[index].slots;
+        slots.get(usize::try_from(page - first).ok()?).copied().filter(|slot| *slot != NONE)
+    }
+
+    /// The hash of a page from before.
+    pub(super) fn hash(&self, page: u64) -> Option<PageHash> {
+        self.slot(page).map(|slot| self.hashes[slot as usize])
+    }
+
+    /// Copies a page from before to `out`.
+    pub(super) fn read(&self, page: u64, out: &mut Page) -> Option<PageHash> {
+        let slot = self.slot(page)?;
+        out.copy_from_slice(self.pages.page(slot.into()));
+        Some(self.hashes[slot as usize])
+    }
+}
+
+/// What a stream session leaves behind: the page versions that both ends hold.
+#[derive(Debug)]
+pub struct PagesLeft {
+    hasher: PageHasher,
+    blocks: Blocks,
+    versions: Versions,
+}
+
+impl PagesLeft {
+    pub(super) const fn new(hasher: PageHasher, blocks: Blocks, versions: Versions) -> Self {
+        Self { hasher, blocks, versions }
+    }
+
+    /// The guest's blocks: name and pages of each.
+    pub fn blocks(&self) -> impl Iterator<Item = (&[u8], u64)> {
+        (0..self.blocks.count())
+            .filter_map(|number| self.blocks.block(number))
+            .map(|block| (block.idstr(), block.pages()))
+    }
+
+    /// Gives each page of a block that is held and not zero to `each`, ascending: its number in the
+    /// block, its hash, its bytes. Stops at the first error.
+    ///
+    /// # Errors
+    /// The first one of `each`.
+    pub fn pages<E>(
+        &self,
+        block: u16,
+        mut each: impl FnMut(u64, PageHash, &Page) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(block) = self.blocks.block(block) else { return Ok(()) };
+        let mut room = [0; PAGE_BYTES];
+        for page in 0..block.pages() {
+            if let Some(held) = self.versions.read_base(block.first_page() + page, &mut room) {
+                each(page, held.hash, &room)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A digest of all of it. Two ends that hold the same have the same.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        let mut digest = DigestBuilder::new(&self.hasher, DigestKind::Region);
+        for (number, (idstr, pages)) in (0..).zip(self.blocks()) {
+            digest.add_part(pages, 0, idstr.len(), [idstr]);
+            let added: Result<(), std::convert::Infallible> = self.pages(number, |page, hash, _| {
+                digest.add(page, hash);
+                Ok(())
+            });
+            let Ok(()) = added;
+        }
+        digest.finish()
+    }
+}

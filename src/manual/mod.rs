@@ -110,4 +110,7 @@ pub(crate) mod decisions {
 
     #[doc = include_str!("decisions/0023-links-begin-on-different-shards.md")]
     pub(crate) mod links_begin_on_different_shards {}
+
+    #[doc = include_str!("decisions/0024-store-of-known-pages.md")]
+    pub(crate) mod store_of_known_pages {}
 }

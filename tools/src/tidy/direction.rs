@@ -1,4 +1,4 @@
-//! Dependencies go one way: `ffi, proto, codec <- dataplane <- control <- dwcp`.
+//! Dependencies go one way: `ffi, proto, codec <- dataplane, store <- control <- dwcp`.
 //!
 //! Pure. Manifests are checked by cargo's own reading of them; `control` may name only the modules
 //! `port` and `stats` of the data plane, which is checked in its text.
@@ -8,16 +8,25 @@ use super::source::Source;
 use super::violation::Violation;
 
 /// Who may depend on whom; a crate of ours that is not listed may depend on everything.
-const MAY_USE: [(&str, &[&str]); 7] = [
+const MAY_USE: [(&str, &[&str]); 8] = [
     ("dwcp-ffi", &[]),
     ("dwcp-proto", &[]),
     ("dwcp-codec", &[]),
     ("dwcp-dataplane", &["dwcp-ffi", "dwcp-proto", "dwcp-codec"]),
-    ("dwcp-control", &["dwcp-ffi", "dwcp-proto", "dwcp-codec", "dwcp-dataplane"]),
+    ("dwcp-store", &["dwcp-codec"]),
+    ("dwcp-control", &["dwcp-ffi", "dwcp-proto", "dwcp-codec", "dwcp-dataplane", "dwcp-store"]),
     ("dwcp-tools", &["dwcp-ffi"]),
     (
         "dwcp",
-        &["dwcp-ffi", "dwcp-proto", "dwcp-codec", "dwcp-dataplane", "dwcp-control", "dwcp-tools"],
+        &[
+            "dwcp-ffi",
+            "dwcp-proto",
+            "dwcp-codec",
+            "dwcp-dataplane",
+            "dwcp-store",
+            "dwcp-control",
+            "dwcp-tools",
+        ],
     ),
 ];
 

@@ -1,7 +1,7 @@
 //! Reads blocks of segments and keeps the last few decoded.
 //!
 //! Belongs to a store. What it gives is what was sealed: a block that is not, is refused with its
-//! reason and never kept. Kept blocks are wiped when they make room or their segment goes.
+//! reason and never kept. Kept blocks are wiped when their segment goes.
 
 use crate::index::BlockPlace;
 use crate::key::{Part, SegmentCipher};
@@ -21,6 +21,7 @@ use zstd_safe::DCtx;
 pub(crate) struct Blocks {
     kept: Vec<Kept>,
     turn: u64,
+    blocks_read: u64,
     /// The segment that was read last: its blocks follow each other.
     file: Option<(SegmentId, File)>,
     sealed: Wiped<{ BLOCK_BYTES + TAG_BYTES }>,
@@ -39,6 +40,7 @@ impl Blocks {
         Self {
             kept: Vec::with_capacity(BLOCKS_KEPT),
             turn: 0,
+            blocks_read: 0,
             file: None,
             sealed: Wiped::new(),
             context: DCtx::create(),
@@ -60,6 +62,7 @@ impl Blocks {
             None => {
                 let mut bytes = self.room();
                 self.read(segment, path, cipher, place, &mut bytes)?;
+                self.blocks_read += 1;
                 let block = place.number;
                 self.kept.push(Kept { segment, block, turn: self.turn, bytes });
                 self.kept.len() - 1
@@ -70,6 +73,11 @@ impl Blocks {
         Ok(&kept.bytes.0[..place.pages * PAGE_BYTES])
     }
 
+    /// How many blocks were read and decoded.
+    pub(crate) const fn blocks_read(&self) -> u64 {
+        self.blocks_read
+    }
+
     /// Lets go of everything of a segment.
     pub(crate) fn forget(&mut self, segment: SegmentId) {
         self.kept.retain(|kept| kept.segment != segment);
@@ -77,13 +85,13 @@ impl Blocks {
         self.sealed.wipe();
     }
 
-    /// A wiped buffer; the block that was asked for longest ago goes if there are too many.
+    /// A buffer: that of the block which was asked for longest ago if there are enough.
     fn room(&mut self) -> Wiped<BLOCK_BYTES> {
-        if self.kept.len() == BLOCKS_KEPT {
-            let oldest = (0..BLOCKS_KEPT).min_by_key(|slot| self.kept[*slot].turn).unwrap_or(0);
-            self.kept.swap_remove(oldest);
+        if self.kept.len() < BLOCKS_KEPT {
+            return Wiped::new();
         }
-        Wiped::new()
+        let oldest = (0..BLOCKS_KEPT).min_by_key(|slot| self.kept[*slot].turn).unwrap_or(0);
+        self.kept.swap_remove(oldest).bytes
     }
 
     fn read(

@@ -138,11 +138,12 @@ impl Extents {
         INFO_BYTES as u64 + 4 * self.blocks() as u64 + hashes
     }
 
-    /// Bytes of the whole file.
+    /// Bytes of the whole file. Saturates, since a trailer may say anything.
     #[must_use]
     pub(crate) const fn file_bytes(&self) -> u64 {
         let chunks = self.table_bytes().div_ceil(CHUNK_BYTES as u64);
-        self.table_at + self.table_bytes() + chunks * TAG_BYTES as u64 + TRAILER_BYTES as u64
+        let sealed_bytes = self.table_bytes() + chunks * TAG_BYTES as u64;
+        self.table_at.saturating_add(sealed_bytes + TRAILER_BYTES as u64)
     }
 }
 
@@ -232,6 +233,8 @@ mod tests {
             trailer[16..].copy_from_slice(&TRAILER_MAGIC);
             let _ = Extents::parse(&trailer, bytes);
             let _ = Extents::parse(&trailer, u64::MAX);
+            trailer[..8].fill(0xff);
+            prop_assert!(Extents::parse(&trailer, bytes).is_err());
         }
     }
 }

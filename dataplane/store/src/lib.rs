@@ -16,7 +16,7 @@
 //!
 //! Memory: the index takes [`limits::INDEX_BYTES_PER_PAGE`] for each page, so at most that times
 //! [`StoreLimits::pages_max`]; a writer up to [`limits::WRITER_BYTES_PER_PAGE`] for each of its
-//! pages until it lands, and some 300 KiB; the store itself less than 2 MiB, most of it the last
+//! pages until it lands, and half a MiB; the store itself less than 2 MiB, most of it the last
 //! [`limits::BLOCKS_KEPT`] decoded blocks.
 //!
 //! # Examples

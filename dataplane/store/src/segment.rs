@@ -27,8 +27,9 @@ impl SegmentId {
         Ok(Self(bytes))
     }
 
-    /// The one that is written as 32 lower-case hexadecimal digits.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+    /// The id that is written as these 32 lower-case hexadecimal digits.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         let digit = |byte: u8| match byte {
             b'0'..=b'9' => Some(byte - b'0'),
             b'a'..=b'f' => Some(byte - b'a' + 10),

@@ -17,6 +17,8 @@ pub struct StoreStats {
     pub hits: u64,
     /// Reads that did not, whatever the reason.
     pub misses: u64,
+    /// Blocks that were read and decoded for these: one for 16 pages that are asked for in order.
+    pub blocks_read: u64,
     /// Segments landed.
     pub landed: u64,
     /// Segments that made room for one of the same name.

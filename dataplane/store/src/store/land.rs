@@ -23,13 +23,14 @@ impl Store {
         now: SystemTime,
     ) -> Result<SegmentId, StoreError> {
         self.check_hash_key(writer.info())?;
+        // Never given twice: a file whose landing failed may come back with a crash.
         let serial = self.serial_next;
+        self.serial_next += 1;
         let Written { id, info, cipher, hasher, file, index } = writer.finish(serial, now)?;
         assert!(self.folder.is_of(&file), "a writer lands where it began");
         // Files may have come to be left alone since the writer began.
         self.room().check(index.file_bytes(), index.pages())?;
         self.folder.land(file, id)?;
-        self.serial_next += 1;
         self.counters.landed += 1;
         let others = self.segments.iter();
         let older = others.filter(|(_, it)| it.info.same_place(&info)).map(|(id, _)| *id);

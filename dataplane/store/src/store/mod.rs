@@ -211,6 +211,7 @@ impl Store {
             pages: self.segments.values().map(|segment| segment.index.pages()).sum(),
             bytes: self.segments.values().map(|segment| segment.index.file_bytes()).sum(),
             left_alone_bytes: self.left_alone.values().sum(),
+            blocks_read: self.blocks.blocks_read(),
             ..self.counters
         }
     }
@@ -302,5 +303,74 @@ impl Segment {
             bytes: self.index.file_bytes(),
             last_used: self.last_used,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::segment::Kind;
+    use std::time::Duration;
+
+    fn open(path: &Path) -> Store {
+        let ttl = Duration::from_secs(60);
+        let limits = StoreLimits { bytes_max: 1 << 20, pages_max: 100, ttl };
+        Store::open(path, StoreKey::new([7; 32]), limits, SystemTime::UNIX_EPOCH).unwrap().0
+    }
+
+    fn info() -> SegmentInfo {
+        let (domain, hash_key) = (DomainId([1; 16]), HashKey([2; 32]));
+        SegmentInfo { domain, hash_key, name: "guest".to_owned(), kind: Kind::Guest }
+    }
+
+    #[test]
+    fn a_page_without_the_hash_that_was_asked_for_never_goes_out() {
+        let parent = tempfile::tempdir().unwrap();
+        let mut store = open(&parent.path().join("store"));
+        let mut writer = store.begin(info()).unwrap();
+        // Sealed and all, but under a wrong name: as if our own memory had failed.
+        writer.push_hashed(PageHash([3; 16]), &[4; PAGE_BYTES]).unwrap();
+        store.land(writer, SystemTime::UNIX_EPOCH).unwrap();
+        let mut out = [0; PAGE_BYTES];
+        assert!(!store.read(DomainId([1; 16]), &PageHash([3; 16]), &mut out));
+        assert_eq!(out, [0; PAGE_BYTES]);
+        assert_eq!((store.stats().damaged, store.stats().segments), (1, 0));
+        let fault = store.take_faults().pop().unwrap();
+        assert_eq!(fault.reason.to_string(), "its page is damaged");
+    }
+
+    #[test]
+    fn no_page_stays_in_memory_when_its_segment_goes() {
+        let parent = tempfile::tempdir().unwrap();
+        let mut store = open(&parent.path().join("store"));
+        let mut writer = store.begin(info()).unwrap();
+        let page = [4; PAGE_BYTES];
+        let hash = PageHasher::new(&info().hash_key).hash(&page);
+        writer.push(hash, &page).unwrap();
+        let id = store.land(writer, SystemTime::UNIX_EPOCH).unwrap();
+        assert!(store.read(DomainId([1; 16]), &hash, &mut [0; PAGE_BYTES]));
+        assert_eq!(format!("{:?}", store.blocks), "Blocks { kept: 1, .. }");
+        store.remove(id).unwrap();
+        assert_eq!(format!("{:?}", store.blocks), "Blocks { kept: 0, .. }");
+    }
+
+    #[test]
+    fn a_serial_number_is_never_given_twice() {
+        let parent = tempfile::tempdir().unwrap();
+        let mut store = open(&parent.path().join("store"));
+        let writer = store.begin(info()).unwrap();
+        // Takes the writer's file away, so that it can't be renamed.
+        assert_eq!(store.folder.scan().unwrap().0, 1);
+        assert_eq!(store.land(writer, SystemTime::UNIX_EPOCH).unwrap_err().code(), "store_io");
+        let writer = store.begin(info()).unwrap();
+        let id = store.land(writer, SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(store.segments[&id].serial, 1);
+    }
+
+    #[test]
+    fn a_store_and_its_writers_may_go_to_other_threads() {
+        fn goes<T: Send>() {}
+        goes::<Store>();
+        goes::<SegmentWriter>();
     }
 }

@@ -85,18 +85,13 @@ fn a_segment_that_never_fits_is_refused_and_the_others_stay() {
     let text: Vec<Page> = (0..51).map(text).collect();
     for (pages, code) in [(pages(2, 40), "store_too_large"), (text, "store_too_many_pages")] {
         let mut writer = store.begin(info("b")).unwrap();
-        let pushed = pages.iter().try_for_each(|page| writer.push(hash(page), page).map(|_| ()));
-        let error = match pushed {
-            Ok(()) => store.land(writer, day(2)).unwrap_err(),
-            Err(error) => {
-                assert_eq!(files(folder.path()).len(), 1, "the file goes at once");
-                let page = noise(1);
-                let again = writer.push(hash(&page), &page).unwrap_err();
-                assert_eq!(again.code(), "store_writer_ended");
-                assert_eq!(store.land(writer, day(2)).unwrap_err().code(), "store_writer_ended");
-                error
-            }
-        };
+        let mut pushes = pages.iter().map(|page| writer.push(hash(page), page));
+        let error = pushes.find_map(Result::err).expect("known before the last page");
+        assert_eq!(files(folder.path()).len(), 1, "the file goes at once");
+        let page = noise(1);
+        let again = writer.push(hash(&page), &page).unwrap_err();
+        assert_eq!(again.code(), "store_writer_ended");
+        assert_eq!(store.land(writer, day(2)).unwrap_err().code(), "store_writer_ended");
         assert_eq!(error.code(), code);
         assert!(error.cure().is_some());
         assert_eq!(names(&store), ["a"]);

@@ -41,6 +41,22 @@ fn all_pages_come_back_from_memory_and_from_disk() {
 }
 
 #[test]
+fn a_block_is_decoded_once_while_its_pages_are_asked_for() {
+    let folder = folder();
+    let (mut store, _) = open(folder.path());
+    let pages: Vec<Page> = (0..40 * 16).map(text).collect();
+    land(&mut store, "guest", &pages, day(0));
+    assert!(pages.iter().all(|page| reads(&mut store, page)));
+    assert_eq!(store.stats().blocks_read, 40);
+    // Two readers, one of which stays where it is: what is used is kept.
+    for block in (0..40).rev() {
+        assert!(reads(&mut store, &pages[block * 16]) && reads(&mut store, &pages[39 * 16]));
+    }
+    let kept = dwcp_store::limits::BLOCKS_KEPT as u64;
+    assert_eq!(store.stats().blocks_read, 40 + 40 - kept);
+}
+
+#[test]
 fn zero_repeated_and_changed_pages_are_not_stored() {
     let folder = folder();
     let (mut store, _) = open(folder.path());

@@ -120,11 +120,25 @@ fn what_is_left_alone_takes_its_room_of_the_limit() {
     let mut newer = std::fs::read(&path).unwrap();
     newer[8] = 2;
     std::fs::write(&path, newer).unwrap();
+    // Found last, when the other one is in the index already.
+    std::fs::File::open(&path).unwrap().set_modified(day(0)).unwrap();
     let limits = StoreLimits { bytes_max: bytes - 1, ..WIDE };
     let (mut store, report) = open_at(folder.path(), limits, day(1));
     assert_eq!((report.evicted, report.segments), (1, 0));
     let error = store.land(crate::pages::write(&store, "b", &[noise(3)]), day(1)).unwrap_err();
     assert_eq!(error.code(), "store_too_large");
+}
+
+#[test]
+fn what_came_to_be_left_alone_while_a_writer_was_under_way_counts() {
+    let folder = folder();
+    let limits = StoreLimits { bytes_max: 10_000, ..WIDE };
+    let (mut store, _) = open_at(folder.path(), limits, day(0));
+    let path = file(folder.path(), land(&mut store, "a", &[noise(1)], day(0)));
+    let writer = crate::pages::write(&store, "b", &[noise(2), noise(3)]);
+    obstruct(&path);
+    assert!(!reads(&mut store, &noise(1)));
+    assert_eq!(store.land(writer, day(0)).unwrap_err().code(), "store_too_large");
 }
 
 #[test]

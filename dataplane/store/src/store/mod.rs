@@ -112,22 +112,21 @@ impl Store {
     /// the answer where a file turns out to be damaged or gone, whose segment leaves the store then
     /// ([`Self::take_faults`]). The zero page is never here.
     pub fn read(&mut self, domain: DomainId, hash: &PageHash, out: &mut Page) -> bool {
-        let mut found = None;
+        let found = self.read_any(domain, hash, out);
+        let counters = &mut self.counters;
+        *(if found { &mut counters.hits } else { &mut counters.misses }) += 1;
+        found
+    }
+
+    fn read_any(&mut self, domain: DomainId, hash: &PageHash, out: &mut Page) -> bool {
         while let Some((id, position)) = self.find_page(domain, hash) {
-            found = match self.read_from(id, position, hash, out) {
-                Ok(()) => Some(()),
-                Err(reason) => {
-                    // Another segment may have the page as well. One goes each time, so this ends.
-                    self.condemn(id, reason);
-                    continue;
-                }
-            };
-            break;
+            match self.read_from(id, position, hash, out) {
+                Ok(()) => return true,
+                // Another segment may have the page as well. One goes each time, so this ends.
+                Err(reason) => self.condemn(id, reason),
+            }
         }
-        let counter =
-            if found.is_some() { &mut self.counters.hits } else { &mut self.counters.misses };
-        *counter += 1;
-        found.is_some()
+        false
     }
 
     fn find_page(&self, domain: DomainId, hash: &PageHash) -> Option<(SegmentId, u32)> {

@@ -20,6 +20,8 @@ pub struct ControlConfig {
     pub security: PeerSecurity,
     /// The directory of the journal; `None` for one in memory, of a process that commits nothing.
     pub state_dir: Option<PathBuf>,
+    /// What is kept of guests that come and go; `None` for nothing.
+    pub store: Option<StoreConfig>,
     /// Where Prometheus text is served, if at all.
     pub metrics: Option<SocketAddr>,
     /// Memory that sessions may reserve.
@@ -34,6 +36,18 @@ pub struct ControlConfig {
     pub facts: DaemonFacts,
     /// Test switch: `BreakInvariant` goes to the first shard when the daemon is up.
     pub break_invariant: bool,
+}
+
+/// What is kept of guests that come and go, in the directory `store` beside the journal.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// The most bytes on disk.
+    pub bytes_max: u64,
+    /// The most pages: each takes [`STORE_INDEX_BYTES_PER_PAGE`](crate::STORE_INDEX_BYTES_PER_PAGE)
+    /// of memory.
+    pub pages_max: u64,
+    /// How long what is of no use is kept.
+    pub ttl: Duration,
 }
 
 /// The control socket and its limits.

@@ -78,6 +78,9 @@ pub enum ControlError {
     /// The journal can't be used.
     #[error(transparent)]
     Journal(#[from] crate::state::JournalError),
+    /// The store of what guests leave can't be used.
+    #[error(transparent)]
+    Kept(#[from] crate::kept::KeptOpenError),
     /// The asynchronous runtime or a thread of the control plane can't start.
     #[error("the control thread can't start: {source}")]
     Runtime {
@@ -109,6 +112,7 @@ impl ControlError {
             Self::Listen { .. } => "listen_failed",
             Self::Pki(error) => error.code(),
             Self::Journal(error) => error.code(),
+            Self::Kept(error) => error.code(),
             Self::Runtime { .. } => "runtime_failed",
             Self::NoShards => "no_shards",
             Self::ShardLost { .. } => "shard_lost",
@@ -130,6 +134,7 @@ impl ControlError {
             Self::Listen { .. } => "give an address of this machine and a port you may use",
             Self::Pki(error) => error.cure(),
             Self::Journal(error) => error.cure(),
+            Self::Kept(error) => error.cure(),
             Self::Runtime { .. } => "raise the limits on descriptors and threads (ulimit -n, -u)",
             Self::NoShards => "give at least one core with --cores",
             Self::ShardLost { .. } => "read the lines above, then start the daemon again",

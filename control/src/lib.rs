@@ -15,6 +15,7 @@ mod carry;
 mod config;
 mod driver;
 mod error;
+mod kept;
 mod limits;
 mod log_limit;
 mod migration;
@@ -34,8 +35,10 @@ pub use carry::{CarryConfig, CarryCounts, CarryEvent, CarryFailure, CarryReport,
 pub use config::{
     BudgetFact, Congestion, ControlConfig, DaemonFacts, KernelFact, LiveSettings, MemoryBudget,
     PeerSecurity, PeerTimeouts, SettingRefused, SettingView, SettingsPort, SocketConfig,
+    StoreConfig,
 };
 pub use driver::{carry, run};
 pub use error::{ControlError, ExitClass};
+pub use limits::STORE_INDEX_BYTES_PER_PAGE;
 pub use peer::PkiError;
 pub use state::{JournalError, SessionRecord, SessionState, VmRecord};

@@ -11,10 +11,10 @@ mod sum;
 pub(crate) use error::{BudgetError, BudgetErrors};
 pub(crate) use machine::Machine;
 
-use crate::config::{DaemonConfig, LockMemory};
+use crate::config::{DaemonConfig, LockMemory, Trust};
 use crate::settings::value::{MIB, Share};
 use dwcp_codec::PAGE_BYTES;
-use dwcp_control::BudgetFact;
+use dwcp_control::{BudgetFact, STORE_INDEX_BYTES_PER_PAGE};
 use dwcp_dataplane::link::tcp::{SLOT_BYTES, SLOTS_PER_STREAM};
 use sum::MemorySum;
 
@@ -23,6 +23,8 @@ use sum::MemorySum;
 const SEND_BYTES_AUTO: u64 = 48 * MIB;
 /// The control thread at rest: runtime, clients' buffers, journal, history of sessions.
 const CONTROL_BYTES: u64 = 32 * MIB;
+/// A guest's page on disk has so many bytes, most often.
+const STORE_PAGE_BYTES_USUAL: u64 = 2048;
 /// Below this no session of any use could open: tables for 1 GiB and some bases.
 const SESSIONS_BYTES_MIN: u64 = 16 * MIB;
 /// Table of a source's page: hash 16, version 8, place of its base 4, flags, its dirty bit, and the
@@ -59,6 +61,8 @@ pub(crate) struct Budget {
     pub(crate) arena_bytes: u64,
     /// Socket buffers of all links.
     pub(crate) windows_bytes: u64,
+    /// The index of what is kept on disk.
+    pub(crate) store_bytes: u64,
     /// What sessions may reserve.
     pub(crate) sessions_bytes: u64,
     /// Descriptors at all limits.
@@ -78,6 +82,7 @@ impl Budget {
             links: u64::from(config.links_max),
             window_bytes: config.window_bytes,
             control_bytes: CONTROL_BYTES,
+            store_bytes: store_bytes(config),
         };
         check_memory(config, machine, sum, &mut errors);
         let descriptors = CONTROL_DESCRIPTORS
@@ -108,6 +113,7 @@ impl Budget {
             },
             arena_bytes,
             windows_bytes: u64::from(config.links_max) * config.window_bytes,
+            store_bytes: sum.store_bytes,
             sessions_bytes: config.memory_bytes - sum.total(),
             descriptors,
         })
@@ -141,11 +147,20 @@ impl Budget {
             fact("streams_per_shard", self.streams_per_shard as u64),
             fact("socket_buffers_bytes", self.windows_bytes),
             fact("control_bytes", CONTROL_BYTES),
+            fact("store_index_bytes", self.store_bytes),
             fact("sessions_bytes", self.sessions_bytes),
             fact("source_table_bytes_per_page", SOURCE_BYTES_PER_PAGE),
             fact("sink_table_bytes_per_page", SINK_BYTES_PER_PAGE),
             fact("descriptors", self.descriptors),
         ]
+    }
+}
+
+/// Bytes for the index of what is kept.
+fn store_bytes(config: &DaemonConfig) -> u64 {
+    match config.trust {
+        Trust::Pki(_) => config.store_bytes / STORE_PAGE_BYTES_USUAL * STORE_INDEX_BYTES_PER_PAGE,
+        Trust::InsecurePlaintext => 0,
     }
 }
 
@@ -195,7 +210,7 @@ fn arena_bytes(
         return arena_bytes.max(min) / slot_bytes() * slot_bytes();
     }
     let windows_bytes = u64::from(config.links_max) * config.window_bytes;
-    let others = windows_bytes + CONTROL_BYTES + SESSIONS_BYTES_MIN;
+    let others = windows_bytes + CONTROL_BYTES + store_bytes(config) + SESSIONS_BYTES_MIN;
     let by_memory = config.memory_bytes.saturating_sub(others) / streams.shards;
     let by_lock = match config.lock_memory {
         LockMemory::Require => machine.lockable_bytes / streams.shards,

@@ -23,6 +23,7 @@ fn the_defaults_fit_and_the_parts_make_the_whole() {
     let config = config(|_| ());
     let budget = Budget::compute(&config, &machine()).expect("the defaults fit");
     let fixed = budget.arena_bytes * budget.shards as u64 + budget.windows_bytes + CONTROL_BYTES;
+    let fixed = fixed + budget.store_bytes;
     assert_eq!(fixed + budget.sessions_bytes, config.memory_bytes);
     let receive = (budget.streams_per_shard * SLOTS_PER_STREAM) as u64 * slot_bytes();
     assert!(budget.arena_bytes - receive <= SEND_BYTES_AUTO);
@@ -64,7 +65,7 @@ fn a_refusal_writes_the_arithmetic_out() {
     let errors = Budget::compute(&config, &machine()).unwrap_err();
     let text = errors.to_string();
     assert!(text.starts_with("2 shards x "), "{text}");
-    assert!(text.contains("4 links x 64MiB window + 32MiB control = "), "{text}");
+    assert!(text.contains("4 links x 64MiB window + 32MiB control + "), "{text}");
     assert!(text.contains("but --memory is 256MiB: raise --memory to "), "{text}");
     assert_eq!(errors.exit(), crate::exit::Exit::Usage);
 }

@@ -302,6 +302,10 @@ fn summary(answer: &Value) -> String {
     for (name, value) in rows {
         text.push_str(&format!("  {name:12} {value}\n"));
     }
+    if let Some(pages) = answer["before_pages"].as_u64() {
+        let bytes = show::human_bytes(pages * 4096);
+        text.push_str(&format!("  {:12} {bytes}: held at both ends from before\n", "known"));
+    }
     if let Some(why) = answer["opaque"].as_str() {
         let uncoded = show::human_bytes(count("opaque_bytes"));
         text.push_str(&format!("  {:12} {uncoded}: carried as it came ({why})\n", "uncoded"));

@@ -14,6 +14,7 @@ mod resolve;
 mod sessions;
 mod show;
 mod status;
+mod store;
 pub(crate) mod text_table;
 mod vm;
 
@@ -57,6 +58,7 @@ pub(crate) fn all() -> Vec<Command> {
         client_command("net", "Show links and their streams"),
         config::command(),
         vm::command(),
+        store::command(),
         migrate::command(),
         resolve::command(),
     ]
@@ -72,6 +74,7 @@ pub(crate) fn run(name: &str, matches: &ArgMatches) -> Result<Exit, Failure> {
         "net" => net::run(matches),
         "config" => config::run(matches),
         "vm" => vm::run(matches),
+        "store" => store::run(matches),
         "migrate" => migrate::run(matches),
         "resolve" => resolve::run(matches),
         other => unreachable!("the command line has a command '{other}' that nobody runs"),

@@ -53,6 +53,9 @@ pub(crate) struct DaemonConfig {
     pub(crate) listen: SocketAddr,
     pub(crate) trust: Trust,
     pub(crate) state: PathBuf,
+    /// 0: nothing is kept.
+    pub(crate) store_bytes: u64,
+    pub(crate) store_ttl: Duration,
     pub(crate) metrics: Option<SocketAddr>,
     /// Empty: one shard that isn't pinned.
     pub(crate) cores: Vec<usize>,
@@ -88,6 +91,8 @@ impl DaemonConfig {
             socket: required(values.path("socket")),
             listen: required(values.address("listen")),
             state: required(values.path("state")),
+            store_bytes: required(values.bytes("store-bytes")),
+            store_ttl: values.time("store-ttl"),
             metrics: values.address("metrics"),
             cores: values.cores("cores"),
             poll: match values.word("poll") {

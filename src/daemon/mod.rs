@@ -19,7 +19,8 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use clap::ArgMatches;
 use dwcp_control::{
-    ControlConfig, DaemonFacts, KernelFact, PeerSecurity, PeerTimeouts, SocketConfig,
+    ControlConfig, DaemonFacts, KernelFact, PeerSecurity, PeerTimeouts, STORE_INDEX_BYTES_PER_PAGE,
+    SocketConfig, StoreConfig,
 };
 use dwcp_dataplane::port::ShardPort;
 use dwcp_dataplane::shard::{self, PollMode, ShardConfig};
@@ -150,6 +151,11 @@ pub(crate) fn control_config(
             }
         },
         state_dir: Some(config.state.clone()),
+        store: (budget.store_bytes > 0).then_some(StoreConfig {
+            bytes_max: config.store_bytes,
+            pages_max: budget.store_bytes / STORE_INDEX_BYTES_PER_PAGE,
+            ttl: config.store_ttl,
+        }),
         metrics: config.metrics,
         memory: budget.for_control(),
         links_max: usize::from(config.links_max),

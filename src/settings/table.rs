@@ -161,6 +161,22 @@ pub(crate) const SETTINGS: &[Setting] = &[
     )
     .default("/var/lib/dwcp"),
     daemon(
+        "store-bytes",
+        Group::Places,
+        Kind::Bytes { min: 0, max: 1 << 50, auto: false },
+        "The most bytes of guests' memory that are kept in the folder store of --state, sealed by \
+         the host's key, so that a guest that comes back costs what it has changed. 0: nothing is \
+         kept. Needs --pki.",
+    )
+    .default("4GiB"),
+    daemon(
+        "store-ttl",
+        Group::Places,
+        Kind::Time { min: Duration::from_secs(60), max: Duration::from_secs(366 * 86_400) },
+        "What is kept of a guest and was of no use for so long is removed.",
+    )
+    .default("168h"),
+    daemon(
         "metrics",
         Group::Places,
         Kind::Address,

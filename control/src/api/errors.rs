@@ -132,6 +132,8 @@ codes! {
     VmUnfit = 1075, "vm_unfit", "mend each of the findings, then migrate again";
     /// The peer can't carry virtual machines.
     VmUnsupported = 1076, "vm_unsupported", "update the peer's daemon";
+    /// The store of what guests leave can't do it.
+    StoreFailed = 1080, "store_failed", "do what its reason names, then try again";
 }
 
 /// An error answer: its code, what happened in this case, and figures for machines.

@@ -5,8 +5,8 @@
 
 use super::errors::{ApiCode, ApiError};
 use super::request::{
-    Request, nothing, parse_open, parse_register, parse_release, parse_set, parse_subscribe,
-    session,
+    Request, nothing, parse_open, parse_register, parse_release, parse_set, parse_store_remove,
+    parse_subscribe, session,
 };
 use super::schema::{self, Param};
 use super::vm::{parse_attach, parse_detach, parse_migrate, parse_resolve};
@@ -328,6 +328,33 @@ static METHODS: &[Method] = &[
         errors: &[],
         example: || json!({}),
         parse: |params| nothing(params, Request::DaemonInfo),
+    },
+    Method {
+        name: "store.list",
+        summary: "What is kept of guests that came or went, a segment each.",
+        params: &[],
+        result: schema::array,
+        errors: &[ApiCode::StoreFailed, ApiCode::Busy],
+        example: || json!({}),
+        parse: |params| nothing(params, Request::StoreList),
+    },
+    Method {
+        name: "store.stats",
+        summary: "What the store holds and what became of it since the daemon began.",
+        params: &[],
+        result: schema::object,
+        errors: &[ApiCode::StoreFailed, ApiCode::Busy],
+        example: || json!({}),
+        parse: |params| nothing(params, Request::StoreStats),
+    },
+    Method {
+        name: "store.remove",
+        summary: "Removes what is kept of a guest; without a name all that is kept.",
+        params: &[param("name", false, schema::name, "The guest.")],
+        result: schema::object,
+        errors: &[ApiCode::StoreFailed, ApiCode::Busy],
+        example: || json!({ "name": "web1" }),
+        parse: parse_store_remove,
     },
     Method {
         name: "net.show",

@@ -103,13 +103,10 @@ mod tests {
     fn every_request() -> Vec<Request> {
         let session = SessionId([0; 16]);
         let peer = PeerAddress { expected_name: None, address: "h:1".to_owned() };
+        let (role, dirty, accept_from) = (Role::Source, None, Vec::new());
+        let register = RegionRegister { name: String::new(), role, dirty, accept_from };
         let all = vec![
-            Request::RegionRegister(RegionRegister {
-                name: String::new(),
-                role: Role::Source,
-                dirty: None,
-                accept_from: Vec::new(),
-            }),
+            Request::RegionRegister(register),
             Request::RegionRelease { name: String::new() },
             Request::RegionList,
             vm_attach(),
@@ -132,6 +129,9 @@ mod tests {
             Request::SessionList,
             Request::Status,
             Request::DaemonInfo,
+            Request::StoreList,
+            Request::StoreStats,
+            Request::StoreRemove(crate::kept::KeptName::All),
             Request::NetShow,
             Request::ConfigGet,
             Request::ConfigSet { name: String::new(), value: Value::Null },
@@ -153,6 +153,9 @@ mod tests {
                 | Request::VmDetach { .. }
                 | Request::VmList
                 | Request::VmMigrate(_)
+                | Request::StoreList
+                | Request::StoreStats
+                | Request::StoreRemove(_)
                 | Request::SessionShow { .. }
                 | Request::SessionList
                 | Request::Status

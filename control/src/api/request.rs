@@ -6,6 +6,7 @@
 use super::errors::{ApiCode, ApiError};
 use super::notification::Topic;
 use super::vm::{VmAttach, VmMigrate};
+use crate::kept::KeptName;
 use crate::limits::{ACCEPT_FROM_MAX, NAME_BYTES_MAX, VALUE_BYTES_MAX};
 use dwcp_proto::ids::SessionId;
 use dwcp_proto::session::resolve::RunAt;
@@ -60,6 +61,12 @@ pub enum Request {
     VmList,
     /// Moves a virtual machine to a peer.
     VmMigrate(Box<VmMigrate>),
+    /// Lists what is kept of guests.
+    StoreList,
+    /// Tells the store's counters.
+    StoreStats,
+    /// Removes what is kept of a guest, or of all.
+    StoreRemove(KeptName),
     /// Shows one session.
     SessionShow {
         /// The session.
@@ -230,6 +237,9 @@ impl Request {
             Self::VmAttach(_) => "vm.attach",
             Self::VmDetach { .. } => "vm.detach",
             Self::VmList => "vm.list",
+            Self::StoreList => "store.list",
+            Self::StoreStats => "store.stats",
+            Self::StoreRemove(_) => "store.remove",
             Self::VmMigrate(_) => "vm.migrate",
             Self::SessionShow { .. } => "session.show",
             Self::SessionList => "session.list",
@@ -304,6 +314,18 @@ pub(super) fn parse_register(params: Value) -> Result<Request, ApiError> {
         }
         _ => Ok(Request::RegionRegister(register)),
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoreRemove {
+    name: Option<String>,
+}
+
+pub(super) fn parse_store_remove(params: Value) -> Result<Request, ApiError> {
+    let StoreRemove { name } = read(params)?;
+    name.iter().try_for_each(|name| check_name(name))?;
+    Ok(Request::StoreRemove(name.map_or(KeptName::All, KeptName::Name)))
 }
 
 /// The only parameter of what is done to something by its name.

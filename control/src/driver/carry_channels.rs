@@ -239,6 +239,8 @@ fn open_command(session: &mut CarrySession, hash_key: HashKey, level: Level) -> 
                 undelivered_bytes_max: terms.undelivered_bytes_max,
                 backlog: BACKLOG_DEFAULT,
                 hash_key,
+                before: None,
+                heir: None,
                 stats,
                 frame_rtt_ns: histogram().0,
             }))
@@ -251,6 +253,8 @@ fn open_command(session: &mut CarrySession, hash_key: HashKey, level: Level) -> 
             base_pages: terms.base_pages,
             undelivered_bytes_max: terms.undelivered_bytes_max,
             hash_key,
+            before: None,
+            heir: None,
             stats,
         })),
     })

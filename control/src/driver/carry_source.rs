@@ -165,6 +165,7 @@ impl Core {
             undelivered_bytes_max: live
                 .window_bytes_max
                 .clamp(UNDELIVERED_BYTES_MIN, UNDELIVERED_BYTES_MAX),
+            before: None,
         };
         let fixed = VmMemory::of(&terms, role);
         self.check_vm_memory(&fixed)?;

@@ -19,7 +19,8 @@ use crate::api::{
     ApiCounters, ApiInput, ClientHandle, ClientId, Subscription, Topic, notification_line,
 };
 use crate::config::{ControlConfig, LiveSettings, SettingsPort};
-use crate::limits::JOURNAL_NOTES_MAX;
+use crate::kept::Keeper;
+use crate::limits::{JOURNAL_NOTES_MAX, KEPT_EXPIRE_NS};
 use crate::log_limit::LogLimit;
 use crate::migration::{History, Machine, Regions, Session, Vms};
 use crate::peer::{ConnectionId, Identity, PeerError, PeerInput};
@@ -60,6 +61,8 @@ pub(crate) struct Counters {
     pub(crate) api_errors: Tally,
     /// Connections and handshakes refused, by reason.
     pub(crate) refused: Tally,
+    /// What became of pages that guests left: kept, read, or why not.
+    pub(crate) kept: Tally,
     /// Connections that could not be accepted, by listener.
     pub(crate) accept_failures: Tally,
     /// Sessions that peers asked for and did not get, by code.
@@ -100,6 +103,11 @@ pub(crate) struct Core {
     /// Machines whose sessions wait for their facts or their link.
     pub(super) vm_sources: VmSources,
     pub(super) vm_sinks: VmSinks,
+    /// What guests leave here; none where nothing is kept.
+    pub(super) keeper: Option<Keeper>,
+    /// Memory of ended sessions whose pages are on their way to the disk.
+    pub(super) keeping: BTreeMap<SessionId, u64>,
+    pub(super) next_expiry: Nanos,
     /// Tasks that bring guests of ended sessions to where they belong.
     pub(super) vm_settling: VmSettling,
     pub(super) errands: Errands,
@@ -141,6 +149,7 @@ pub(crate) struct CoreParts {
     pub(crate) journal: Journal,
     pub(crate) stored: Stored,
     pub(crate) vm_host: Box<dyn VmHost>,
+    pub(crate) keeper: Option<Keeper>,
     pub(crate) probes: mpsc::Sender<Probed>,
     pub(crate) peers: mpsc::Sender<PeerInput>,
     pub(crate) counters: Counters,
@@ -165,6 +174,9 @@ impl Core {
             probes: parts.probes,
             vm_sources: VmSources::new(),
             vm_sinks: VmSinks::new(),
+            keeper: parts.keeper,
+            keeping: BTreeMap::new(),
+            next_expiry: Nanos(KEPT_EXPIRE_NS),
             vm_settling: VmSettling::new(),
             errands: Errands::new(),
             untold: BTreeMap::new(),
@@ -331,6 +343,7 @@ impl Core {
         self.reconnect_due(now);
         self.tick_vms(now);
         self.tick_carry(now);
+        self.tick_kept(now);
         self.send_progress(now);
     }
 

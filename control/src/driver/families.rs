@@ -152,10 +152,16 @@ impl Core {
         ]
     }
 
-    /// The same of links and their streams.
-    fn link_tallies(&self) -> [(&'static str, &'static str, &'static str, Vec<&Tally>); 4] {
+    /// The same of links and their streams, and of what is kept.
+    fn link_tallies(&self) -> [(&'static str, &'static str, &'static str, Vec<&Tally>); 5] {
         let counters = &self.counters;
         [
+            (
+                "dwcp_kept_total",
+                "Pages of guests that were to be kept or read again, by what became of them.",
+                "outcome",
+                vec![&counters.kept],
+            ),
             (
                 "dwcp_links_ended_total",
                 "Links that ended, by reason.",

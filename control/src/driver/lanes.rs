@@ -7,6 +7,7 @@ use super::core::Core;
 use super::placement::ShardIndex;
 use crate::api::Role;
 use crate::migration::{Machine, Session, lane_failure};
+use crate::state::SessionState;
 use dwcp_dataplane::port::{Command, RoundStats, SessionEnd, SinkSetup, SourceSetup};
 use dwcp_ffi::counters::{counters, histogram};
 use dwcp_proto::ids::{LaneId, Round, SessionId, SessionKey};
@@ -100,6 +101,12 @@ impl Core {
         if std::mem::replace(&mut session.closing, true) {
             return;
         }
+        // What is left is of use only where both ends hold it.
+        if session.state() != SessionState::Committed
+            && let Some(part) = &mut session.vm
+        {
+            part.left = None;
+        }
         let (Some(key), held) = (session.key, session.lanes_held) else { return };
         let lanes = session.lanes().filter(|lane| held & (1 << lane.0) != 0);
         let close = || Command::CloseSession { session: key };
@@ -165,6 +172,7 @@ impl Core {
 
     pub(super) fn on_lane_closed(&mut self, key: SessionKey, lane: LaneId) {
         let Some((id, _)) = self.lane_session(key) else { return };
+        self.keep_left(id);
         self.free_lane(id, lane);
         self.finish_vm(id);
         self.retire_if_over(id);

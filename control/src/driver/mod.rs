@@ -12,6 +12,7 @@ mod carry_source;
 mod core;
 mod draining;
 mod families;
+mod kept;
 mod lanes;
 mod links;
 mod opening;

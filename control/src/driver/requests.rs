@@ -11,6 +11,7 @@ use crate::api::{
     Subscription, Topic, openrpc_document,
 };
 use crate::config::SettingRefused;
+use crate::kept::KeptJob;
 use crate::migration::{Machine, Memory, RegionEntry, Waiting, WaitingFor};
 use crate::peer::random;
 use crate::state::SessionState;
@@ -59,6 +60,9 @@ impl Core {
             }
             Request::VmAttach(attach) => return self.vm_attach(*attach, reply),
             Request::VmMigrate(migrate) => return self.vm_migrate(*migrate, reply),
+            Request::StoreList => return self.ask_store(KeptJob::List, reply),
+            Request::StoreStats => return self.ask_store(KeptJob::Stats, reply),
+            Request::StoreRemove(name) => return self.store_remove(name, reply),
             Request::VmDetach { name } => self.vm_detach(name),
             Request::VmList => Ok(self.vm_list()),
             Request::Subscribe { topics, session } => Ok(self.subscribe(&reply, topics, session)),

@@ -9,16 +9,18 @@ use super::vm_host::{QemuHost, VmHost};
 use super::vms::Probed;
 use crate::api::{ApiInput, ApiServer};
 use crate::carry::CarryInput;
-use crate::config::{ControlConfig, SettingsPort};
+use crate::config::{ControlConfig, PeerSecurity, SettingsPort};
 use crate::error::ControlError;
+use crate::kept::{Keeper, KeptNews};
 use crate::limits::{CARRY_QUEUE, INPUT_QUEUE, METRICS_CLIENTS_MAX, STOP_TIMEOUT, TICK};
 use crate::network::metrics::{MetricsServer, Scrape};
-use crate::peer::{Gate, Identity, Listener, PeerInput, random};
+use crate::peer::{Gate, Identity, Listener, PeerInput, host_key, random};
 use crate::state::{Journal, JournalDone};
 use crate::vm::VmReport;
 use dwcp_dataplane::port::ShardPort;
 use dwcp_ffi::poll::WakeReceiver;
 use dwcp_proto::wire::token::JournalId;
+use dwcp_store::{StoreKey, StoreLimits};
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -74,6 +76,7 @@ pub(super) struct Inputs {
     probes: (mpsc::Sender<Probed>, mpsc::Receiver<Probed>),
     pub(super) carry: (mpsc::Sender<CarryInput>, mpsc::Receiver<CarryInput>),
     journal: Option<mpsc::Receiver<JournalDone>>,
+    kept: Option<mpsc::Receiver<KeptNews>>,
 }
 
 /// What connections to the peer port need.
@@ -111,6 +114,7 @@ pub(super) async fn start(
         None => Journal::in_memory(fresh)?,
     };
     ends.journal = Some(reports);
+    let keeper = keeper(&config, ends)?;
     let listener = match config.listen {
         Some(address) => Some(Listener::bind(address).await?),
         None => None,
@@ -154,11 +158,31 @@ pub(super) async fn start(
         journal,
         stored,
         vm_host,
+        keeper,
         probes: ends.probes.0.clone(),
         peers,
         counters,
     });
     Ok(core)
+}
+
+/// Opens the store of what guests leave, where there is to be one. It is sealed by the host's own
+/// key, so a host without one keeps nothing.
+fn keeper(config: &ControlConfig, ends: &mut Inputs) -> Result<Option<Keeper>, ControlError> {
+    let PeerSecurity::Mutual { pki_dir } = &config.security else { return Ok(None) };
+    let (Some(store), Some(state_dir)) = (&config.store, &config.state_dir) else {
+        return Ok(None);
+    };
+    let key = StoreKey::derive(host_key(pki_dir)?.secret_der());
+    let limits =
+        StoreLimits { bytes_max: store.bytes_max, pages_max: store.pages_max, ttl: store.ttl };
+    let (keeper, news, report) = Keeper::open(&state_dir.join("store"), key, limits)?;
+    for file in &report.unusable {
+        tracing::warn!(file = %file.path.display(), reason = %file.reason, "the store");
+    }
+    tracing::info!(segments = report.segments, "the store of what guests leave is open");
+    ends.kept = Some(news);
+    Ok(Some(keeper))
 }
 
 /// Who this host is, and how many streams of a link it takes.
@@ -189,6 +213,7 @@ impl Inputs {
             probes: mpsc::channel(INPUT_QUEUE),
             carry: mpsc::channel(CARRY_QUEUE),
             journal: None,
+            kept: None,
         })
     }
 
@@ -228,6 +253,12 @@ impl Inputs {
                 None => std::future::pending().await,
             }
         };
+        let kept = async {
+            match &mut self.kept {
+                Some(news) => news.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.terminate.recv() => Input::Drain,
             _ = self.interrupt.recv() => Input::Stop,
@@ -238,6 +269,7 @@ impl Inputs {
             }
             () = tokio::task::yield_now(), if self.more => Input::Wake,
             Some(done) = journal => Input::Journal(done),
+            Some(news) = kept => Input::Kept(Box::new(news)),
             Some(report) = self.vms.1.recv() => Input::Vm(Box::new(report)),
             Some(probed) = self.probes.1.recv() => Input::Probed(Box::new(probed)),
             Some(input) = self.carry.1.recv() => Input::Carry(input),
@@ -273,6 +305,7 @@ enum Input {
     Drain,
     Wake,
     Journal(JournalDone),
+    Kept(Box<KeptNews>),
     Peer(Box<PeerInput>),
     Vm(Box<VmReport>),
     Probed(Box<Probed>),
@@ -289,6 +322,7 @@ impl Input {
             Self::Stop | Self::Drain => {}
             Self::Wake => return core.on_wake(),
             Self::Journal(done) => core.on_journal(done),
+            Self::Kept(news) => core.on_kept(*news),
             Self::Carry(input) => {
                 // Which session a new connection belongs to depends on which channels have ended.
                 let more = core.on_wake();

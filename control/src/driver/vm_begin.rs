@@ -6,8 +6,9 @@
 use super::core::Core;
 use crate::limits::SOCKET_PATH_BYTES_MAX;
 use crate::migration::{Machine, Session};
+use crate::state::SessionRecord;
 use crate::vm::VmOrder;
-use dwcp_dataplane::port::{Command, StreamCoding, StreamSinkSetup, StreamSourceSetup};
+use dwcp_dataplane::port::{Command, HashKey, StreamCoding, StreamSinkSetup, StreamSourceSetup};
 use dwcp_ffi::counters::{counters, histogram};
 use dwcp_proto::ids::{LaneId, SessionId};
 use dwcp_proto::session::sink::SinkInput;
@@ -15,6 +16,7 @@ use dwcp_proto::session::source::SourceInput;
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::limits::{BACKLOG_DEFAULT, CHANNELS_MAX};
 use dwcp_proto::wire::peer::Message;
+use dwcp_proto::wire::vm::VmTerms;
 use std::path::PathBuf;
 
 /// The lane as the machine knows it.
@@ -23,12 +25,13 @@ const ONLY_LANE: LaneId = LaneId(0);
 impl Core {
     /// Orders the session's lane open, and at the sink its QEMU to listen; false for a region's.
     pub(super) fn open_vm_lane(&mut self, id: SessionId) -> bool {
+        let keeps = self.keeper.is_some();
         let Some(session) = self.sessions.get_mut(&id).filter(|session| session.is_vm()) else {
             return false;
         };
         let Some((link, command)) = session.key.and_then(|key| {
             let link = self.links.get(&key.link)?;
-            Some((key.link, stream_setup(session, link.hash_key.clone())?))
+            Some((key.link, stream_setup(session, link.hash_key.clone(), keeps)?))
         }) else {
             return true;
         };
@@ -110,14 +113,15 @@ impl Core {
 }
 
 /// The order to open the session's lane.
-fn stream_setup(session: &mut Session, hash_key: dwcp_dataplane::port::HashKey) -> Option<Command> {
+fn stream_setup(session: &mut Session, hash_key: HashKey, keeps: bool) -> Option<Command> {
     let key = session.key?;
-    let part = session.vm.as_ref()?;
+    let part = session.vm.as_mut()?;
     let (lane, coding) = (part.lane, part.coding);
     let limit_ms = part.options.downtime_limit_ms;
     let backlog =
         limit_ms.map_or(BACKLOG_DEFAULT, |ms| BACKLOG_DEFAULT.min(Nanos::from_millis(ms)));
     let (stats, reader) = counters();
+    let heir = keeps.then(|| part.heir(&hash_key));
     let command = match &session.machine {
         Machine::Source(machine) => {
             let terms = machine.terms()?;
@@ -129,6 +133,8 @@ fn stream_setup(session: &mut Session, hash_key: dwcp_dataplane::port::HashKey) 
                 }
                 StreamCoding::Passthrough => StreamCoding::Passthrough,
             };
+            let before = part.before.take().filter(|(before, _)| terms.before == Some(*before));
+            note_before(&mut session.record, terms);
             Command::OpenStreamSource(Box::new(StreamSourceSetup {
                 session: key,
                 lane,
@@ -138,12 +144,15 @@ fn stream_setup(session: &mut Session, hash_key: dwcp_dataplane::port::HashKey) 
                 undelivered_bytes_max: terms.undelivered_bytes_max,
                 backlog,
                 hash_key,
+                before: before.map(|(_, pages)| pages),
+                heir,
                 stats,
                 frame_rtt_ns,
             }))
         }
         Machine::Sink(_) => {
             let terms = part.terms?;
+            note_before(&mut session.record, terms);
             Command::OpenStreamSink(Box::new(StreamSinkSetup {
                 session: key,
                 lane,
@@ -152,10 +161,18 @@ fn stream_setup(session: &mut Session, hash_key: dwcp_dataplane::port::HashKey) 
                 base_pages: terms.base_pages,
                 undelivered_bytes_max: terms.undelivered_bytes_max,
                 hash_key,
+                before: part.before.take().map(|(_, pages)| pages),
+                heir,
                 stats,
             }))
         }
     };
     session.stats.push(reader);
     Some(command)
+}
+
+fn note_before(record: &mut SessionRecord, terms: VmTerms) {
+    if let Some(vm) = &mut record.vm {
+        vm.before_pages = terms.before.map(|before| before.pages);
+    }
 }

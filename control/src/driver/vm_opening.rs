@@ -5,6 +5,7 @@
 //! can end the session all the same, and the guest has not been touched.
 
 use super::core::{Core, unix_ms};
+use super::kept::BeforeRead;
 use super::opening::new_record;
 use super::vms::vm_error;
 use crate::api::{ApiCode, ApiError, CodingName, OnTimeoutName, Reply, Role, Topic, VmMigrate};
@@ -36,12 +37,14 @@ pub(super) struct VmSource {
     task: VmTask,
     reply: Reply,
     /// Once the facts are there.
-    offer: Option<Box<VmOffer>>,
+    pub(super) offer: Option<Box<VmOffer>>,
     /// What the facts say.
     guest: Option<GuestState>,
     pub(super) memory_bytes: u64,
-    /// For the facts.
-    deadline: Nanos,
+    /// What both ends may hold from before.
+    pub(super) before: BeforeRead<LinkId>,
+    /// For the facts, or for what is from before.
+    pub(super) deadline: Nanos,
     started_unix_ms: u64,
 }
 
@@ -57,6 +60,8 @@ pub(super) struct VmSink {
     pub(super) offer: Box<VmOffer>,
     pub(super) qmp: PathBuf,
     pub(super) task: VmTask,
+    /// What both ends may hold from before; with the facts, while it is read.
+    pub(super) before: BeforeRead<Box<VmFacts>>,
     pub(super) deadline: Nanos,
 }
 
@@ -84,6 +89,7 @@ impl Core {
             offer: None,
             guest: None,
             memory_bytes: 0,
+            before: BeforeRead::Unasked,
             deadline,
             started_unix_ms: unix_ms(),
         };
@@ -118,7 +124,6 @@ impl Core {
     fn offer_vm(&mut self, id: SessionId, facts: &VmFacts) -> Result<(), ApiError> {
         let terms = self.vm_terms(facts);
         let Some(source) = self.vm_sources.get(&id) else { return Ok(()) };
-        let peer = source.migrate.peer.clone();
         let unusable = |message: String| ApiError::new(ApiCode::VmUnusable, message);
         let text = serde_json::to_string(facts).map_err(|e| unusable(e.to_string()))?;
         let stands = facts.is_paused();
@@ -139,6 +144,13 @@ impl Core {
             source.memory_bytes = memory.total();
             source.deadline = Nanos(u64::MAX);
         }
+        self.link_vm_source(id)
+    }
+
+    /// Goes on with an offer as soon as there is a link to the sink.
+    pub(super) fn link_vm_source(&mut self, id: SessionId) -> Result<(), ApiError> {
+        let Some(source) = self.vm_sources.get(&id) else { return Ok(()) };
+        let peer = source.migrate.peer.clone();
         let link = self.link_to(&peer).map_err(|e| e.to_api())?;
         let Some(entry) = self.links.get_mut(&link) else { return Ok(()) };
         if entry.link.takes_offers() {
@@ -160,6 +172,7 @@ impl Core {
             pages_max,
             base_pages: live.base_pages_max.min(pages_max),
             undelivered_bytes_max: live.window_bytes_max.clamp(1 << 20, UNDELIVERED_BYTES_MAX),
+            before: None,
         }
     }
 
@@ -179,16 +192,22 @@ impl Core {
     pub(super) fn open_vm_source(&mut self, link: LinkId, id: SessionId) {
         let now = self.now();
         let live = self.live.get();
-        let Some(entry) = self.links.get_mut(&link) else { return };
+        let Some(entry) = self.links.get(&link) else { return };
         let (lanes, features) = (entry.link.lanes(), entry.features);
         let has = |feature| features & feature != 0;
         if !has(FEATURE_STREAM) {
             let message = format!("{} can't carry virtual machines", entry.peer_name);
             return self.fail_vm_source(id, ApiError::new(ApiCode::VmUnsupported, message));
         }
+        if self.reads_before(link, id) {
+            return;
+        }
         // An aborted one does not wait any more.
-        let Some(source) = self.vm_sources.remove(&id) else { return };
+        let Some(mut source) = self.vm_sources.remove(&id) else { return };
         let Some(mut offer) = source.offer else { return };
+        let before = source.before.taken(|read_for| *read_for == link);
+        offer.terms.before = before.as_ref().map(|(before, _)| *before);
+        let Some(entry) = self.links.get_mut(&link) else { return };
         let number = entry.next_number;
         entry.next_number = number.next();
         // What the peer can't decode is not sent: deltas need bases, so none are kept.
@@ -218,6 +237,7 @@ impl Core {
             true => StreamCoding::Pages { level: live.zstd_level, window_log: 0 },
             false => StreamCoding::Passthrough,
         };
+        part.before = before;
         part.options = options(&source.migrate);
         let mut session = Session::new(Machine::Source(machine), record);
         session.vm = Some(Box::new(part));
@@ -273,11 +293,17 @@ impl Core {
         let late = |deadline: Nanos| deadline <= now;
         let sources = self.vm_sources.iter().filter(|(_, source)| late(source.deadline));
         for id in sources.map(|(id, _)| *id).collect::<Vec<_>>() {
+            if self.does_without_before(id) {
+                continue;
+            }
             let message = "QEMU did not tell what it is in time";
             self.fail_vm_source(id, ApiError::new(ApiCode::VmUnusable, message));
         }
         let sinks = self.vm_sinks.iter().filter(|(_, sink)| late(sink.deadline));
         for id in sinks.map(|(id, _)| *id).collect::<Vec<_>>() {
+            if self.does_without_before(id) {
+                continue;
+            }
             let message = "QEMU at the sink did not tell what it is in time";
             self.refuse_vm_sink(id, &ApiError::new(ApiCode::VmUnusable, message));
         }

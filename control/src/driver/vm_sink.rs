@@ -5,6 +5,7 @@
 //! it exists. Nothing is promised before the QEMU here has told its facts and they fit.
 
 use super::core::Core;
+use super::kept::BeforeRead;
 use super::opening::new_record;
 use super::vm_opening::{VmSink, lane_of};
 use super::vms::vm_error;
@@ -65,6 +66,7 @@ impl Core {
             offer: Box::new(offer.clone()),
             qmp,
             task: self.vm_host.sink(id, target, None),
+            before: BeforeRead::Unasked,
             deadline: self.now() + Nanos(VM_FACTS_TIMEOUT_NS),
         };
         self.vm_sinks.insert(id, sink);
@@ -103,10 +105,7 @@ impl Core {
     /// The task of a sink without a machine tells something.
     pub(super) fn on_vm_sink(&mut self, id: SessionId, news: VmNews) {
         match news {
-            VmNews::Facts(facts) => match self.accept_vm(id, &facts) {
-                Ok(actions) => self.sink_actions(id, actions),
-                Err(error) => self.refuse_vm_sink(id, &error),
-            },
+            VmNews::Facts(facts) => self.take_vm(id, &facts),
             VmNews::Failed(error) => self.refuse_vm_sink(id, &vm_error(&error)),
             VmNews::Ended { .. } => {
                 let message = "the task of this virtual machine ended";
@@ -114,6 +113,14 @@ impl Core {
                 self.vm_settled(id);
             }
             _ => {}
+        }
+    }
+
+    /// Accepts a machine that fits, or says no.
+    pub(super) fn take_vm(&mut self, id: SessionId, facts: &VmFacts) {
+        match self.accept_vm(id, facts) {
+            Ok(actions) => self.sink_actions(id, actions),
+            Err(error) => self.refuse_vm_sink(id, &error),
         }
     }
 
@@ -134,11 +141,16 @@ impl Core {
         let own = window_log(u64::MAX, self.config.memory.sessions_bytes);
         terms.window_log = terms.window_log.min(own);
         terms.base_pages = terms.base_pages.min(live.base_pages_max);
+        if self.reads_before_at_sink(id, &terms, facts) {
+            return Ok(Vec::new());
+        }
+        let before = self.vm_sinks.get_mut(&id).and_then(|sink| sink.before.taken(|_| true));
+        terms.before = before.as_ref().map(|(before, _)| *before);
         let memory = VmMemory::of(&terms, Role::Sink);
         self.check_vm_memory(&memory)?;
-        let lanes = self.links.get(&sink.link).map_or(1, |entry| entry.link.lanes());
         let Some(sink) = self.vm_sinks.remove(&id) else { return Ok(Vec::new()) };
         let VmSink { link, peer, number, offer, qmp, task, .. } = sink;
+        let lanes = self.links.get(&link).map_or(1, |entry| entry.link.lanes());
         let told = PeerFindings::cut(warnings.iter().map(Finding::for_peer));
         let journal = self.journal.id();
         let spec = SinkSpec { session: id, number, lanes: 1, journal, vm: Some(terms) };
@@ -155,6 +167,7 @@ impl Core {
         });
         let mut part = VmPart::new(task, LaneId(lane_of(number, lanes)));
         part.terms = Some(terms);
+        part.before = before;
         let mut session = Session::new(Machine::Sink(machine), record);
         session.vm = Some(Box::new(part));
         session.link = Some(link);

@@ -4,9 +4,7 @@
 
 use crate::api::Role;
 use crate::limits::{STREAM_WINDOW_LOGS, STREAM_WINDOW_SHARE};
-use dwcp_dataplane::port::{
-    STORE_PAGE_BYTES, STORE_SLOT_BYTES, StreamSizes, stream_sink_bytes, stream_source_bytes,
-};
+use dwcp_dataplane::port::{STORE_PAGE_BYTES, StreamSizes, stream_sink_bytes, stream_source_bytes};
 use dwcp_proto::wire::vm::VmTerms;
 use std::fmt;
 
@@ -15,7 +13,7 @@ use std::fmt;
 pub(crate) struct VmMemory {
     /// What is kept of each page besides its content.
     pub(crate) tables_bytes: u64,
-    /// Page versions kept as bases.
+    /// Page versions kept as bases, with what finds those from before.
     pub(crate) bases_bytes: u64,
     /// Coded bytes that are not delivered yet: kept for a second sending at the source, waiting for
     /// their turn at the sink; with the buffers of sockets.
@@ -43,13 +41,14 @@ impl VmMemory {
         let sizes = StreamSizes {
             pages_max: terms.pages_max,
             base_pages: terms.base_pages,
+            before_pages: terms.before.map_or(0, |before| before.pages),
             window_log: terms.window_log,
             undelivered_bytes_max: terms.undelivered_bytes_max,
         };
         let all = bytes(sizes);
         let tables_bytes = terms.pages_max.saturating_mul(STORE_PAGE_BYTES);
-        let bases_bytes = terms.base_pages.saturating_mul(STORE_SLOT_BYTES);
         let window_bytes = all - bytes(StreamSizes { window_log: 0, ..sizes });
+        let bases_bytes = all - bytes(StreamSizes { base_pages: 0, before_pages: 0, ..sizes });
         let held_bytes = all.saturating_sub(tables_bytes + bases_bytes + window_bytes);
         Self { tables_bytes, bases_bytes, held_bytes, window_bytes }
     }
@@ -86,6 +85,7 @@ mod tests {
             pages_max: 10,
             base_pages: 2,
             undelivered_bytes_max: 1 << 20,
+            before: None,
         };
         for role in [Role::Source, Role::Sink] {
             let memory = VmMemory::of(&terms, role);
@@ -116,6 +116,7 @@ mod tests {
             pages_max: REGION_PAGES_MAX,
             base_pages: REGION_PAGES_MAX,
             undelivered_bytes_max: UNDELIVERED_BYTES_MAX,
+            before: None,
         };
         assert!(VmMemory::of(&terms, Role::Sink).total() > 1 << 40);
     }

@@ -6,10 +6,11 @@
 use crate::api::ApiError;
 use crate::limits::TICK;
 use crate::vm::{MigrateOptions, MigrationProgress, VmOrder, VmTask};
-use dwcp_dataplane::port::StreamCoding;
+use dwcp_dataplane::port::{Before, HashKey, Heir, PagesLeft, StreamCoding};
 use dwcp_proto::ids::LaneId;
 use dwcp_proto::time::Nanos;
-use dwcp_proto::wire::vm::{PeerFindings, VmTerms};
+use dwcp_proto::wire::vm::{PagesBefore, PeerFindings, VmTerms};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -28,6 +29,10 @@ pub(crate) struct VmPart {
     pub(crate) coding: StreamCoding,
     /// At the sink; the source asks its machine.
     pub(crate) terms: Option<VmTerms>,
+    /// What both ends may hold from before, read for this session, until its shard has it.
+    pub(crate) before: Option<(PagesBefore, Box<Before>)>,
+    /// Where its shard puts what the session leaves, and the key of its page hash.
+    pub(crate) left: Option<(Receiver<PagesLeft>, HashKey)>,
     /// At the source: what was asked for.
     pub(crate) options: MigrateOptions,
     /// The shard has reserved its memory.
@@ -120,6 +125,13 @@ impl Figures {
 }
 
 impl VmPart {
+    /// Who the session's shard gives what it leaves to.
+    pub(crate) fn heir(&mut self, hash_key: &HashKey) -> Heir {
+        let (heir, left) = sync_channel(1);
+        self.left = Some((left, hash_key.clone()));
+        heir
+    }
+
     /// A part of a session whose lane is not open.
     pub(crate) fn new(task: VmTask, lane: LaneId) -> Self {
         Self {
@@ -127,6 +139,8 @@ impl VmPart {
             ending: false,
             lane,
             coding: StreamCoding::Passthrough,
+            before: None,
+            left: None,
             terms: None,
             options: MigrateOptions::default(),
             lane_open: false,

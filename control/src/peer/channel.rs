@@ -255,6 +255,8 @@ async fn watch(
         }
         stamp += 1;
         // A full queue means that the peer does not read; its silence is noticed above.
-        let _ = queue.map(|queue| queue.try_send(PeerMessage::Ping { stamp }));
+        if let Some(queue) = queue {
+            let _ = queue.try_send(PeerMessage::Ping { stamp });
+        }
     }
 }

@@ -24,7 +24,7 @@ pub(crate) use connection::ConnectionId;
 pub(crate) use dial::{dial_peer, dial_stream};
 pub(crate) use handshake::{Established, Identity};
 pub(crate) use listener::{Gate, Listener, PeerInput};
-pub(crate) use pki::random;
+pub(crate) use pki::{host_key, random};
 
 #[cfg(test)]
 mod tests;

@@ -150,9 +150,7 @@ impl PkiFiles {
         let chain = certificates(&chain_path)?;
         let host_name =
             chain.first().and_then(host_name_of).ok_or(PkiError::Nameless { path: chain_path })?;
-        let key_path = directory.join(KEY);
-        let key = PrivateKeyDer::from_pem_slice(&read_bounded(&key_path)?)
-            .map_err(|source| PkiError::BadPem { path: key_path, what: "private key", source })?;
+        let key = host_key(directory)?;
         Ok(Self {
             directory: directory.to_owned(),
             roots: Arc::new(roots),
@@ -180,6 +178,19 @@ pub(crate) fn random<const BYTES: usize>() -> [u8; BYTES] {
     let filled = provider().secure_random.fill(&mut bytes);
     assert!(filled.is_ok(), "the source of randomness failed");
     bytes
+}
+
+/// The host's private key as it is encoded: for what is derived from it.
+///
+/// # Errors
+/// The file is not there, or is no key.
+pub(crate) fn host_key(directory: &Path) -> Result<PrivateKeyDer<'static>, PkiError> {
+    let path = directory.join(KEY);
+    PrivateKeyDer::from_pem_slice(&read_bounded(&path)?).map_err(|source| PkiError::BadPem {
+        path,
+        what: "private key",
+        source,
+    })
 }
 
 /// The host name in a certificate: its first DNS name, else its common name.

@@ -24,6 +24,9 @@ pub struct VmRecord {
     /// Why its migration stream is carried without being read, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opaque: Option<String>,
+    /// How many pages both ends held from before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before_pages: Option<u64>,
     /// The peer's last word on this session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer_said: Option<String>,

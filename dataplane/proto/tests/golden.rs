@@ -16,9 +16,9 @@ use dwcp_proto::wire::peer::{
 };
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::record::{DirectionKey, Opener, Sealer, StreamPlace};
-use dwcp_proto::wire::token::{JournalId, LinkToken, ResumeToken};
+use dwcp_proto::wire::token::{JournalId, LinkToken, PagesDigest, ResumeToken};
 use dwcp_proto::wire::version::WireVersion;
-use dwcp_proto::wire::vm::{FactsText, PeerFinding, PeerFindings, VmOffer, VmTerms};
+use dwcp_proto::wire::vm::{FactsText, PagesBefore, PeerFinding, PeerFindings, VmOffer, VmTerms};
 use std::fmt::Write;
 
 /// The layouts of each version.
@@ -94,6 +94,7 @@ fn messages() -> Vec<PeerMessage> {
         pages_max: 262_144,
         base_pages: 4096,
         undelivered_bytes_max: 1 << 26,
+        before: None,
     };
     let name = RegionName::new("vm-1").unwrap();
     let facts = FactsText::new(r#"{"ram_bytes":1}"#).unwrap();
@@ -143,6 +144,20 @@ fn messages() -> Vec<PeerMessage> {
     ]
 }
 
+/// What version 1 has no form of.
+fn messages_since_v2() -> Vec<PeerMessage> {
+    let (session, number, journal) = (SESSION, NUMBER, JournalId([0x33; 16]));
+    let digest = PagesDigest([0x77; 16]);
+    let terms = VmTerms {
+        window_log: 24,
+        pages_max: 262_144,
+        base_pages: 4096,
+        undelivered_bytes_max: 1 << 26,
+        before: Some(PagesBefore { session, digest, pages: 3000 }),
+    };
+    vec![PeerMessage::SessionAccept { session, number, journal, vm: Some(terms) }]
+}
+
 fn key() -> DirectionKey {
     let mut exported = [0; 44];
     exported.iter_mut().zip(0..).for_each(|(byte, value)| *byte = value);
@@ -190,7 +205,8 @@ fn lines(version: WireVersion) -> Vec<String> {
     let (epoch, stream, incarnation) = (LinkEpoch(1), StreamId(2), Incarnation(3));
     line("context_out", &key_context(epoch, stream, incarnation, Direction::SourceToSink));
     line("context_back", &key_context(epoch, stream, incarnation, Direction::SinkToSource));
-    for message in messages() {
+    let since = if version == WireVersion::V1 { Vec::new() } else { messages_since_v2() };
+    for message in messages().into_iter().chain(since) {
         // The first four bytes are the length; the rest is readable as it is.
         let bytes = PeerCodec::encode(&message);
         let (length, json) = bytes.split_at(4);

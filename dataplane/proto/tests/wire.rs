@@ -276,6 +276,7 @@ fn the_longest_messages_of_a_virtual_machine_fit() {
         pages_max: 1 << 36,
         base_pages: 1 << 36,
         undelivered_bytes_max: 1 << 32,
+        before: None,
     };
     let (name, facts) = (RegionName::cut(&long(200)), FactsText::cut(&long(1 << 20)));
     let offer = VmOffer { name, facts, coding: PeerCoding::Passthrough, terms, paused: false };

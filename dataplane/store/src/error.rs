@@ -3,7 +3,7 @@
 //! After any of these the store is as it was before, and a writer that met one has left nothing on
 //! the disk. That a file is not usable is no error of the store: see [`crate::Unusable`].
 
-use crate::limits::{NAME_BYTES_MAX, SEGMENT_PAGES_MAX};
+use crate::limits::{NAME_BYTES_MAX, NOTE_BYTES_MAX, SEGMENT_PAGES_MAX};
 use crate::segment::DomainId;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,13 @@ pub enum StoreError {
         /// The store's limit, or that of one segment.
         pages_max: u64,
     },
-    /// A name is too long.
+    /// A note is too long.
+    #[error("a note of {bytes} bytes; at most {NOTE_BYTES_MAX} are kept")]
+    NoteTooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// A segment's name is too long.
     #[error("a name of {bytes} bytes; at most {NAME_BYTES_MAX} are kept")]
     NameTooLong {
         /// Its length.
@@ -90,6 +96,7 @@ impl StoreError {
             Self::TooLarge { .. } => "store_too_large",
             Self::TooManyPages { .. } => "store_too_many_pages",
             Self::NameTooLong { .. } => "store_name_too_long",
+            Self::NoteTooLong { .. } => "store_note_too_long",
             Self::OtherHashKey { .. } => "store_other_hash_key",
             Self::WriterEnded => "store_writer_ended",
             Self::Stopped => "store_stopped",
@@ -127,7 +134,7 @@ impl StoreError {
             Self::OtherHashKey { .. } => {
                 Some("take the key that the store tells for the domain, or purge the domain first")
             }
-            Self::WriterEnded | Self::Stopped => None,
+            Self::NoteTooLong { .. } | Self::WriterEnded | Self::Stopped => None,
             Self::Random => Some("check the kernel's getrandom"),
         }
     }

@@ -60,7 +60,8 @@ pub fn add_image(
     };
     let hasher = PageHasher::new(&hash_key);
     let name = image.name.to_owned();
-    let info = SegmentInfo { domain: image.domain, hash_key, name, kind: Kind::Image };
+    let info =
+        SegmentInfo { domain: image.domain, hash_key, name, kind: Kind::Image, note: Vec::new() };
     let mut writer = store.begin(info)?;
     let mut buffer = Wiped::<BLOCK_BYTES>::new();
     let mut read_bytes = 0;

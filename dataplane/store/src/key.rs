@@ -14,12 +14,27 @@ use zeroize::Zeroize;
 pub const STORE_KEY_BYTES: usize = 32;
 
 const SEAL_LABEL: &[u8] = b"dwcp store segment 1: seal";
+const STORE_LABEL: &[u8] = b"dwcp store 1: key";
 const CHECK_LABEL: &[u8] = b"dwcp store segment 1: key check";
 
 /// The secret that all segments' keys come from. Who has it and the files can read all pages.
 pub struct StoreKey([u8; STORE_KEY_BYTES]);
 
 impl StoreKey {
+    /// A key from a longer secret, which must not be guessable.
+    #[must_use]
+    pub fn derive(secret: &[u8]) -> Self {
+        let mut key = [0; STORE_KEY_BYTES];
+        let derived = Salt::new(HKDF_SHA256, STORE_LABEL).extract(secret);
+        let filled = derived
+            .expand(&[STORE_LABEL], Length(STORE_KEY_BYTES))
+            .and_then(|okm| okm.fill(&mut key));
+        assert!(filled.is_ok(), "HKDF gives as many bytes as a key has");
+        let this = Self(key);
+        key.zeroize();
+        this
+    }
+
     /// A key from random bytes. The caller's copy is its own to wipe.
     #[must_use]
     pub const fn new(bytes: [u8; STORE_KEY_BYTES]) -> Self {
@@ -87,7 +102,8 @@ impl SegmentCipher {
             unreachable!("the cipher's key is shorter than what HKDF gives at most");
         };
         let mut check = [0; CHECK_BYTES];
-        let filled = derived.expand(&[CHECK_LABEL], Check).and_then(|it| it.fill(&mut check));
+        let filled =
+            derived.expand(&[CHECK_LABEL], Length(CHECK_BYTES)).and_then(|it| it.fill(&mut check));
         assert!(filled.is_ok(), "the check is shorter than what HKDF gives at most");
         let key = LessSafeKey::new(UnboundKey::from(sealing));
         Self { key, header: layout::header(&id.0, &check) }
@@ -127,13 +143,13 @@ impl SegmentCipher {
     }
 }
 
-/// The length of the key check, as HKDF wants to have it told.
+/// How many bytes, as HKDF wants to have it told.
 #[derive(Clone, Copy)]
-struct Check;
+struct Length(usize);
 
-impl KeyType for Check {
+impl KeyType for Length {
     fn len(&self) -> usize {
-        CHECK_BYTES
+        self.0
     }
 }
 

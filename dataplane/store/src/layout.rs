@@ -5,7 +5,7 @@
 //! blocks        for each 16 pages (the last may have fewer): their bytes as they are, or zstd
 //!               where that is shorter; sealed, so 16 bytes of tag come behind
 //! table         a row of bytes in chunks of 64 KiB, each sealed, so 16 bytes of tag behind each:
-//!               info 313, length of each sealed block u32, hash of each page 16
+//!               info 569, length of each sealed block u32, hash of each page 16
 //! trailer   24  where the table begins u64, pages u32, zero u32, magic 8
 //! ```
 //!
@@ -20,7 +20,7 @@
 //!
 //! Pure: owns the numbers and their arithmetic.
 
-use crate::limits::{NAME_BYTES_MAX, SEGMENT_PAGES_MAX};
+use crate::limits::{NAME_BYTES_MAX, NOTE_BYTES_MAX, SEGMENT_PAGES_MAX};
 use crate::segment::{DomainId, ID_BYTES, Kind, SegmentInfo};
 use crate::unusable::Unusable;
 use dwcp_codec::hash::{HASH_KEY_BYTES, PAGE_HASH_BYTES};
@@ -45,11 +45,16 @@ pub(crate) const CHECK_BYTES: usize = 16;
 
 const HEADER_MAGIC: [u8; 8] = *b"dwcp-seg";
 const TRAILER_MAGIC: [u8; 8] = *b"dwcp-end";
-/// Domain, hash key, serial number, kind, length of the name, room for the longest name.
-const INFO_BYTES: usize = ID_BYTES + HASH_KEY_BYTES + 8 + 1 + 1 + NAME_BYTES_MAX;
+/// Domain, hash key, serial number, kind, length of the name, room for the longest name; length
+/// of the note, room for the longest.
+const INFO_BYTES: usize =
+    ID_BYTES + HASH_KEY_BYTES + 8 + 1 + 1 + NAME_BYTES_MAX + 1 + NOTE_BYTES_MAX;
+/// Where the length of the note lies.
+const NOTE_AT: usize = INFO_BYTES - NOTE_BYTES_MAX - 1;
 
-const _: () = assert!(INFO_BYTES == 313);
+const _: () = assert!(INFO_BYTES == 569);
 const _: () = assert!(NAME_BYTES_MAX == u8::MAX as usize);
+const _: () = assert!(NOTE_BYTES_MAX == u8::MAX as usize);
 const _: () = assert!(HEADER_BYTES == 8 + 4 + 4 + ID_BYTES + CHECK_BYTES);
 const _: () = assert!(size_of::<usize>() == size_of::<u64>());
 
@@ -151,8 +156,10 @@ impl Extents {
 #[must_use]
 pub(crate) fn info(info: &SegmentInfo, serial: u64) -> [u8; INFO_BYTES] {
     let name = info.name.as_bytes();
-    let Ok(name_bytes) = u8::try_from(name.len()) else {
-        unreachable!("names are checked when a writer begins");
+    let (Ok(name_bytes), Ok(note_bytes)) =
+        (u8::try_from(name.len()), u8::try_from(info.note.len()))
+    else {
+        unreachable!("names are checked when a writer begins, notes when they are set");
     };
     let mut out = [0; INFO_BYTES];
     out[..16].copy_from_slice(&info.domain.0);
@@ -161,6 +168,8 @@ pub(crate) fn info(info: &SegmentInfo, serial: u64) -> [u8; INFO_BYTES] {
     out[56] = info.kind as u8;
     out[57] = name_bytes;
     out[58..58 + name.len()].copy_from_slice(name);
+    out[NOTE_AT] = note_bytes;
+    out[NOTE_AT + 1..][..info.note.len()].copy_from_slice(&info.note);
     out
 }
 
@@ -172,7 +181,8 @@ pub(crate) fn parse_info(bytes: &[u8; INFO_BYTES]) -> Option<(SegmentInfo, u64)>
     let kind = Kind::from_code(bytes[56])?;
     let name = bytes[58..].get(..usize::from(bytes[57]))?;
     let name = std::str::from_utf8(name).ok()?.to_owned();
-    Some((SegmentInfo { domain, hash_key, name, kind }, serial))
+    let note = bytes[NOTE_AT + 1..].get(..usize::from(bytes[NOTE_AT]))?.to_vec();
+    Some((SegmentInfo { domain, hash_key, name, kind, note }, serial))
 }
 
 #[cfg(test)]
@@ -188,6 +198,7 @@ mod tests {
                 hash_key: HashKey([2; 32]),
                 name: name.to_owned(),
                 kind: Kind::Image,
+                note: name.as_bytes().to_vec(),
             };
             let bytes = info(&written, 7);
             assert_eq!(parse_info(&bytes), Some((written, 7)));

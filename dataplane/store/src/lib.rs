@@ -37,7 +37,8 @@
 //! let domain = DomainId([1; 16]);
 //! let hash_key = HashKey([2; 32]);
 //! let hasher = PageHasher::new(&hash_key);
-//! let info = SegmentInfo { domain, hash_key, name: "guest".to_owned(), kind: Kind::Guest };
+//! let (name, kind, note) = ("guest".to_owned(), Kind::Guest, Vec::new());
+//! let info = SegmentInfo { domain, hash_key, name, kind, note };
 //! let page = [3; 4096];
 //! let mut writer = store.begin(info)?;
 //! writer.push(hasher.hash(&page), &page)?;

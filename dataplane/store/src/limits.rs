@@ -26,6 +26,8 @@ pub const WRITER_BYTES_PER_PAGE: usize = 43;
 
 /// Bytes of a segment's name. Its length is one byte on disk.
 pub const NAME_BYTES_MAX: usize = 255;
+/// Bytes of what its owner notes of a segment.
+pub const NOTE_BYTES_MAX: usize = 255;
 
 /// Pages that one segment may have: 16 TiB. A position is a `u32`, and the highest one means
 /// "none".

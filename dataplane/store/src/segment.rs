@@ -3,7 +3,7 @@
 //! Plain values; the store's owner makes them and gets them back.
 
 use crate::error::StoreError;
-use crate::limits::NAME_BYTES_MAX;
+use crate::limits::{NAME_BYTES_MAX, NOTE_BYTES_MAX};
 use dwcp_codec::HashKey;
 use std::fmt;
 use std::time::SystemTime;
@@ -92,12 +92,18 @@ pub struct SegmentInfo {
     pub name: String,
     /// Where its pages come from.
     pub kind: Kind,
+    /// What its owner notes of it, at most [`crate::limits::NOTE_BYTES_MAX`] bytes.
+    pub note: Vec<u8>,
 }
 
 impl SegmentInfo {
     pub(crate) fn check(&self) -> Result<(), StoreError> {
         let bytes = self.name.len();
-        if bytes > NAME_BYTES_MAX { Err(StoreError::NameTooLong { bytes }) } else { Ok(()) }
+        if bytes > NAME_BYTES_MAX {
+            return Err(StoreError::NameTooLong { bytes });
+        }
+        let bytes = self.note.len();
+        if bytes > NOTE_BYTES_MAX { Err(StoreError::NoteTooLong { bytes }) } else { Ok(()) }
     }
 
     /// True if one of the two takes the other's place.
@@ -117,6 +123,8 @@ pub struct SegmentView {
     pub kind: Kind,
     /// Where its pages may match.
     pub domain: DomainId,
+    /// What its owner noted.
+    pub note: Vec<u8>,
     /// How many different pages it holds.
     pub pages: u64,
     /// Its file's length.

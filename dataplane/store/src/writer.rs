@@ -11,7 +11,7 @@ use crate::key::{Part, SegmentCipher};
 use crate::layout::{
     self, BLOCK_BYTES, BLOCK_PAGES, CHUNK_BYTES, Extents, HEADER_BYTES, TAG_BYTES, TRAILER_BYTES,
 };
-use crate::limits::SEGMENT_PAGES_MAX;
+use crate::limits::{NOTE_BYTES_MAX, SEGMENT_PAGES_MAX};
 use crate::seen::Seen;
 use crate::segment::{SegmentId, SegmentInfo};
 use crate::wiped::Wiped;
@@ -118,6 +118,19 @@ impl SegmentWriter {
     #[must_use]
     pub const fn info(&self) -> &SegmentInfo {
         &self.info
+    }
+
+    /// Changes what is noted of the segment.
+    ///
+    /// # Errors
+    /// It is too long; the note stays what it was.
+    pub fn set_note(&mut self, note: Vec<u8>) -> Result<(), StoreError> {
+        let bytes = note.len();
+        if bytes > NOTE_BYTES_MAX {
+            return Err(StoreError::NoteTooLong { bytes });
+        }
+        self.info.note = note;
+        Ok(())
     }
 
     /// Different pages taken so far.

@@ -13,7 +13,7 @@ const KEY: HashKey = HashKey([2; 32]);
 
 fn info(name: &str) -> SegmentInfo {
     let (domain, name) = (DomainId([1; 16]), name.to_owned());
-    SegmentInfo { domain, hash_key: KEY, name, kind: Kind::Guest }
+    SegmentInfo { domain, hash_key: KEY, name, kind: Kind::Guest, note: Vec::new() }
 }
 
 /// A page that does not compress.

@@ -2,8 +2,8 @@
 
 use crate::pair::{PATIENCE, Pair, next};
 use dwcp_dataplane::port::{
-    Before, ChannelEnd, ChannelId, ChannelSetup, Command, Event, HashKey, PagesLeft,
-    StreamCoding, StreamSinkSetup, StreamSourceSetup,
+    Before, ChannelEnd, ChannelId, ChannelSetup, Command, Event, HashKey, PagesLeft, StreamCoding,
+    StreamSinkSetup, StreamSourceSetup,
 };
 use dwcp_dataplane::stats::{SESSION_COUNTER_COUNT, SessionStatsReader};
 use dwcp_ffi::counters::{counters, histogram};
@@ -12,8 +12,8 @@ use dwcp_proto::wire::limits::BACKLOG_DEFAULT;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
 
 /// What a test asks for.
@@ -27,7 +27,12 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { streams: 1, undelivered: 8 << 20, coding: StreamCoding::Passthrough, base_pages: 256 }
+        Self {
+            streams: 1,
+            undelivered: 8 << 20,
+            coding: StreamCoding::Passthrough,
+            base_pages: 256,
+        }
     }
 }
 

@@ -21,6 +21,7 @@ mod pair;
 mod phase;
 mod referee;
 mod refuse;
+mod returned;
 mod spawned;
 mod survive;
 mod versions;

@@ -19,9 +19,11 @@ use dwcp_proto::wire::peer::{
 };
 use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::record::{Sealer, StreamPlace};
-use dwcp_proto::wire::token::{JournalId, LinkToken, ResumeToken};
+use dwcp_proto::wire::token::{JournalId, LinkToken, PagesDigest, ResumeToken};
 use dwcp_proto::wire::version::WireVersion;
-use dwcp_proto::wire::vm::{FactsText, PeerFinding, PeerFindings, VmOffer, VmTerms};
+use dwcp_proto::wire::vm::{
+    FactsText, PagesBefore, PeerFinding, PeerFindings, VmOffer, VmTerms,
+};
 use std::path::Path;
 
 fn main() -> std::io::Result<()> {
@@ -116,8 +118,14 @@ fn peer_messages() -> Vec<PeerMessage> {
     let number = SessionNumber(5);
     let (code, message) = (Code::cut("region_unknown"), Message::cut("no region is named so"));
     let (journal, resume) = (JournalId([6; 16]), ResumeToken([7; 16]));
-    let terms =
-        VmTerms { window_log: 24, pages_max: 9, base_pages: 5, undelivered_bytes_max: 1 << 20 };
+    let before = Some(PagesBefore { session, digest: PagesDigest([8; 16]), pages: 3 });
+    let terms = VmTerms {
+        window_log: 24,
+        pages_max: 9,
+        base_pages: 5,
+        undelivered_bytes_max: 1 << 20,
+        before,
+    };
     let (name, facts) = (RegionName::cut("vm1"), FactsText::cut(r#"{"ram_bytes":1}"#));
     let offer = VmOffer { name, facts, coding: PeerCoding::Full, terms, paused: false };
     let finding =

@@ -80,6 +80,7 @@ pub(super) fn config(directory: &Path, name: &str) -> ControlConfig {
         listen: Some(([127, 0, 0, 1], 0).into()),
         security: PeerSecurity::InsecurePlaintext { host_name: name.to_owned() },
         state_dir: Some(directory.join(format!("{name}.state"))),
+        store: None,
         metrics: None,
         memory: MemoryBudget {
             sessions_bytes: 1 << 30,

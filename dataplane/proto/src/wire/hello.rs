@@ -44,9 +44,11 @@ pub const FEATURE_RETIRE: u64 = 1 << 5;
 pub const FEATURE_RESUME_REGIONS: u64 = 1 << 6;
 /// Carriers' sessions wait for the next connection of a link that goes on (`link_resume`).
 pub const FEATURE_RESUME_CARRIERS: u64 = 1 << 7;
+/// A virtual machine's session may use pages that both ends hold from an earlier one.
+pub const FEATURE_BEFORE: u64 = 1 << 8;
 
 /// Every feature that this program knows, and its name for people.
-const FEATURES: [(u64, &str); 8] = [
+const FEATURES: [(u64, &str); 9] = [
     (FEATURE_PAGES_DELTA, "pages_delta"),
     (FEATURE_PAGES_ZSTD, "pages_zstd"),
     (FEATURE_PLAIN_RECORDS, "plain_records"),
@@ -55,6 +57,7 @@ const FEATURES: [(u64, &str); 8] = [
     (FEATURE_RETIRE, "retire"),
     (FEATURE_RESUME_REGIONS, "resume_regions"),
     (FEATURE_RESUME_CARRIERS, "resume_carriers"),
+    (FEATURE_BEFORE, "before"),
 ];
 
 /// The names of the features that are in a set.
@@ -73,7 +76,11 @@ pub const fn features_of(version: WireVersion) -> u64 {
     match version {
         WireVersion::V1 => first,
         WireVersion::V2 => {
-            first | FEATURE_RETIRE | FEATURE_RESUME_REGIONS | FEATURE_RESUME_CARRIERS
+            first
+                | FEATURE_RETIRE
+                | FEATURE_RESUME_REGIONS
+                | FEATURE_RESUME_CARRIERS
+                | FEATURE_BEFORE
         }
     }
 }

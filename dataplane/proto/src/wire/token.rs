@@ -43,6 +43,10 @@ impl fmt::Display for JournalId {
     }
 }
 
+/// The digest of the pages that a session left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PagesDigest(pub [u8; 16]);
+
 /// Writes a 128-bit value as a session id is written: 32 hexadecimal digits.
 macro_rules! as_hexadecimal {
     ($name:ident) => {
@@ -63,3 +67,4 @@ macro_rules! as_hexadecimal {
 as_hexadecimal!(LinkToken);
 as_hexadecimal!(ResumeToken);
 as_hexadecimal!(JournalId);
+as_hexadecimal!(PagesDigest);

@@ -9,10 +9,25 @@ use super::limits::{
 };
 use super::peer::{Code, Message, PeerCoding, PeerError, RegionName};
 use super::text::Text;
+use super::token::PagesDigest;
+use crate::ids::SessionId;
 use serde::{Deserialize, Serialize};
 
 /// What a host knows of its virtual machine, as JSON that this crate does not read.
 pub type FactsText = Text<FACTS_BYTES_MAX>;
+
+/// Pages that both ends hold from an earlier session, in which the guest went one way or the other.
+/// Only with [`FEATURE_BEFORE`](super::hello::FEATURE_BEFORE).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PagesBefore {
+    /// The session that left them.
+    pub session: SessionId,
+    /// A digest of all that it left, the same at both ends.
+    pub digest: PagesDigest,
+    /// How many of them are used: the first so many in the order in which they are kept.
+    pub pages: u64,
+}
 
 /// What both ends reserve for a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +41,9 @@ pub struct VmTerms {
     pub base_pages: u64,
     /// The most coded bytes that are sent and not yet handed to the VMM at the sink.
     pub undelivered_bytes_max: u64,
+    /// What both ends hold from before; it counts as `base_pages`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<PagesBefore>,
 }
 
 impl VmTerms {
@@ -40,16 +58,22 @@ impl VmTerms {
         }
         range("pages_max", self.pages_max, 1, REGION_PAGES_MAX)?;
         range("base_pages", self.base_pages, 0, self.pages_max)?;
+        if let Some(before) = &self.before {
+            range("before.pages", before.pages, 1, self.base_pages)?;
+        }
         range("undelivered_bytes_max", self.undelivered_bytes_max, 1, UNDELIVERED_BYTES_MAX)
     }
 
     /// True when nothing here is above what `offered` says.
     #[must_use]
-    pub const fn within(&self, offered: &Self) -> bool {
+    pub fn within(&self, offered: &Self) -> bool {
         self.window_log <= offered.window_log
             && self.pages_max <= offered.pages_max
             && self.base_pages <= offered.base_pages
             && self.undelivered_bytes_max <= offered.undelivered_bytes_max
+            // What is from before is read by the source before it offers it, for as many bases.
+            && (self.before.is_none()
+                || self.before == offered.before && self.base_pages == offered.base_pages)
     }
 }
 

@@ -19,8 +19,13 @@ use std::collections::VecDeque;
 
 pub(crate) const SESSION: SessionId = SessionId([7; 16]);
 pub(crate) const LANES: u16 = 3;
-pub(crate) const TERMS: VmTerms =
-    VmTerms { window_log: 0, pages_max: 10, base_pages: 5, undelivered_bytes_max: 1 << 20 };
+pub(crate) const TERMS: VmTerms = VmTerms {
+    window_log: 0,
+    pages_max: 10,
+    base_pages: 5,
+    undelivered_bytes_max: 1 << 20,
+    before: None,
+};
 
 /// One connection: what is under way on it is delivered in order, even after it was cut.
 #[derive(Default, Debug)]

@@ -186,10 +186,11 @@ impl PagesLeft {
         let mut digest = DigestBuilder::new(&self.hasher, DigestKind::Region);
         for (number, (idstr, pages)) in (0..).zip(self.blocks()) {
             digest.add_part(pages, 0, idstr.len(), [idstr]);
-            let added: Result<(), std::convert::Infallible> = self.pages(number, |page, hash, _| {
-                digest.add(page, hash);
-                Ok(())
-            });
+            let added: Result<(), std::convert::Infallible> =
+                self.pages(number, |page, hash, _| {
+                    digest.add(page, hash);
+                    Ok(())
+                });
             let Ok(()) = added;
         }
         digest.finish()

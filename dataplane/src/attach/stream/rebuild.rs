@@ -82,7 +82,8 @@ impl Rebuilder {
         assert!(self.unwritten.is_empty(), "a batch is decoded when the one before is written");
         let pages_max = self.emitter.blocks().page_slots();
         let window = self.window.as_mut();
-        let batch = decoder.decode_batch(hasher, payload, pages_max, &mut &self.versions, window)?;
+        let batch =
+            decoder.decode_batch(hasher, payload, pages_max, &mut &self.versions, window)?;
         let mut at = 0;
         let pages = batch.pages.as_chunks::<PAGE_BYTES>().0;
         let each = batch.numbers.iter().zip(pages).zip(batch.hashes).zip(batch.classes);

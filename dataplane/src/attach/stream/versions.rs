@@ -2,8 +2,8 @@
 //! before.
 //!
 //! Held alike at both ends, as the store is: what is held is a function of the sizes, of what there
-//! is from before, and of the sequence of [`Versions::put`]. A page that is what it was before takes
-//! no room of the store.
+//! is from before, and of the sequence of [`Versions::put`]. A page that is what it was before
+//! takes no room of the store.
 
 use super::before::{Before, VERSION_BEFORE};
 use super::store::{Content, Held, PageStore};

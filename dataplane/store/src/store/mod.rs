@@ -298,6 +298,7 @@ impl Segment {
             name: self.info.name.clone(),
             kind: self.info.kind,
             domain: self.info.domain,
+            note: self.info.note.clone(),
             pages: self.index.pages(),
             bytes: self.index.file_bytes(),
             last_used: self.last_used,
@@ -319,7 +320,13 @@ mod tests {
 
     fn info() -> SegmentInfo {
         let (domain, hash_key) = (DomainId([1; 16]), HashKey([2; 32]));
-        SegmentInfo { domain, hash_key, name: "guest".to_owned(), kind: Kind::Guest }
+        SegmentInfo {
+            domain,
+            hash_key,
+            name: "guest".to_owned(),
+            kind: Kind::Guest,
+            note: Vec::new(),
+        }
     }
 
     #[test]

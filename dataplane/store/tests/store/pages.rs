@@ -59,7 +59,7 @@ pub(crate) fn open(path: &Path) -> (Store, OpenReport) {
 
 pub(crate) fn info(name: &str) -> SegmentInfo {
     let name = name.to_owned();
-    SegmentInfo { domain: DOMAIN, hash_key: hash_key(), name, kind: Kind::Guest }
+    SegmentInfo { domain: DOMAIN, hash_key: hash_key(), name, kind: Kind::Guest, note: Vec::new() }
 }
 
 /// A writer that took these pages.

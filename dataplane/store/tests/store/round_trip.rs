@@ -92,7 +92,13 @@ fn pages_match_in_their_own_domain_alone() {
         assert!(!store.read(other, &asked, &mut out), "nothing is known of the domain");
     }
     let name = "guest".to_owned();
-    let info = SegmentInfo { domain: other, hash_key: other_key.clone(), name, kind: Kind::Image };
+    let info = SegmentInfo {
+        domain: other,
+        hash_key: other_key.clone(),
+        name,
+        kind: Kind::Image,
+        note: Vec::new(),
+    };
     let mut writer = store.begin(info).unwrap();
     writer.push(other_hash, &page).unwrap();
     store.land(writer, day(0)).unwrap();

@@ -1,0 +1,301 @@
+//! The core's side of what guests leave: when it is kept, and when a session gets what is from
+//! before.
+//!
+//! Part of [`Core`], on the control thread. The source reads what it has of a guest before it
+//! offers it, the sink before it accepts the offer, so that both know what they agree on. Nothing
+//! waits long for it, and nothing fails without it.
+
+use super::core::Core;
+use super::vm_opening::{VmSink, VmSource};
+use crate::api::{ApiCode, ApiError, Reply, Role};
+use crate::kept::{KeepJob, KeptError, KeptJob, KeptName, KeptNews, LoadJob};
+use crate::limits::{KEEPING_BYTES_PER_PAGE, KEPT_EXPIRE_NS, KEPT_READ_NS, KEPT_SHARE};
+use crate::migration::VmMemory;
+use crate::state::SessionState;
+use crate::vm::VmFacts;
+use dwcp_dataplane::port::{Before, HashKey};
+use dwcp_proto::ids::{LinkId, SessionId};
+use dwcp_proto::time::Nanos;
+use dwcp_proto::wire::hello::{FEATURE_BEFORE, FEATURE_PAGES_DELTA, FEATURE_PAGES_ZSTD};
+use dwcp_proto::wire::peer::PeerCoding;
+use dwcp_proto::wire::vm::{PagesBefore, VmTerms};
+use dwcp_store::{SegmentView, StoreStats};
+use serde_json::{Value, json};
+use std::time::UNIX_EPOCH;
+
+/// What a session that is being opened may hold from before, and what it was read for.
+#[derive(Debug)]
+pub(super) enum BeforeRead<T> {
+    /// Nobody has looked.
+    Unasked,
+    /// The store's thread reads it.
+    Reading(T),
+    /// It is here, or there is none.
+    Done(Option<(T, PagesBefore, Box<Before>)>),
+}
+
+impl<T> BeforeRead<T> {
+    /// Takes out what there is, if it was read for that.
+    pub(super) fn taken(
+        &mut self,
+        fits: impl Fn(&T) -> bool,
+    ) -> Option<(PagesBefore, Box<Before>)> {
+        let Self::Done(read) = self else { return None };
+        let (read_for, before, pages) = read.take()?;
+        fits(&read_for).then_some((before, pages))
+    }
+
+    /// Takes what was read; true if that was waited for.
+    fn arrived(&mut self, read: Option<(PagesBefore, Box<Before>)>) -> bool {
+        match std::mem::replace(self, Self::Unasked) {
+            Self::Reading(read_for) => {
+                *self = Self::Done(read.map(|(before, pages)| (read_for, before, pages)));
+                true
+            }
+            other => {
+                *self = other;
+                false
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Has what is kept of a source's guest read, once; true while that is not done. The link is
+    /// there, so its key is known.
+    pub(super) fn reads_before(&mut self, link: LinkId, id: SessionId) -> bool {
+        let by = self.now() + Nanos(KEPT_READ_NS);
+        let Some(entry) = self.links.get(&link) else { return false };
+        let features = FEATURE_BEFORE | FEATURE_PAGES_DELTA | FEATURE_PAGES_ZSTD;
+        let Some(source) = self.vm_sources.get_mut(&id) else { return false };
+        match source.before {
+            BeforeRead::Unasked => {}
+            BeforeRead::Reading(_) => return true,
+            BeforeRead::Done(_) => return false,
+        }
+        let Some(offer) = &source.offer else { return false };
+        if entry.features & features != features || offer.coding != PeerCoding::Full {
+            return false;
+        }
+        let (vm, hash_key) = (offer.name.as_str().to_owned(), entry.hash_key.clone());
+        let Some(before) = self.keeper.as_ref().and_then(|keeper| keeper.newest(&vm)) else {
+            return false;
+        };
+        let most = offer.terms.base_pages * KEPT_SHARE.0 / KEPT_SHARE.1;
+        let before = PagesBefore { pages: before.pages.min(most), ..before };
+        let terms = VmTerms { before: Some(before), ..offer.terms };
+        let reserved = source.memory_bytes;
+        let read = self.check_before(&terms, Role::Source, reserved)
+            && self.read_kept(id, vm, before, hash_key);
+        let Some(source) = self.vm_sources.get_mut(&id) else { return false };
+        if read {
+            source.before = BeforeRead::Reading(link);
+            source.deadline = by;
+            source.memory_bytes = VmMemory::of(&terms, Role::Source).total();
+        } else {
+            source.before = BeforeRead::Done(None);
+        }
+        read
+    }
+
+    /// Has what the source offers of before read at the sink as well, once, if it is kept here;
+    /// true while that is not done.
+    pub(super) fn reads_before_at_sink(
+        &mut self,
+        id: SessionId,
+        terms: &VmTerms,
+        facts: &VmFacts,
+    ) -> bool {
+        let by = self.now() + Nanos(KEPT_READ_NS);
+        let Some(sink) = self.vm_sinks.get(&id) else { return false };
+        let (Some(entry), BeforeRead::Unasked) = (self.links.get(&sink.link), &sink.before) else {
+            return matches!(sink.before, BeforeRead::Reading(_));
+        };
+        let vm = sink.offer.name.as_str().to_owned();
+        let offered = sink.offer.terms;
+        let newest = self.keeper.as_ref().and_then(|keeper| keeper.newest(&vm));
+        let (Some(before), Some(kept)) = (offered.before, newest) else { return false };
+        let same = (kept.session, kept.digest) == (before.session, before.digest);
+        let fits = same && kept.pages >= before.pages && terms.base_pages == offered.base_pages;
+        let hash_key = entry.hash_key.clone();
+        if !fits || entry.features & FEATURE_BEFORE == 0 || !self.check_before(terms, Role::Sink, 0)
+        {
+            return false;
+        }
+        let read = self.read_kept(id, vm, before, hash_key);
+        if let Some(sink) = self.vm_sinks.get_mut(&id).filter(|_| read) {
+            sink.before = BeforeRead::Reading(Box::new(facts.clone()));
+            sink.deadline = by;
+        }
+        read
+    }
+
+    /// Whether there is memory for a session with what is from before, of which so many bytes are
+    /// reserved.
+    fn check_before(&mut self, terms: &VmTerms, role: Role, reserved_bytes: u64) -> bool {
+        let some = terms.before.is_some_and(|before| before.pages > 0);
+        let bytes = VmMemory::of(terms, role).total().saturating_sub(reserved_bytes);
+        let fits = some && self.check_memory(bytes).is_ok();
+        if some && !fits {
+            self.counters.kept.add("no_memory");
+        }
+        fits
+    }
+
+    fn read_kept(
+        &mut self,
+        session: SessionId,
+        vm: String,
+        before: PagesBefore,
+        hash_key: HashKey,
+    ) -> bool {
+        let job = KeptJob::Load(Box::new(LoadJob { session, vm, before, hash_key }));
+        let asked = self.keeper.as_ref().is_some_and(|keeper| keeper.ask(job).is_ok());
+        if !asked {
+            self.counters.kept.add("busy");
+        }
+        asked
+    }
+
+    /// An opening that has waited long enough goes on without what is from before; false if that is
+    /// not what it waits for.
+    pub(super) fn does_without_before(&mut self, id: SessionId) -> bool {
+        let waits = |source: &VmSource| matches!(source.before, BeforeRead::Reading(_));
+        let waits_at_sink = |sink: &VmSink| matches!(sink.before, BeforeRead::Reading(_));
+        let waits = self.vm_sources.get(&id).is_some_and(waits)
+            || self.vm_sinks.get(&id).is_some_and(waits_at_sink);
+        if waits {
+            self.counters.kept.add("late");
+            self.before_read(id, None);
+        }
+        waits
+    }
+
+    /// What is from before is read, or is not to be had: the opening goes on.
+    fn before_read(&mut self, id: SessionId, read: Option<(PagesBefore, Box<Before>)>) {
+        if let Some(source) = self.vm_sources.get_mut(&id) {
+            if source.before.arrived(read) {
+                source.deadline = Nanos(u64::MAX);
+                if let Err(error) = self.link_vm_source(id) {
+                    self.fail_vm_source(id, error);
+                }
+            }
+            return;
+        }
+        let Some(sink) = self.vm_sinks.get_mut(&id) else { return };
+        let BeforeRead::Reading(facts) = &sink.before else { return };
+        let facts = facts.clone();
+        sink.before.arrived(read);
+        self.take_vm(id, &facts);
+    }
+
+    /// A session's lane is closed: what it left is put on disk, if both ends hold it.
+    pub(super) fn keep_left(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let pages = session.record.pages;
+        let (state, bytes) =
+            (session.state(), session.memory_bytes + pages * KEEPING_BYTES_PER_PAGE);
+        let Some(part) = &mut session.vm else { return };
+        let Some((left, hash_key)) = part.left.take() else { return };
+        let name = session.record.vm.as_ref().map(|vm| vm.name.clone());
+        let (Some(vm), SessionState::Committed) = (name, state) else { return };
+        let job = KeptJob::Keep(Box::new(KeepJob { session: id, vm, hash_key, left }));
+        match self.keeper.as_ref().map(|keeper| keeper.ask(job)) {
+            Some(Ok(())) => drop(self.keeping.insert(id, bytes)),
+            _ => self.counters.kept.add("busy"),
+        }
+    }
+
+    /// The store's thread tells something.
+    pub(crate) fn on_kept(&mut self, news: KeptNews) {
+        if let Some(keeper) = &mut self.keeper {
+            keeper.note(&news);
+        }
+        match news {
+            KeptNews::Kept { session, vm, outcome } => {
+                self.keeping.remove(&session);
+                self.counters.kept.add(outcome.as_ref().map_or_else(KeptError::code, |_| "kept"));
+                match outcome {
+                    Ok(PagesBefore { pages, .. }) => {
+                        tracing::info!(%session, vm, pages, "kept what the guest left");
+                    }
+                    Err(error) => {
+                        tracing::warn!(%session, vm, code = error.code(), %error, "not kept");
+                    }
+                }
+            }
+            KeptNews::Loaded { session, vm, outcome } => {
+                self.counters.kept.add(outcome.as_ref().map_or_else(KeptError::code, |_| "read"));
+                if let Err(error) = &outcome {
+                    tracing::warn!(%session, vm, code = error.code(), %error, "not read");
+                    if let (KeptError::Gone, Some(keeper)) = (error, &mut self.keeper) {
+                        keeper.forget(&vm);
+                    }
+                }
+                self.before_read(session, outcome.ok());
+            }
+            KeptNews::Listed(segments, reply) => {
+                let views = segments.iter().map(segment_view).collect();
+                self.answer(reply, Ok(Value::Array(views)));
+            }
+            KeptNews::Stats(stats, reply) => self.answer(reply, Ok(stats_view(&stats))),
+            KeptNews::Removed(_, outcome, reply) => {
+                let outcome = outcome.map(|removed| json!({ "removed": removed }));
+                self.answer(reply, outcome.map_err(|error| store_error(&error)));
+            }
+        }
+    }
+
+    /// A client asks for the store.
+    pub(super) fn ask_store(&mut self, job: impl FnOnce(Reply) -> KeptJob, reply: Reply) {
+        let Some(keeper) = &self.keeper else {
+            let message = "this daemon keeps nothing of guests";
+            let error = ApiError::new(ApiCode::StoreFailed, message)
+                .with("cure", "start it with --pki, --state and --store-bytes above 0");
+            return self.answer(reply, Err(error));
+        };
+        let refused = match keeper.ask(job(reply)) {
+            Err(KeptJob::List(reply) | KeptJob::Stats(reply) | KeptJob::Remove(_, reply)) => reply,
+            _ => return,
+        };
+        let message = "the store has too much to do; ask again later";
+        self.answer(refused, Err(ApiError::new(ApiCode::Busy, message)));
+    }
+
+    pub(super) fn store_remove(&mut self, name: KeptName, reply: Reply) {
+        self.ask_store(|reply| KeptJob::Remove(name, reply), reply);
+    }
+
+    /// Now and then removes what was of no use for too long.
+    pub(super) fn tick_kept(&mut self, now: Nanos) {
+        if self.next_expiry <= now {
+            self.next_expiry = now + Nanos(KEPT_EXPIRE_NS);
+            // A full queue is asked again the next time.
+            let _ = self.keeper.as_ref().map(|keeper| keeper.ask(KeptJob::Expire));
+        }
+    }
+}
+
+fn segment_view(segment: &SegmentView) -> Value {
+    let SegmentView { id, name, kind, pages, bytes, last_used, .. } = segment;
+    let used_unix_s = last_used.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    json!({
+        "segment": id.to_string(), "name": name, "kind": kind.name(), "pages": pages,
+        "bytes": bytes, "last_used_unix_s": used_unix_s,
+    })
+}
+
+fn stats_view(stats: &StoreStats) -> Value {
+    let StoreStats { segments, pages, bytes, left_alone_bytes, hits, misses, .. } = stats;
+    let StoreStats { landed, replaced, evicted, expired, purged, damaged, gone, .. } = stats;
+    json!({
+        "segments": segments, "pages": pages, "bytes": bytes,
+        "left_alone_bytes": left_alone_bytes, "pages_read": hits, "pages_missed": misses,
+        "landed": landed, "replaced": replaced, "evicted": evicted, "expired": expired,
+        "removed": purged, "damaged": damaged, "gone": gone,
+    })
+}
+
+fn store_error(error: &KeptError) -> ApiError {
+    ApiError::new(ApiCode::StoreFailed, error.to_string()).with("store_code", error.code())
+}

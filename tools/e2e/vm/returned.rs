@@ -1,0 +1,113 @@
+//! A guest that comes back costs what it has changed, and whatever becomes of what was kept of it,
+//! it moves all the same and every page is right.
+
+use super::harness::{At, Hosts, MOVE_MAX, NAME};
+use super::pair::Pair;
+use crate::harness::wait_until;
+use dwcp_tools::lab::Guest;
+use serde_json::{Value, json};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+/// Its memory is 24 MiB that it writes to now and then, and what its kernel made of the rest.
+const WORDS: &str = "dirty:24,40,3";
+
+fn coded_bytes(told: &Value) -> u64 {
+    told["counters"]["coded_bytes"].as_u64().expect("a counter")
+}
+
+/// What a host keeps of the guest.
+fn kept(hosts: &Hosts, at: At) -> Vec<Value> {
+    let list = hosts.must(at, &["store", "ls"]);
+    let of_guest = |it: &&Value| it["name"] == json!(NAME);
+    list.as_array().expect("a list").iter().filter(of_guest).cloned().collect()
+}
+
+/// Waits until both hosts have kept what the last session left.
+fn wait_kept(hosts: &Hosts, times: u64) {
+    wait_until("both hosts to keep what the guest left", MOVE_MAX, || {
+        [At::A, At::B]
+            .iter()
+            .all(|at| hosts.must(*at, &["store", "stats"])["landed"].as_u64() >= Some(times))
+    });
+    for at in [At::A, At::B] {
+        assert_eq!(kept(hosts, at).len(), 1, "the newest takes the place of the one before");
+    }
+}
+
+/// The file of what a host keeps.
+fn segment(hosts: &Hosts, at: At) -> PathBuf {
+    let folder = hosts.daemon(at).spec.folder.join("state/store");
+    let files = std::fs::read_dir(&folder).expect("the store's folder");
+    let mut files = files.map(|entry| entry.expect("an entry").path());
+    files.find(|file| file.metadata().is_ok_and(|it| it.len() > 1 << 20)).expect("a segment")
+}
+
+#[test]
+fn a_guest_that_comes_back_costs_what_it_has_changed() {
+    let Some(mut hosts) = Hosts::up("rate=1g delay=5ms") else { return };
+    let guest = Guest::new(&hosts.lab, WORDS).unwrap().with_ram_mib(96);
+    let mut pair = Pair::boot(&hosts, &guest, At::A);
+    let first = hosts.migrate(At::A, &[]);
+    assert!(first["before_pages"].is_null(), "{first}");
+    pair.assert_runs_at_sink();
+    wait_kept(&hosts, 1);
+
+    // Back, and every page is right.
+    pair = pair.turn(&hosts);
+    let back = hosts.migrate(pair.from, &["--paused"]);
+    println!("{} bytes, back {}: {back}", coded_bytes(&first), coded_bytes(&back));
+    assert!(back["before_pages"].as_u64() > Some(1000), "{back}");
+    assert!(coded_bytes(&back) * 2 < coded_bytes(&first), "{first} {back}");
+    pair.assert_same_memory();
+    pair.sink.qmp().execute("cont", json!({})).unwrap();
+    pair.assert_runs_at_sink();
+    wait_kept(&hosts, 2);
+
+    // What is kept is there after a crash.
+    pair = pair.turn(&hosts);
+    for at in [At::A, At::B] {
+        hosts.daemon_mut(at).kill();
+        hosts.daemon_mut(at).restart();
+    }
+    let again = hosts.migrate(pair.from, &["--paused"]);
+    assert!(again["before_pages"].as_u64() > Some(1000), "{again}");
+    assert!(coded_bytes(&again) * 2 < coded_bytes(&first), "{first} {again}");
+    pair.assert_same_memory();
+    pair.sink.qmp().execute("cont", json!({})).unwrap();
+    pair.assert_runs_at_sink();
+}
+
+#[test]
+fn whatever_becomes_of_what_was_kept_the_guest_moves() {
+    let Some(hosts) = Hosts::up("rate=1g delay=5ms") else { return };
+    let guest = Guest::new(&hosts.lab, WORDS).unwrap().with_ram_mib(96);
+    let mut pair = Pair::boot(&hosts, &guest, At::A);
+    hosts.migrate(At::A, &[]);
+    wait_kept(&hosts, 1);
+    let spoil: [(&str, fn(&Hosts, At)); 3] = [
+        ("removed", |hosts, at| {
+            assert_eq!(hosts.must(at, &["store", "rm", NAME])["removed"], 1);
+        }),
+        ("damaged", |hosts, at| {
+            let file = std::fs::File::options().write(true).open(segment(hosts, at));
+            file.and_then(|file| file.write_all_at(&[0x5a; 4096], 1 << 19)).expect("our file");
+        }),
+        ("gone", |hosts, at| std::fs::remove_file(segment(hosts, at)).expect("our file")),
+    ];
+    for (round, (how, spoil)) in (2..).zip(spoil) {
+        pair = pair.turn(&hosts);
+        // At the source and at the sink in turn.
+        let at = if round % 2 == 0 { pair.from } else { pair.to() };
+        spoil(&hosts, at);
+        let told = hosts.migrate(pair.from, &["--paused"]);
+        assert!(told["before_pages"].is_null(), "{how}: {told}");
+        pair.assert_same_memory();
+        pair.sink.qmp().execute("cont", json!({})).unwrap();
+        pair.assert_runs_at_sink();
+        wait_kept(&hosts, round);
+    }
+    // Nothing is kept where nothing shall be.
+    assert!(hosts.must(At::A, &["store", "rm", "--all"])["removed"].as_u64() >= Some(1));
+    assert!(kept(&hosts, At::A).is_empty());
+}

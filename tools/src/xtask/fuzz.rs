@@ -8,7 +8,9 @@
 use crate::call::{Call, Stream};
 use crate::context::Context;
 use crate::error::TaskError;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::thread::ScopedJoinHandle;
 
 const FOLDER: &str = "tools/fuzz";
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
@@ -43,8 +45,20 @@ pub(crate) fn run(context: &Context, target: Option<&str>, seconds: u32) -> Resu
         return Err(TaskError::NoTarget { name: name.to_owned(), known });
     }
     build(&context.root)?;
-    for name in chosen {
-        run_target(&context.root, name, seconds)?;
+    // Each has a core of its own, so that as many inputs are tried as one after another.
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    for names in chosen.chunks(cores) {
+        let outcomes: Vec<_> = std::thread::scope(|scope| {
+            let root = &context.root;
+            let running: Vec<_> = names
+                .iter()
+                .map(|name| scope.spawn(move || run_target(root, name, seconds)))
+                .collect();
+            running.into_iter().map(ScopedJoinHandle::join).collect()
+        });
+        for outcome in outcomes {
+            outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
     }
     Ok(())
 }

@@ -116,6 +116,8 @@ fn a_connection_right_behind_the_last_one_is_a_migration_of_its_own() {
         let (mut near, mut far) = lab.carriers.channel(&listener);
         let first = bytes(seed, 100_000);
         near.write_all(&first).expect("the carrier takes it");
+        // Said to the socket itself: a process that another test is starting may still hold it.
+        near.shutdown(Shutdown::Both).expect("a connected socket");
         drop(near);
         // The next VMM does not wait until anybody has seen the end of the last stream.
         let next = lab.carriers.connect();

@@ -9,6 +9,7 @@ use crate::context::Context;
 use crate::error::TaskError;
 use crate::tally::Tally;
 use crate::{demo, fuzz, metrics, previous, setup, sim, tidy};
+use std::num::NonZero;
 use std::time::{Duration, Instant};
 
 /// Seconds for each fuzzer: a smoke test in CI, a search in a full run.
@@ -219,6 +220,9 @@ fn tests(context: &mut Context) -> Result<Outcome, TaskError> {
     } else {
         Call::new(&words)
     };
+    // End-to-end tests wait more than they compute.
+    let threads = 2 * std::thread::available_parallelism().map_or(1, NonZero::get);
+    let call = call.set("RUST_TEST_THREADS", threads.to_string());
     // With it named, a test that does not find it fails instead of being passed over.
     let previous = context.root.join(previous::BINARY);
     let call = call.set("DWCP_PREVIOUS", previous.to_string_lossy());

@@ -12,6 +12,9 @@ use std::path::PathBuf;
 /// Its memory is 24 MiB that it writes to now and then, and what its kernel made of the rest.
 const WORDS: &str = "dirty:24,40,3";
 
+/// Does something to what a host keeps.
+type Spoil = fn(&Hosts, At);
+
 fn coded_bytes(told: &Value) -> u64 {
     told["counters"]["coded_bytes"].as_u64().expect("a counter")
 }
@@ -85,7 +88,7 @@ fn whatever_becomes_of_what_was_kept_the_guest_moves() {
     let mut pair = Pair::boot(&hosts, &guest, At::A);
     hosts.migrate(At::A, &[]);
     wait_kept(&hosts, 1);
-    let spoil: [(&str, fn(&Hosts, At)); 3] = [
+    let spoil: [(&str, Spoil); 3] = [
         ("removed", |hosts, at| {
             assert_eq!(hosts.must(at, &["store", "rm", NAME])["removed"], 1);
         }),

@@ -99,7 +99,7 @@ impl Core {
         let now = self.now();
         let Some(entry) = self.links.get(&offer.link) else { return };
         let lane = LaneId(lane_of(offer.number, entry.link.lanes()));
-        let resumes = entry.features & FEATURE_RESUME_CARRIERS != 0;
+        let resumes = entry.features() & FEATURE_RESUME_CARRIERS != 0;
         let terms = match self.agree_terms(&offer) {
             Ok(terms) => terms,
             Err(error) => {

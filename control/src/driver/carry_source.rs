@@ -117,7 +117,8 @@ impl Core {
             waiting && session.role == Role::Source
         });
         let Some(entry) = self.links.get_mut(&link).filter(|_| waits) else { return };
-        let (peer, lanes, features) = (entry.peer_name.clone(), entry.link.lanes(), entry.features);
+        let (peer, lanes, features) =
+            (entry.peer_name.clone(), entry.link.lanes(), entry.features());
         let number = entry.next_number;
         entry.next_number = number.next();
         if features & FEATURE_STREAM == 0 {

@@ -74,7 +74,7 @@ impl Core {
             BeforeRead::Done(_) => return false,
         }
         let Some(offer) = &source.offer else { return false };
-        if entry.features & features != features || offer.coding != PeerCoding::Full {
+        if entry.features() & features != features || offer.coding != PeerCoding::Full {
             return false;
         }
         let (vm, hash_key) = (offer.name.as_str().to_owned(), entry.hash_key.clone());
@@ -118,7 +118,7 @@ impl Core {
         let same = (kept.session, kept.digest) == (before.session, before.digest);
         let fits = same && kept.pages >= before.pages && terms.base_pages == offered.base_pages;
         let hash_key = entry.hash_key.clone();
-        if !fits || entry.features & FEATURE_BEFORE == 0 || !self.check_before(terms, Role::Sink, 0)
+        if !fits || entry.features() & FEATURE_BEFORE == 0 || !self.check_before(terms, Role::Sink, 0)
         {
             return false;
         }

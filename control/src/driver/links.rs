@@ -69,8 +69,8 @@ pub(super) struct LinkEntry {
     pub(super) parked: Option<Parked>,
     pub(super) redial: Redial,
     pub(super) hash_key: HashKey,
-    /// Features that both ends have.
-    pub(super) features: u64,
+    /// What the HELLOs agreed on.
+    pub(super) agreed: Option<dwcp_proto::negotiate::Agreed>,
     pub(super) streams: BTreeMap<StreamId, StreamReaders>,
     /// What each lane has found out about its number of streams.
     pub(super) tuned: BTreeMap<LaneId, Tuned>,
@@ -98,7 +98,7 @@ impl LinkEntry {
             parked: None,
             redial: Redial::default(),
             hash_key: HashKey([0; 32]),
-            features: 0,
+            agreed: None,
             streams: BTreeMap::new(),
             tuned: BTreeMap::new(),
             streams_held: StreamsHeld::default(),
@@ -247,7 +247,7 @@ impl Core {
             };
             entry.link.reserve_places(places.min(self.config.streams_per_link_max));
         }
-        entry.features = peer.agreed.features;
+        entry.agreed = Some(peer.agreed);
         tracing::info!(%link, peer = %peer.peer_name, address = %peer.address, %version, "peer up");
         let live = self.live.clone();
         entry.connection = Some(connection);

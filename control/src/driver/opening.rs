@@ -27,7 +27,7 @@ impl Core {
         let now = self.now();
         let live = self.live.get();
         let Some(entry) = self.links.get_mut(&link) else { return };
-        let (lanes, features) = (entry.link.lanes(), entry.features);
+        let (lanes, features) = (entry.link.lanes(), entry.features());
         let number = entry.next_number;
         entry.next_number = number.next();
         let sink_region = open.sink_region.as_deref().unwrap_or(&open.region);
@@ -121,7 +121,7 @@ impl Core {
     ) -> Result<Vec<SinkAction>, ApiError> {
         let entry = self.links.get(&link);
         let lanes = entry.map_or(0, |entry| entry.link.lanes());
-        let resumes = entry.is_some_and(|entry| entry.features & FEATURE_RESUME_REGIONS != 0);
+        let resumes = entry.is_some_and(|entry| entry.features() & FEATURE_RESUME_REGIONS != 0);
         let known = self.sessions.contains_key(&id) || self.history.find(id).is_some();
         if lanes == 0 || known || self.keys.contains_key(&SessionKey { link, number }) {
             return Err(ApiError::new(ApiCode::SessionState, "this session is known already"));

@@ -23,7 +23,6 @@ use dwcp_proto::session::sink::SinkInput;
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::peer::{Code, Message, PeerMessage};
 use dwcp_proto::wire::token::{LinkToken, ResumeToken};
-use dwcp_proto::wire::version::WireVersion;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -59,9 +58,9 @@ impl Redial {
 }
 
 impl LinkEntry {
-    /// The version and the features of both ends.
-    fn agreed(&self) -> (WireVersion, u64) {
-        (self.link.version(), self.features)
+    /// Features that both ends have.
+    pub(super) fn features(&self) -> u64 {
+        self.agreed.map_or(0, |agreed| agreed.features)
     }
 }
 
@@ -269,7 +268,7 @@ impl Core {
         entry.redial.under_way.remove(&connection);
         let silent = entry.heard().map_or(Duration::ZERO, |heard| entry.silence.since(heard));
         let (phase, name) = (entry.link.phase(), entry.peer_name.clone());
-        let agreed = entry.agreed();
+        let agreed = entry.agreed;
         let peer = match outcome {
             Ok(peer) => *peer,
             Err(error) if phase == LinkPhase::Parked && error.is_nobody() => {
@@ -280,7 +279,7 @@ impl Core {
         if peer.peer_name != name {
             return self.refuse_peer(peer.address, &PeerError::ResumeWrongPeer);
         }
-        if agreed != (peer.agreed.version, peer.agreed.features) {
+        if agreed != Some(peer.agreed) {
             return self.drop_link(link, &PeerError::ResumeAgreement);
         }
         // Another attempt was first, or the old connection has come back.
@@ -347,7 +346,7 @@ impl Core {
             let own = entry.peer_name == fresh.peer_name;
             match entry.link.check_resume(token) {
                 Ok(()) if own && entry.link.epoch() == epoch => {
-                    let same = entry.agreed() == fresh.agreed();
+                    let same = entry.agreed == fresh.agreed;
                     return if same { Ok(*link) } else { Err(PeerError::ResumeAgreement) };
                 }
                 Ok(()) if !own => return Err(PeerError::ResumeWrongPeer),

@@ -110,7 +110,7 @@ impl Core {
         let spread = if chooses { self.live.get().spread } else { Spread::All };
         let streams_max =
             |lane| entry.map_or(1, |entry| entry.link.streams_of(lane).clamp(1, 256) as u16);
-        let may_retire = entry.is_some_and(|entry| entry.features & FEATURE_RETIRE != 0);
+        let may_retire = entry.is_some_and(|entry| entry.features() & FEATURE_RETIRE != 0);
         let places: Vec<(LaneId, u16)> =
             (0..lanes).map(LaneId).map(|lane| (lane, streams_max(lane))).collect();
         let window_bytes_max = self.live.get().window_bytes_max / u64::from(lanes.max(1));

@@ -162,7 +162,7 @@ fn link_view(id: LinkId, entry: &LinkEntry, placement: Placement) -> Value {
         "role": if entry.link.is_dialled() { "source" } else { "sink" },
         "phase": entry.link.phase().name(),
         "wire_version": entry.link.version().number(),
-        "features": feature_names(entry.features).collect::<Vec<_>>(),
+        "features": feature_names(entry.features()).collect::<Vec<_>>(),
         "epoch": entry.link.epoch(),
         "lanes": entry.link.lanes(),
         "streams": streams,

@@ -193,7 +193,7 @@ impl Core {
         let now = self.now();
         let live = self.live.get();
         let Some(entry) = self.links.get(&link) else { return };
-        let (lanes, features) = (entry.link.lanes(), entry.features);
+        let (lanes, features) = (entry.link.lanes(), entry.features());
         let has = |feature| features & feature != 0;
         if !has(FEATURE_STREAM) {
             let message = format!("{} can't carry virtual machines", entry.peer_name);

@@ -482,6 +482,7 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dwcp_proto::wire::peer::{Code, Message};
 
     const TOKEN: LinkToken = LinkToken([7; 16]);
     const NEXT: LinkToken = LinkToken([8; 16]);
@@ -570,6 +571,47 @@ mod tests {
         let asks = step(&mut link, LinkInput::Reconnected(Vec::new()));
         let [LinkOutput::Send(PeerMessage::LinkResume { token, .. })] = asks[..] else { panic!() };
         assert_eq!(token, SECOND);
+    }
+
+    #[test]
+    fn what_does_not_belong_to_going_on_is_out_of_place() {
+        let (epoch, sessions) = (LinkEpoch(1), Vec::new());
+        let messages = [
+            PeerMessage::LinkOpen { epoch, lanes: 1, streams: 1 },
+            PeerMessage::LinkAccept { token: NEXT, lanes: 1, resume: Some(SECOND) },
+            PeerMessage::LinkResume { epoch, token: FIRST, sessions },
+            PeerMessage::LinkResumed { token: NEXT, resume: SECOND },
+        ];
+        let parked = || {
+            let mut link = ready();
+            step(&mut link, LinkInput::Lost);
+            link
+        };
+        let resuming = || {
+            let mut link = parked();
+            step(&mut link, LinkInput::Reconnected(vec![SESSION]));
+            link
+        };
+        let code = |mut link: Link, message: &PeerMessage| {
+            let refused = link.step(Nanos(0), LinkInput::Message(message.clone()));
+            refused.map(|_| "taken").unwrap_or_else(|error| error.code())
+        };
+        for message in &messages {
+            let expected = match message {
+                PeerMessage::LinkResumed { .. } => "taken",
+                _ => "peer_message_out_of_place",
+            };
+            assert_eq!(code(resuming(), message), expected, "{message:?}");
+            for link in [ready(), parked()] {
+                assert_eq!(code(link, message), "peer_message_out_of_place", "{message:?}");
+            }
+        }
+        let (code_of_peer, message) = (Code::cut("resume_token_wrong"), Message::cut("no"));
+        let refuse = PeerMessage::LinkRefuse { code: code_of_peer, message };
+        assert_eq!(code(resuming(), &refuse), "link_refused");
+        for link in [ready(), parked()] {
+            assert_eq!(code(link, &refuse), "peer_message_out_of_place");
+        }
     }
 
     #[test]

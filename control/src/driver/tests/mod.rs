@@ -9,6 +9,7 @@ mod limits;
 mod parked;
 mod path;
 mod qemus;
+mod resume;
 mod session;
 mod vm;
 mod vm_doubt;

@@ -6,16 +6,16 @@ use super::path::Path;
 use serde_json::{Value, json};
 
 /// A session from `a` to `b` over a path of the test's, with a round under way.
-struct Moving {
-    pair: Pair,
-    path: Path,
-    other: Client,
-    session: Value,
+pub(super) struct Moving {
+    pub(super) pair: Pair,
+    pub(super) path: Path,
+    pub(super) other: Client,
+    pub(super) session: Value,
 }
 
 impl Moving {
     /// `order` is under way: `session.round` or `session.finish`.
-    async fn start(directory: tempfile::TempDir, order: &str) -> Self {
+    pub(super) async fn start(directory: tempfile::TempDir, order: &str) -> Self {
         let mut pair = Pair::start(directory).await;
         let path = Path::to(&pair.b.info["listen"]).await;
         let open = json!({ "region": "r", "peer": path.address });
@@ -53,7 +53,7 @@ impl Moving {
     }
 
     /// The answer to what was under way.
-    async fn fails(&mut self) -> Value {
+    pub(super) async fn fails(&mut self) -> Value {
         let answer = self.pair.at_a.next().await;
         assert!(answer["error"].is_object(), "{answer}");
         let release = json!({ "name": "r" });

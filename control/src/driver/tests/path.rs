@@ -14,6 +14,8 @@ struct Rules {
     /// Those below are dead.
     dead_below: u64,
     next: u64,
+    /// Where those that come lead to.
+    target: SocketAddr,
 }
 
 /// The path. Ends with the test's tasks.
@@ -28,14 +30,15 @@ impl Path {
         let target: SocketAddr = serde_json::from_value(listen.clone()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (rules, watched) = watch::channel(Rules { silent_below: 0, dead_below: 0, next: 0 });
+        let begun = Rules { silent_below: 0, dead_below: 0, next: 0, target };
+        let (rules, watched) = watch::channel(begun);
         let numbers = rules.clone();
         tokio::task::spawn_local(async move {
             loop {
                 let (near, _) = listener.accept().await.unwrap();
                 let number = numbers.borrow().next;
                 numbers.send_modify(|rules| rules.next += 1);
-                tokio::task::spawn_local(carry(number, near, target, watched.clone()));
+                tokio::task::spawn_local(carry(number, near, watched.clone()));
             }
         });
         Self { address, rules }
@@ -56,21 +59,22 @@ impl Path {
         self.rules.send_modify(|rules| rules.silent_below = 0);
     }
 
+    /// New connections lead elsewhere.
+    pub(super) fn redirect(&self, target: SocketAddr) {
+        self.rules.send_modify(|rules| rules.target = target);
+    }
+
     /// All connections of now die.
     pub(super) fn cut(&self) {
         self.rules.send_modify(|rules| rules.dead_below = rules.next);
     }
 }
 
-async fn carry(
-    number: u64,
-    near: TcpStream,
-    target: SocketAddr,
-    mut rules: watch::Receiver<Rules>,
-) {
+async fn carry(number: u64, near: TcpStream, mut rules: watch::Receiver<Rules>) {
     let passing = rules.clone();
     let pass = async {
         passing.clone().wait_for(|rules| number >= rules.silent_below).await.unwrap();
+        let target = passing.borrow().target;
         let Ok(far) = TcpStream::connect(target).await else { return };
         let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
         tokio::select! {

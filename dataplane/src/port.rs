@@ -96,9 +96,13 @@ pub struct LaneSetup {
     pub streams_max: u16,
     /// Which of its streams carry pages.
     pub spread: Spread,
-    /// The peer knows how to retire a stream that is not needed any more.
-    pub may_retire: bool,
+    /// A stream too many that nothing was sent on for so long is retired; None if the peer does not
+    /// know how.
+    pub retire_after: Option<Nanos>,
 }
+
+/// The usual time: trials of more streams go to and fro in less.
+pub const RETIRE_AFTER: Nanos = Nanos(20 * Nanos::SECOND.0);
 
 /// Which streams of a lane carry pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,12 +5,16 @@
 mod carry;
 mod pair;
 
+use carry::harness::{Carry, Options, chatter};
 use dwcp_dataplane::port::{Coding, DirtyPages, Event, SessionEnd, StreamEnd};
 use dwcp_dataplane::stats::SessionCounter;
 use dwcp_ffi::dirty::DirtyBitmap;
-use dwcp_proto::ids::Round;
-use pair::{Cuts, PAGES, Pair, fill, scribble};
+use dwcp_proto::ids::{Round, StreamId};
+use dwcp_proto::tuner::STREAMS_START;
+use pair::{Cuts, PAGES, Pair, end_of, fill, scribble};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 #[test]
 fn a_region_moves_in_rounds_and_is_proven() {
@@ -139,4 +143,84 @@ fn a_stream_with_the_wrong_keys_is_refused_and_counted() {
     pair.verify();
     pair.assert_same();
     pair.close();
+}
+
+/// The stream beyond those that are needed.
+const SPARE: StreamId = StreamId(STREAMS_START);
+
+/// Tells the thread that talks to stop, also when the test fails.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Two VMMs talk, to and fro, until `stop`.
+fn talk(near: &UnixStream, far: &UnixStream, stop: &AtomicBool) {
+    for seed in (1..).take_while(|_| !stop.load(Ordering::Relaxed)) {
+        chatter(seed, near, far);
+    }
+}
+
+#[test]
+fn a_stream_is_retired_and_comes_again_while_a_region_and_a_vmm_are_carried() {
+    let mut carry = Carry::over(Pair::with_enough_streams(), Options::default());
+    let (near, far) = carry.channel(0);
+    let of_vmm = carry.pair.session;
+    carry.pair.session.number = of_vmm.number.next();
+    fill(&carry.pair.source_region, 1);
+    carry.pair.open(DirtyPages::Compare);
+    let mut rounds = (1..).map(Round);
+    assert_eq!(carry.pair.round(rounds.next().unwrap()).pages_sent, PAGES);
+    let mut sent = PAGES;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stops = Stops(&stop);
+        scope.spawn(|| talk(&near, &far, &stop));
+        for _ in 0..3 {
+            carry.pair.add_next(SPARE);
+            let mut ends = [None; 2];
+            while ends.contains(&None) {
+                let round = rounds.next().unwrap();
+                let changed = scribble(&carry.pair.source_region, round.0.into(), 100).len();
+                let moved = carry.pair.round(round).pages_sent;
+                assert_eq!(moved, changed as u64, "what changed, and each page once");
+                sent += moved;
+                let Pair { source, sink, .. } = &mut carry.pair;
+                for (end, side) in ends.iter_mut().zip([source, sink]) {
+                    *end = end.or_else(|| side.try_event(end_of(SPARE)));
+                }
+            }
+            assert_eq!(ends, [Some(StreamEnd::Retired); 2]);
+        }
+    });
+    let of = |counters: &[u64], counter: SessionCounter| counters[counter.index()];
+    let (source, sink) = (carry.pair.source_counters(), carry.pair.sink_counters());
+    for counted in [&source, &sink] {
+        let kinds = [SessionCounter::PagesZero, SessionCounter::PagesDelta];
+        let kinds = kinds.into_iter().chain([SessionCounter::PagesZstd, SessionCounter::PagesRaw]);
+        assert_eq!(kinds.map(|kind| of(counted, kind)).sum::<u64>(), sent);
+    }
+    assert_eq!(of(&source, SessionCounter::PagesRequeued), 0);
+    assert_eq!(of(&carry.source_counters(), SessionCounter::FramesResent), 0);
+    assert_eq!(of(&carry.sink_counters(), SessionCounter::DuplicateFrames), 0);
+    // It is a stream like any other, and carries everything when the others are gone.
+    for elder in (1..STREAMS_START).map(StreamId) {
+        carry.cut_stream(elder.0.into());
+        carry.pair.stream_ends(elder);
+    }
+    carry.pair.add_next(SPARE);
+    carry.cut_stream(0);
+    carry.pair.stream_ends(StreamId(0));
+    scribble(&carry.pair.source_region, 0, 100);
+    carry.pair.round(rounds.next().unwrap());
+    carry.pair.verify();
+    carry.pair.assert_same();
+    chatter(0, &near, &far);
+    carry.pair.close_session();
+    carry.pair.session = of_vmm;
+    carry.assert_same_digest();
+    carry.close();
 }

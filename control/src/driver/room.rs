@@ -7,7 +7,7 @@
 use super::core::Core;
 use crate::limits::RESUMES_MAX;
 use crate::peer::{ChannelHandle, Established, PeerError};
-use dwcp_dataplane::port::{Command, LaneSetup, Spread};
+use dwcp_dataplane::port::{Command, LaneSetup, RETIRE_AFTER, Spread};
 use dwcp_proto::ids::{LaneId, LinkId};
 use dwcp_proto::wire::hello::FEATURE_RETIRE;
 use dwcp_proto::wire::peer::{Code, Message, PeerMessage};
@@ -111,11 +111,13 @@ impl Core {
         let streams_max =
             |lane| entry.map_or(1, |entry| entry.link.streams_of(lane).clamp(1, 256) as u16);
         let may_retire = entry.is_some_and(|entry| entry.features() & FEATURE_RETIRE != 0);
+        let retire_after = may_retire.then_some(RETIRE_AFTER);
         let places: Vec<(LaneId, u16)> =
             (0..lanes).map(LaneId).map(|lane| (lane, streams_max(lane))).collect();
         let window_bytes_max = self.live.get().window_bytes_max / u64::from(lanes.max(1));
         for (lane, streams_max) in places {
-            let setup = LaneSetup { link, lane, window_bytes_max, streams_max, spread, may_retire };
+            let setup =
+                LaneSetup { link, lane, window_bytes_max, streams_max, spread, retire_after };
             self.shards.send(link, lane, Command::AddLane(Box::new(setup)));
         }
         Ok(())

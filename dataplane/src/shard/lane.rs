@@ -30,9 +30,6 @@ const RECOVERS_FOR: Nanos = Nanos(2 * Nanos::SECOND.0);
 /// What is lost behind a queue of more than one such part of the round trip may be what it dropped.
 const OWN_QUEUE_PARTS: u64 = 2;
 
-/// A stream that nothing was sent on for so long is not needed: trials go to and fro in less.
-const RETIRE_AFTER: Nanos = Nanos(20 * Nanos::SECOND.0);
-
 /// A live stream as the shard sees it.
 #[derive(Debug)]
 pub(super) struct Stream {
@@ -86,7 +83,7 @@ pub(super) struct Lane {
     tuner: Option<Tuner>,
     /// The control thread was told this.
     told: Option<Decision>,
-    may_retire: bool,
+    retire_after: Option<Nanos>,
     /// Since when there are more streams than shall be.
     spare_since: Option<Nanos>,
     /// When more than a little was lost.
@@ -113,7 +110,7 @@ impl Lane {
                 Spread::AsNeeded => Some(Tuner::new(setup.streams_max)),
             },
             told: None,
-            may_retire: setup.may_retire,
+            retire_after: setup.retire_after,
             spare_since: None,
             lost_at: None,
             is_held_back: false,
@@ -236,14 +233,14 @@ impl Lane {
     /// The youngest stream, if it has been one too many for some time and nothing is in flight on
     /// it.
     pub(super) fn too_many(&mut self, now: Nanos) -> Option<StreamSlot> {
-        let tuner = self.tuner.as_ref().filter(|_| self.may_retire)?;
+        let (tuner, retire_after) = (self.tuner.as_ref()?, self.retire_after?);
         if self.streams.len() <= usize::from(open(tuner.decision())) {
             self.spare_since = None;
             return None;
         }
         let since = *self.spare_since.get_or_insert(now);
         let (slot, id) = *self.streams.last()?;
-        let is_due = now.since(since) >= RETIRE_AFTER;
+        let is_due = now.since(since) >= retire_after;
         (is_due && self.flow.stream_in_flight_bytes(id) == 0).then_some(slot)
     }
 
@@ -281,6 +278,7 @@ fn open(decision: Decision) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::port::RETIRE_AFTER;
     use dwcp_proto::ids::{LaneId, Sequence};
     use dwcp_proto::source::Cargo;
     use dwcp_proto::tuner::Why;
@@ -307,7 +305,7 @@ mod tests {
             window_bytes_max: 1 << 20,
             streams_max: 8,
             spread,
-            may_retire: true,
+            retire_after: Some(RETIRE_AFTER),
         };
         let mut lane = Lane::new(&setup, 8, 1);
         (0..4).for_each(|stream| add(&mut lane, stream));
@@ -431,7 +429,7 @@ mod tests {
         assert_eq!(lane.too_many(second(200)), None);
         add(&mut lane, 5);
         assert_eq!(lane.too_many(second(200)), None, "another one, since now");
-        lane.may_retire = false;
+        lane.retire_after = None;
         assert_eq!(lane.too_many(second(300)), None, "the peer does not know how");
     }
 

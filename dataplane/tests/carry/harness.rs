@@ -48,7 +48,11 @@ pub(crate) struct Carry {
 
 impl Carry {
     pub(crate) fn new(options: Options) -> Self {
-        let mut pair = Pair::new(options.streams);
+        Self::over(Pair::new(options.streams), options)
+    }
+
+    /// A session between two shards that are there.
+    pub(crate) fn over(mut pair: Pair, options: Options) -> Self {
         let Opened { source_stats, sink_stats, heirs } = open(&mut pair, options, [None, None]);
         Self { pair, options, source_stats, sink_stats, heirs, quiet: (0, 0) }
     }
@@ -61,12 +65,8 @@ impl Carry {
 
     /// Closes the session; what is left at the source and at the sink.
     pub(crate) fn close_session(&mut self) -> [PagesLeft; 2] {
-        let session = self.pair.session;
-        for side in [&mut self.pair.source, &mut self.pair.sink] {
-            side.command(Command::CloseSession { session });
-            side.event(|event| matches!(event, Event::Closed { .. }).then_some(()));
-        }
-        self.pair.session.number = session.number.next();
+        self.pair.close_session();
+        self.pair.session.number = self.pair.session.number.next();
         [0, 1].map(|end: usize| self.heirs[end].try_recv().unwrap())
     }
 

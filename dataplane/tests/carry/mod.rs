@@ -1,7 +1,7 @@
 //! Stream sessions between two real shards: socket pairs stand for the VMMs.
 
 mod before;
-mod harness;
+pub(crate) mod harness;
 mod pages;
 mod qemu;
 

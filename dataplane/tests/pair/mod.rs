@@ -10,6 +10,8 @@ use dwcp_ffi::counters::{counters, histogram};
 use dwcp_ffi::poll::{WakeReceiver, waker};
 use dwcp_ffi::region::{HugePages, Region};
 use dwcp_proto::ids::{Incarnation, LaneId, LinkId, Round, SessionKey, SessionNumber, StreamId};
+use dwcp_proto::time::Nanos;
+use dwcp_proto::tuner::STREAMS_START;
 use dwcp_proto::wire::record::{DirectionKey, StreamKeys, StreamPlace};
 use dwcp_proto::wire::version::WireVersion;
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -22,6 +24,9 @@ pub(crate) const PAGES: u64 = 64 * 40 + 17;
 
 /// How long a test waits for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a stream too many stays without use: short, so that tests need not wait.
+const RETIRE_AFTER: Nanos = Nanos::from_millis(100);
 
 pub(crate) struct Side {
     port: Option<ShardPort>,
@@ -56,16 +61,22 @@ impl Side {
     pub(crate) fn event<T>(&mut self, mut pick: impl FnMut(Event) -> Option<T>) -> T {
         let until = Instant::now() + PATIENCE;
         loop {
-            if let Some(at) = self.waiting.iter().position(|&event| pick(event).is_some()) {
-                return pick(self.waiting.remove(at)).unwrap();
-            }
-            while let Some(event) = self.port.as_mut().unwrap().events.pop() {
-                self.waiting.push(event);
+            if let Some(picked) = self.try_event(&mut pick) {
+                return picked;
             }
             assert!(Instant::now() < until, "no such event; waiting: {:?}", self.waiting);
             self.woken.drain();
             std::thread::yield_now();
         }
+    }
+
+    /// The first event that `pick` wants, if it is there.
+    pub(crate) fn try_event<T>(&mut self, mut pick: impl FnMut(Event) -> Option<T>) -> Option<T> {
+        while let Some(event) = self.port.as_mut().unwrap().events.pop() {
+            self.waiting.push(event);
+        }
+        let at = self.waiting.iter().position(|&event| pick(event).is_some())?;
+        pick(self.waiting.remove(at))
     }
 
     fn stop(&mut self) {
@@ -96,6 +107,14 @@ pub(crate) struct Pair {
     sink_stats: Option<SessionStatsReader>,
 }
 
+/// Picks the end of a stream.
+pub(crate) fn end_of(stream: StreamId) -> impl Fn(Event) -> Option<StreamEnd> {
+    move |event| match event {
+        Event::StreamDown { stream: down, cause, .. } if down == stream => Some(cause),
+        _ => None,
+    }
+}
+
 fn key(byte: u8) -> DirectionKey {
     DirectionKey::from_exported(&[byte; 44])
 }
@@ -108,6 +127,15 @@ fn connect() -> (TcpStream, TcpStream) {
 
 impl Pair {
     pub(crate) fn new(streams: u16) -> Self {
+        Self::with_spread(streams, Spread::All)
+    }
+
+    /// A pair whose source needs no more streams than these: any further one is retired.
+    pub(crate) fn with_enough_streams() -> Self {
+        Self::with_spread(STREAMS_START, Spread::AsNeeded)
+    }
+
+    fn with_spread(streams: u16, spread: Spread) -> Self {
         let session = SessionKey { link: LinkId(1), number: SessionNumber(7) };
         let region = |name| Arc::new(Region::create(name, PAGES * 4096, HugePages::Never).unwrap());
         let mut pair = Self {
@@ -121,14 +149,14 @@ impl Pair {
             source_stats: None,
             sink_stats: None,
         };
-        for side in [&mut pair.source, &mut pair.sink] {
+        for (side, spread) in [(&mut pair.source, spread), (&mut pair.sink, Spread::All)] {
             side.command(Command::AddLane(Box::new(LaneSetup {
                 link: session.link,
                 lane: LaneId(0),
                 window_bytes_max: 16 << 20,
-                streams_max: 64,
-                spread: Spread::All,
-                may_retire: true,
+                streams_max: STREAMS_START,
+                spread,
+                retire_after: Some(RETIRE_AFTER),
             })));
         }
         for stream in 0..streams {
@@ -202,16 +230,21 @@ impl Pair {
         (0..count).for_each(|stream| self.add_stream(StreamId(stream as u16), 2));
     }
 
+    /// Adds a stream as its next incarnation.
+    pub(crate) fn add_next(&mut self, stream: StreamId) {
+        self.incarnation = self.incarnation.next();
+        self.add_stream(stream, 2);
+    }
+
+    /// How a stream ended at both ends, once it has.
+    pub(crate) fn stream_ends(&mut self, stream: StreamId) -> [StreamEnd; 2] {
+        [&mut self.source, &mut self.sink].map(|side| side.event(end_of(stream)))
+    }
+
     /// How both ends of a stream end whose keys differ.
     pub(crate) fn wrong_keys_stream(&mut self, stream: u16) -> (StreamEnd, StreamEnd) {
         self.add_stream(StreamId(stream), 9);
-        let down = |event| match event {
-            Event::StreamDown { stream: StreamId(down), cause, .. } if down == stream => {
-                Some(cause)
-            }
-            _ => None,
-        };
-        (self.source.event(down), self.sink.event(down))
+        self.stream_ends(StreamId(stream)).into()
     }
 
     pub(crate) fn open(&mut self, dirty: DirtyPages) {
@@ -322,13 +355,17 @@ impl Pair {
         }
     }
 
-    pub(crate) fn close(mut self) {
+    pub(crate) fn close_session(&mut self) {
         let session = self.session;
         for side in [&mut self.source, &mut self.sink] {
             side.command(Command::CloseSession { session });
             side.event(|event| matches!(event, Event::Closed { .. }).then_some(()));
-            side.stop();
         }
+    }
+
+    pub(crate) fn close(mut self) {
+        self.close_session();
+        [&mut self.source, &mut self.sink].into_iter().for_each(Side::stop);
     }
 }
 

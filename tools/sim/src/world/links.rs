@@ -9,7 +9,7 @@ use super::{SIDES, World, WorldError};
 use crate::fact::Fact;
 use dwcp_control::link::{Link, LinkInput, LinkOutput, LinkPhase};
 use dwcp_dataplane::link::sim::{Rng, Side};
-use dwcp_dataplane::port::{Command, HashKey, LaneSetup, StreamEnd, StreamSetup};
+use dwcp_dataplane::port::{Command, HashKey, LaneSetup, RETIRE_AFTER, StreamEnd, StreamSetup};
 use dwcp_dataplane::stats::StreamStatsReader;
 use dwcp_ffi::counters::{counters, histogram};
 use dwcp_proto::ids::{Incarnation, LaneId, LinkEpoch, LinkId, SessionNumber, StreamId};
@@ -179,11 +179,13 @@ impl World {
             entry.lanes = lanes;
         }
         let (window, spread) = (self.plan.window_bytes, self.plan.spread);
-        let (streams_max, may_retire) = (self.plan.streams, self.plan.version >= WireVersion::V2);
+        let streams_max = self.plan.streams;
+        let retire_after = (self.plan.version >= WireVersion::V2).then_some(RETIRE_AFTER);
         for lane in (0..lanes).map(LaneId) {
             let window_bytes_max = window / u64::from(lanes);
             let link = id;
-            let setup = LaneSetup { link, lane, window_bytes_max, streams_max, spread, may_retire };
+            let setup =
+                LaneSetup { link, lane, window_bytes_max, streams_max, spread, retire_after };
             self.send(side, lane, Command::AddLane(Box::new(setup)));
         }
     }

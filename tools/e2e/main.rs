@@ -17,6 +17,7 @@ mod hostile;
 mod invariant;
 mod parked;
 mod parked_carrier;
+mod resume;
 mod session;
 mod shards;
 mod slow;

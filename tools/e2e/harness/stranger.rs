@@ -2,8 +2,18 @@
 
 use super::SOON;
 use super::lab::SINK;
+use dwcp_proto::ids::{Incarnation, LinkEpoch, StreamId};
+use dwcp_proto::wire::frame::Frame;
 use dwcp_proto::wire::hello::Hello;
+use dwcp_proto::wire::keys::{
+    Direction, DirectionKey, EXPORTED_BYTES, STREAM_KEY_LABEL, key_context,
+};
+use dwcp_proto::wire::limits::RECORD_HEADER_BYTES;
 use dwcp_proto::wire::peer::{PeerCodec, PeerMessage};
+use dwcp_proto::wire::preface::StreamPreface;
+use dwcp_proto::wire::record::{Sealer, StreamPlace};
+use dwcp_proto::wire::token::LinkToken;
+use dwcp_proto::wire::version::WireVersion;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 use rustls_pki_types::pem::PemObject as _;
@@ -59,6 +69,42 @@ impl Stranger {
     /// Waits for the next message.
     pub(crate) fn hear(&mut self) -> PeerMessage {
         self.hear_with(|bytes| PeerCodec::decode(bytes).expect("a message"))
+    }
+
+    /// Waits for the next message that is no ping.
+    pub(crate) fn answer(&mut self) -> PeerMessage {
+        loop {
+            match self.hear() {
+                PeerMessage::Ping { .. } => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Opens stream 0 of a link of this channel and proves its keys.
+    pub(crate) fn open_stream(
+        &self,
+        address: SocketAddr,
+        epoch: LinkEpoch,
+        token: LinkToken,
+        incarnation: Incarnation,
+    ) -> TcpStream {
+        let (version, stream) = (WireVersion::HIGHEST, StreamId(0));
+        let context = key_context(epoch, stream, incarnation, Direction::SourceToSink);
+        let exported = [0; EXPORTED_BYTES];
+        let connection = &self.tls.conn;
+        let exported =
+            connection.export_keying_material(exported, STREAM_KEY_LABEL, Some(&context));
+        let key = DirectionKey::from_exported(&exported.expect("a secret of the channel"));
+        let mut sealer = Sealer::new(key, StreamPlace { version, stream, incarnation });
+        let mut record = vec![0; 256];
+        let ping = Frame::Ping { stamp: 1 }.encode_into(&mut record[RECORD_HEADER_BYTES..]);
+        let sealed = sealer.seal(&mut record, ping).expect("the first record of a key");
+        let preface = StreamPreface { version, token, stream, incarnation };
+        let mut stream = TcpStream::connect(address).expect("the port is open");
+        stream.write_all(&preface.encode()).expect("it leaves");
+        stream.write_all(&record[..sealed]).expect("it leaves");
+        stream
     }
 
     fn hear_with<T>(&mut self, read: impl Fn(&[u8]) -> Option<(T, usize)>) -> T {

@@ -5,6 +5,7 @@
 //! what both take from registries is compiled once. It is kept beside its commit and built again
 //! only when that changes.
 
+use crate::apart;
 use crate::call::Call;
 use crate::context::Context;
 use crate::error::TaskError;
@@ -19,8 +20,7 @@ const FOLDER: &str = "target/previous";
 /// The binary, below the root.
 pub(crate) const BINARY: &str = "target/previous/dwcp";
 
-/// The crates of the binary. Cargo tells crates of two copies of a workspace in one target folder
-/// apart by their settings alone, so these have some of their own.
+/// The crates of the binary.
 const CRATES: [&str; 6] =
     ["dwcp-ffi", "dwcp-proto", "dwcp-codec", "dwcp-dataplane", "dwcp-control", "dwcp"];
 
@@ -47,7 +47,9 @@ pub(crate) fn run(context: &Context) -> Result<(), TaskError> {
     let words = ["cargo", "build", "--locked", "--bin", "dwcp", "--workspace"];
     let manifest = format!("{FOLDER}/source/Cargo.toml");
     let build = Call::new(&words).with(["--manifest-path", &manifest, "--target-dir", "target"]);
-    let build = own_settings().fold(build, |build, setting| build.with(["--config", &setting]));
+    let build = apart::settings(&CRATES, CODEGEN_UNITS)
+        .chain(slow())
+        .fold(build, |build, setting| build.with(["--config", &setting]));
     build.within(BUILD_SECONDS).run(root)?;
     let of = |path: &Path| path.to_owned();
     let built = root.join("target/debug/dwcp");
@@ -58,11 +60,8 @@ pub(crate) fn run(context: &Context) -> Result<(), TaskError> {
         .map_err(|source| TaskError::File { path: of(&of_commit), source })
 }
 
-fn own_settings() -> impl Iterator<Item = String> {
-    let of = |name: &str, setting: &str| format!("profile.dev.package.{name}.{setting}");
-    let units = format!("codegen-units={CODEGEN_UNITS}");
-    let apart = CRATES.into_iter().map(move |name| of(name, &units));
-    apart.chain(SLOW.into_iter().map(move |name| of(name, "opt-level=0")))
+fn slow() -> impl Iterator<Item = String> {
+    SLOW.into_iter().map(|name| apart::setting(name, "opt-level=0"))
 }
 
 /// Lays the commit's files out under `source`.

@@ -6,6 +6,7 @@
 //! after the first mutant only what the next one touches is compiled again. A mutant that lives
 //! through its seeds fails the step.
 
+use crate::apart;
 use crate::call::{Call, Stream};
 use crate::context::Context;
 use crate::error::TaskError;
@@ -16,6 +17,20 @@ const MUTANTS: &str = "tools/sim/mutants";
 
 /// Where their trees are made.
 const SCRATCH: &str = "target/sim-mutants";
+
+/// The mutant's program.
+const MUTANT: &str = "target/sim-mutants/sim";
+
+/// The words that build a simulator, and where it is then.
+const BUILD: [&str; 7] = ["cargo", "build", "--quiet", "--locked", "--workspace", "--bin", "sim"];
+const BUILT: &str = "target/debug/sim";
+
+/// The crates of the simulator, in which a mutant may be.
+const CRATES: [&str; 6] =
+    ["dwcp-ffi", "dwcp-proto", "dwcp-codec", "dwcp-dataplane", "dwcp-control", "dwcp-sim"];
+
+/// A number of parts that nothing else is compiled in.
+const CODEGEN_UNITS: u32 = 59;
 
 /// In so many seeds each mutant must be found.
 const MUTANT_SEEDS: u64 = 2000;
@@ -29,12 +44,16 @@ const BUILD_SECONDS: u64 = 1800;
 pub(crate) fn run(context: &Context, words: &[String]) -> Result<(), TaskError> {
     match words {
         [first, name] if first == "--mutant" => run_mutants(context, name),
-        _ => simulator().with(words.to_vec()).run(&context.root),
+        _ => {
+            build(&context.root)?;
+            simulator().with(words.to_vec()).run(&context.root)
+        }
     }
 }
 
 /// Some seeds, those of found bugs, and one mutant, which the commit chooses.
 pub(crate) fn run_ci(context: &Context) -> Result<(), TaskError> {
+    build(&context.root)?;
     simulator().with(["--kept"]).run(&context.root)?;
     simulator().with(["--seeds", CI_SEEDS]).run(&context.root)?;
     let names = names(&context.root)?;
@@ -48,9 +67,14 @@ pub(crate) fn run_ci(context: &Context) -> Result<(), TaskError> {
     }
 }
 
+/// Builds the simulator as the tests do: with the features of the whole workspace, so that nothing
+/// is compiled twice.
+fn build(root: &Path) -> Result<(), TaskError> {
+    Call::new(&BUILD).within(BUILD_SECONDS).run(root)
+}
+
 fn simulator() -> Call {
-    let words = ["cargo", "run", "--quiet", "--locked", "--package", "dwcp-sim", "--bin", "sim"];
-    Call::new(&words).with(["--"]).within(BUILD_SECONDS * 4)
+    Call::new(&[BUILT]).within(BUILD_SECONDS * 4)
 }
 
 fn run_mutants(context: &Context, name: &str) -> Result<(), TaskError> {
@@ -70,20 +94,16 @@ fn run_mutants(context: &Context, name: &str) -> Result<(), TaskError> {
 
 /// Builds the mutated tree and runs seeds until one finds the mutant.
 fn hunt(root: &Path, mutant: &Mutant) -> Result<(), TaskError> {
-    let tree = root.join(SCRATCH);
-    // Never the tree's own: cargo tells the two trees apart by the age of their files alone, and
-    // would take what is built of a mutant for the product.
-    let target = tree.join("target");
-    let words = ["cargo", "build", "--quiet", "--locked", "--package", "dwcp-sim"];
-    // Of `control` only the machine of a link runs, so it need not be fast, but it takes longest.
-    let quick = ["profile.dev.package.dwcp-control.opt-level=0", "profile.dev.debug=false"];
-    let settings = quick.iter().flat_map(|setting| ["--config", setting]);
-    let build =
-        Call::new(&words).with(settings).with(["--target-dir".to_owned(), path_text(&target)]);
-    build.within(BUILD_SECONDS).run(&tree)?;
-    let program = path_text(&target.join("debug/sim"));
+    let manifest = format!("{SCRATCH}/Cargo.toml");
+    let build = Call::new(&BUILD).with(["--manifest-path", &manifest, "--target-dir", "target"]);
+    let build = apart::settings(&CRATES, CODEGEN_UNITS)
+        .fold(build, |build, setting| build.with(["--config", &setting]));
+    build.within(BUILD_SECONDS).run(root)?;
+    // Nobody may take it for the product's: the next build puts that in its place.
+    std::fs::rename(root.join(BUILT), root.join(MUTANT))
+        .map_err(|source| file_error(&root.join(MUTANT), source))?;
     let seeds = MUTANT_SEEDS.to_string();
-    let call = Call::new(&[&program, "--seeds", &seeds]).within(BUILD_SECONDS);
+    let call = Call::new(&[MUTANT, "--seeds", &seeds]).within(BUILD_SECONDS);
     let mut found = None;
     let outcome = call.run_with(root, &mut |stream, line| {
         if let (Stream::Out, Some(seed)) = (stream, violating_seed(line)) {
@@ -107,10 +127,6 @@ fn hunt(root: &Path, mutant: &Mutant) -> Result<(), TaskError> {
 fn violating_seed(line: &str) -> Option<u64> {
     let (seed, rest) = line.strip_prefix("seed ")?.split_once(": ")?;
     seed.parse().ok().filter(|_| rest.contains(" is broken at event "))
-}
-
-fn path_text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
 }
 
 fn names(root: &Path) -> Result<Vec<String>, TaskError> {

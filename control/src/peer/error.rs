@@ -131,7 +131,7 @@ pub enum PeerError {
     #[error("another peer than the link's wants to resume it")]
     ResumeWrongPeer,
     /// The HELLOs of another connection agree on something else than the link has.
-    #[error("the peer has not the version and the features any more that the link began with")]
+    #[error("the peer has not the version, features and limits any more that the link began with")]
     ResumeAgreement,
     /// What moves stood still and its peer said nothing.
     #[error("nothing is heard of the peer while the guest or the region's owner stands still")]

@@ -118,7 +118,9 @@ impl Core {
         let same = (kept.session, kept.digest) == (before.session, before.digest);
         let fits = same && kept.pages >= before.pages && terms.base_pages == offered.base_pages;
         let hash_key = entry.hash_key.clone();
-        if !fits || entry.features() & FEATURE_BEFORE == 0 || !self.check_before(terms, Role::Sink, 0)
+        if !fits
+            || entry.features() & FEATURE_BEFORE == 0
+            || !self.check_before(terms, Role::Sink, 0)
         {
             return false;
         }

@@ -60,6 +60,10 @@ pub(super) fn command() -> Command {
                 .requires("incoming")
                 .help("Which hosts may send this guest, by the names in their certificates"),
         )
+        .arg(Arg::new("trust-domain").long("trust-domain").value_name("LABEL").help(
+            "Share what is kept of guests of this label at both hosts; without it a guest shares \
+             with itself alone",
+        ))
         .after_help(EXAMPLES);
     Command::new("vm")
         .about("Attach, detach and list virtual machines")
@@ -93,6 +97,9 @@ fn attach(matches: &ArgMatches) -> Result<Exit, Failure> {
     }
     if let Some(hosts) = matches.get_many::<String>("accept-from") {
         params.insert("accept_from".to_owned(), json!(hosts.collect::<Vec<_>>()));
+    }
+    if let Some(label) = matches.get_one::<String>("trust-domain") {
+        params.insert("trust_domain".to_owned(), json!(label));
     }
     let mut client = connect(matches)?;
     client.set_timeout(LOOK_WITHIN);

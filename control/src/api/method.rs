@@ -226,6 +226,12 @@ static METHODS: &[Method] = &[
             param("incoming", false, schema::boolean, "It waits for a guest (-incoming defer -S)."),
             param("spawn", false, schema::command, "Incoming: the QEMU to start, without -qmp."),
             param("accept_from", false, schema::names, "Incoming: host names that may send."),
+            param(
+                "trust_domain",
+                false,
+                schema::name,
+                "Guests of this label, at both hosts, may share pages that are kept of them.",
+            ),
         ],
         result: schema::object,
         errors: &[ApiCode::VmExists, ApiCode::VmBusy, ApiCode::VmUnusable, ApiCode::Busy],

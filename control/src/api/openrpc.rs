@@ -83,6 +83,7 @@ mod tests {
             incoming: false,
             spawn: None,
             accept_from: Vec::new(),
+            trust_domain: None,
         }))
     }
 

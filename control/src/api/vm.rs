@@ -29,6 +29,8 @@ pub struct VmAttach {
     /// Host names that may send a guest.
     #[serde(default)]
     pub accept_from: Vec<String>,
+    /// Other virtual machines of this label may share pages with it.
+    pub trust_domain: Option<String>,
 }
 
 /// What to do with a migration that takes longer than its timeout.
@@ -90,6 +92,7 @@ pub(super) fn parse_attach(params: Value) -> Result<Request, ApiError> {
     let attach: VmAttach = read(params)?;
     check_name(&attach.name)?;
     attach.accept_from.iter().try_for_each(|name| check_name(name))?;
+    attach.trust_domain.as_deref().map_or(Ok(()), check_name)?;
     attach.qmp.as_deref().map_or(Ok(()), check_path)?;
     attach.spawn.as_deref().map_or(Ok(()), check_spawn)?;
     match (&attach.qmp, &attach.spawn) {

@@ -8,7 +8,7 @@
 use super::core::Core;
 use super::vm_opening::{VmSink, VmSource};
 use crate::api::{ApiCode, ApiError, Reply, Role};
-use crate::kept::{KeepJob, KeptError, KeptJob, KeptName, KeptNews, LoadJob};
+use crate::kept::{KeepJob, KeptError, KeptJob, KeptName, KeptNews, Known, LoadJob};
 use crate::limits::{KEEPING_BYTES_PER_PAGE, KEPT_EXPIRE_NS, KEPT_READ_NS, KEPT_SHARE};
 use crate::migration::VmMemory;
 use crate::state::SessionState;
@@ -78,15 +78,15 @@ impl Core {
             return false;
         }
         let (vm, hash_key) = (offer.name.as_str().to_owned(), entry.hash_key.clone());
-        let Some(before) = self.keeper.as_ref().and_then(|keeper| keeper.newest(&vm)) else {
-            return false;
-        };
+        let domain = self.vms.find(&vm).and_then(|entry| entry.vm.trust_domain.as_deref());
+        let best = self.keeper.as_ref().and_then(|keeper| keeper.best(&vm, domain));
+        let Some(before) = best else { return false };
         let most = offer.terms.base_pages * KEPT_SHARE.0 / KEPT_SHARE.1;
         let before = PagesBefore { pages: before.pages.min(most), ..before };
         let terms = VmTerms { before: Some(before), ..offer.terms };
         let reserved = source.memory_bytes;
         let read = self.check_before(&terms, Role::Source, reserved)
-            && self.read_kept(id, vm, before, hash_key);
+            && self.read_kept(id, before, hash_key);
         let Some(source) = self.vm_sources.get_mut(&id) else { return false };
         if read {
             source.before = BeforeRead::Reading(link);
@@ -113,10 +113,13 @@ impl Core {
         };
         let vm = sink.offer.name.as_str().to_owned();
         let offered = sink.offer.terms;
-        let newest = self.keeper.as_ref().and_then(|keeper| keeper.newest(&vm));
-        let (Some(before), Some(kept)) = (offered.before, newest) else { return false };
-        let same = (kept.session, kept.digest) == (before.session, before.digest);
-        let fits = same && kept.pages >= before.pages && terms.base_pages == offered.base_pages;
+        let domain = self.vms.find(&vm).and_then(|entry| entry.vm.trust_domain.as_deref());
+        let Some(before) = offered.before else { return false };
+        let kept = self.keeper.as_ref().and_then(|keeper| keeper.find(&vm, domain, &before));
+        let Some(kept) = kept else { return false };
+        let fits = kept.digest == before.digest
+            && kept.pages >= before.pages
+            && terms.base_pages == offered.base_pages;
         let hash_key = entry.hash_key.clone();
         if !fits
             || entry.features() & FEATURE_BEFORE == 0
@@ -124,7 +127,7 @@ impl Core {
         {
             return false;
         }
-        let read = self.read_kept(id, vm, before, hash_key);
+        let read = self.read_kept(id, before, hash_key);
         if let Some(sink) = self.vm_sinks.get_mut(&id).filter(|_| read) {
             sink.before = BeforeRead::Reading(Box::new(facts.clone()));
             sink.deadline = by;
@@ -144,14 +147,8 @@ impl Core {
         fits
     }
 
-    fn read_kept(
-        &mut self,
-        session: SessionId,
-        vm: String,
-        before: PagesBefore,
-        hash_key: HashKey,
-    ) -> bool {
-        let job = KeptJob::Load(Box::new(LoadJob { session, vm, before, hash_key }));
+    fn read_kept(&mut self, session: SessionId, before: PagesBefore, hash_key: HashKey) -> bool {
+        let job = KeptJob::Load(Box::new(LoadJob { session, before, hash_key }));
         let asked = self.keeper.as_ref().is_some_and(|keeper| keeper.ask(job).is_ok());
         if !asked {
             self.counters.kept.add("busy");
@@ -201,7 +198,10 @@ impl Core {
         let Some((left, hash_key)) = part.left.take() else { return };
         let name = session.record.vm.as_ref().map(|vm| vm.name.clone());
         let (Some(vm), SessionState::Committed) = (name, state) else { return };
-        let job = KeptJob::Keep(Box::new(KeepJob { session: id, vm, hash_key, left }));
+        let entry = self.vms.find(&vm);
+        let trust_domain = entry.and_then(|entry| entry.vm.trust_domain.clone());
+        let job = KeepJob { session: id, vm, trust_domain, hash_key, left };
+        let job = KeptJob::Keep(Box::new(job));
         match self.keeper.as_ref().map(|keeper| keeper.ask(job)) {
             Some(Ok(())) => drop(self.keeping.insert(id, bytes)),
             _ => self.counters.kept.add("busy"),
@@ -218,7 +218,7 @@ impl Core {
                 self.keeping.remove(&session);
                 self.counters.kept.add(outcome.as_ref().map_or_else(KeptError::code, |_| "kept"));
                 match outcome {
-                    Ok(PagesBefore { pages, .. }) => {
+                    Ok(Known { before: PagesBefore { pages, .. }, .. }) => {
                         tracing::info!(%session, vm, pages, "kept what the guest left");
                     }
                     Err(error) => {
@@ -226,13 +226,10 @@ impl Core {
                     }
                 }
             }
-            KeptNews::Loaded { session, vm, outcome } => {
+            KeptNews::Loaded { session, outcome, .. } => {
                 self.counters.kept.add(outcome.as_ref().map_or_else(KeptError::code, |_| "read"));
                 if let Err(error) = &outcome {
-                    tracing::warn!(%session, vm, code = error.code(), %error, "not read");
-                    if let (KeptError::Gone, Some(keeper)) = (error, &mut self.keeper) {
-                        keeper.forget(&vm);
-                    }
+                    tracing::warn!(%session, code = error.code(), %error, "not read");
                 }
                 self.before_read(session, outcome.ok());
             }

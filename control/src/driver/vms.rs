@@ -41,7 +41,7 @@ impl Core {
     }
 
     fn attached(&self, attach: VmAttach) -> Result<AttachedVm, ApiError> {
-        let VmAttach { name, qmp, incoming, spawn, accept_from } = attach;
+        let VmAttach { name, qmp, incoming, spawn, accept_from, trust_domain } = attach;
         if incoming && accept_from.is_empty() && self.identity.is_secure() {
             let message = "accept_from must name the hosts that may send this machine";
             return Err(ApiError::new(ApiCode::ParamsInvalid, message));
@@ -62,7 +62,7 @@ impl Core {
             return Err(ApiError::new(ApiCode::ParamsInvalid, message)
                 .with("cure", "give the virtual machine a shorter name"));
         }
-        Ok(AttachedVm { name, qmp, incoming, spawn, accept_from, left: false })
+        Ok(AttachedVm { name, qmp, incoming, spawn, accept_from, trust_domain, left: false })
     }
 
     /// The private directory of sockets between QEMUs and this daemon. One that an operator made
@@ -141,7 +141,7 @@ fn directory_beside(socket: &Path) -> io::Result<PathBuf> {
 fn vm_view(vm: &AttachedVm) -> Value {
     json!({
         "name": vm.name, "qmp": vm.qmp, "incoming": vm.incoming, "spawn": vm.spawn,
-        "accept_from": vm.accept_from,
+        "accept_from": vm.accept_from, "trust_domain": vm.trust_domain,
     })
 }
 

@@ -6,7 +6,8 @@
 //! hears of them as [`KeptNews`]; it never waits for the disk. Nothing depends on what is kept:
 //! what can't be kept or read is not used, and a counter says why.
 //!
-//! Each session's pages are a trust domain of their own: they match the same guest alone.
+//! What a session leaves may serve the same guest, and others of the same label (`--trust-domain`),
+//! which both ends have to know; never anybody else.
 
 mod list;
 mod thread;
@@ -17,7 +18,6 @@ use dwcp_dataplane::port::{Before, HashKey, PagesLeft};
 use dwcp_proto::ids::SessionId;
 use dwcp_proto::wire::vm::PagesBefore;
 use dwcp_store::{OpenReport, SegmentView, Store, StoreError, StoreKey, StoreLimits, StoreStats};
-use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -55,6 +55,8 @@ pub enum KeptName {
 pub(crate) struct KeepJob {
     pub(crate) session: SessionId,
     pub(crate) vm: String,
+    /// Whose guests it may serve besides this one.
+    pub(crate) trust_domain: Option<String>,
     pub(crate) hash_key: HashKey,
     /// Where its shard has put it.
     pub(crate) left: Receiver<PagesLeft>,
@@ -65,7 +67,6 @@ pub(crate) struct KeepJob {
 pub(crate) struct LoadJob {
     /// The session that it is for.
     pub(crate) session: SessionId,
-    pub(crate) vm: String,
     /// Exactly this.
     pub(crate) before: PagesBefore,
     /// The key of the page hash of the link that it is for.
@@ -76,11 +77,12 @@ pub(crate) struct LoadJob {
 #[derive(Debug)]
 pub(crate) enum KeptNews {
     /// What a session left is on disk, or why it is not; its memory is free.
-    Kept { session: SessionId, vm: String, outcome: Result<PagesBefore, KeptError> },
+    Kept { session: SessionId, vm: String, outcome: Result<Known, KeptError> },
     /// What was to be read for a session.
     Loaded {
         session: SessionId,
-        vm: String,
+        /// Whose pages those are.
+        left: SessionId,
         outcome: Result<(PagesBefore, Box<Before>), KeptError>,
     },
     /// All segments.
@@ -89,6 +91,22 @@ pub(crate) enum KeptNews {
     Stats(StoreStats, Reply),
     /// So many segments were removed.
     Removed(KeptName, Result<u64, KeptError>, Reply),
+}
+
+/// What is kept of a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) vm: String,
+    pub(crate) trust_domain: Option<String>,
+    pub(crate) before: PagesBefore,
+}
+
+impl Known {
+    /// Whether it may serve a guest.
+    fn serves(&self, vm: &str, trust_domain: Option<&str>) -> bool {
+        let same_label = trust_domain.is_some() && self.trust_domain.as_deref() == trust_domain;
+        self.vm == vm || same_label
+    }
 }
 
 /// Why something is not kept, or not read.
@@ -157,8 +175,8 @@ impl KeptOpenError {
 pub(crate) struct Keeper {
     queue: Option<SyncSender<KeptJob>>,
     thread: Option<std::thread::JoinHandle<()>>,
-    /// What is kept of each guest, as far as is known here.
-    newest: BTreeMap<String, PagesBefore>,
+    /// What is kept of each guest, as far as is known here, the newest last.
+    known: Vec<Known>,
 }
 
 impl Keeper {
@@ -172,19 +190,33 @@ impl Keeper {
         limits: StoreLimits,
     ) -> Result<(Self, mpsc::Receiver<KeptNews>, OpenReport), KeptOpenError> {
         let (store, report) = Store::open(directory, key, limits, SystemTime::now())?;
-        let newest = thread::newest(&store);
+        let known = thread::known(&store);
         let (queue, jobs) = sync_channel(KEPT_QUEUE);
         let (told, news) = mpsc::channel(KEPT_QUEUE);
         let thread = std::thread::Builder::new()
             .name("dwcp-store".to_owned())
             .spawn(move || thread::serve(store, &jobs, &told))
             .map_err(KeptOpenError::Thread)?;
-        Ok((Self { queue: Some(queue), thread: Some(thread), newest }, news, report))
+        Ok((Self { queue: Some(queue), thread: Some(thread), known }, news, report))
     }
 
-    /// What is kept of a guest.
-    pub(crate) fn newest(&self, vm: &str) -> Option<PagesBefore> {
-        self.newest.get(vm).copied()
+    /// What serves a guest best: what it left itself, else what another one of its label did last.
+    pub(crate) fn best(&self, vm: &str, trust_domain: Option<&str>) -> Option<PagesBefore> {
+        let own = self.known.iter().rfind(|known| known.vm == vm);
+        let other = || self.known.iter().rfind(|known| known.serves(vm, trust_domain));
+        own.or_else(other).map(|known| known.before)
+    }
+
+    /// What a peer speaks of, if it may serve a guest.
+    pub(crate) fn find(
+        &self,
+        vm: &str,
+        trust_domain: Option<&str>,
+        before: &PagesBefore,
+    ) -> Option<PagesBefore> {
+        let named = |known: &&Known| known.before.session == before.session;
+        let found = self.known.iter().find(named)?;
+        found.serves(vm, trust_domain).then_some(found.before)
     }
 
     /// Hands a job over; gives it back when the thread has too many, or is gone.
@@ -201,20 +233,17 @@ impl Keeper {
     /// Takes note of what became of a guest's pages.
     pub(crate) fn note(&mut self, news: &KeptNews) {
         match news {
-            KeptNews::Kept { vm, outcome: Ok(before), .. } => {
-                self.newest.insert(vm.clone(), *before);
+            KeptNews::Kept { outcome: Ok(known), .. } => {
+                self.known.retain(|other| other.vm != known.vm);
+                self.known.push(known.clone());
             }
-            KeptNews::Removed(KeptName::All, ..) => self.newest.clear(),
-            KeptNews::Removed(KeptName::Name(vm), ..) => {
-                self.newest.remove(vm);
+            KeptNews::Loaded { left, outcome: Err(KeptError::Gone), .. } => {
+                self.known.retain(|known| known.before.session != *left);
             }
+            KeptNews::Removed(KeptName::All, ..) => self.known.clear(),
+            KeptNews::Removed(KeptName::Name(vm), ..) => self.known.retain(|it| it.vm != *vm),
             _ => {}
         }
-    }
-
-    /// What was said to be kept of a guest is not.
-    pub(crate) fn forget(&mut self, vm: &str) {
-        self.newest.remove(vm);
     }
 }
 

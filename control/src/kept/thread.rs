@@ -1,14 +1,13 @@
 //! The thread that owns the store of what guests leave.
 
 use super::list::{Entry, ListError, ListReader, ListWriter};
-use super::{KeepJob, KeptError, KeptJob, KeptName, KeptNews, LoadJob};
+use super::{KeepJob, KeptError, KeptJob, KeptName, KeptNews, Known, LoadJob};
 use dwcp_dataplane::port::{Before, Page, PageHash, PageHasher, PagesLeft};
 use dwcp_proto::ids::SessionId;
 use dwcp_proto::wire::token::PagesDigest;
 use dwcp_proto::wire::vm::PagesBefore;
 use dwcp_store::{DomainId, Kind, SegmentInfo, SegmentView, Store, StoreError};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
@@ -20,6 +19,8 @@ const LEFT_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
     before: PagesBefore,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trust_domain: Option<String>,
     /// The first page of the list.
     list: SessionId,
 }
@@ -30,12 +31,15 @@ impl Note {
     }
 }
 
-/// What a store keeps of each guest.
-pub(super) fn newest(store: &Store) -> BTreeMap<String, PagesBefore> {
+/// What a store keeps of each guest, the newest last.
+pub(super) fn known(store: &Store) -> Vec<Known> {
     let mut segments: Vec<SegmentView> = store.list().collect();
     segments.sort_by_key(|segment| segment.last_used);
-    let known = segments.into_iter().filter_map(|it| Some((Note::of(&it)?.before, it.name)));
-    known.map(|(before, name)| (name, before)).collect()
+    let known = segments.into_iter().filter_map(|segment| {
+        let Note { before, trust_domain, .. } = Note::of(&segment)?;
+        Some(Known { vm: segment.name, trust_domain, before })
+    });
+    known.collect()
 }
 
 /// Does jobs until nobody can ask any more.
@@ -49,8 +53,8 @@ pub(super) fn serve(mut store: Store, jobs: &Receiver<KeptJob>, told: &mpsc::Sen
             }
             KeptJob::Load(job) => {
                 let outcome = load(&mut store, &job);
-                let LoadJob { session, vm, .. } = *job;
-                KeptNews::Loaded { session, vm, outcome }
+                let LoadJob { session, before: PagesBefore { session: left, .. }, .. } = *job;
+                KeptNews::Loaded { session, left, outcome }
             }
             KeptJob::List(reply) => KeptNews::Listed(store.list().collect(), reply),
             KeptJob::Stats(reply) => KeptNews::Stats(store.stats(), reply),
@@ -82,14 +86,14 @@ fn remove(store: &mut Store, name: &KeptName) -> Result<u64, StoreError> {
 }
 
 /// Keeps what a session left, in place of what there was of its guest.
-fn keep(store: &mut Store, job: &KeepJob) -> Result<PagesBefore, KeptError> {
+fn keep(store: &mut Store, job: &KeepJob) -> Result<Known, KeptError> {
     let left = job.left.recv_timeout(LEFT_WITHIN).map_err(|_| KeptError::Nothing)?;
     let older: Vec<SegmentView> = store.named(&job.vm).collect();
     let before = write(store, job, &left)?;
     for segment in older {
         store.remove(segment.id)?;
     }
-    Ok(before)
+    Ok(Known { vm: job.vm.clone(), trust_domain: job.trust_domain.clone(), before })
 }
 
 fn write(store: &mut Store, job: &KeepJob, left: &PagesLeft) -> Result<PagesBefore, KeptError> {
@@ -117,7 +121,8 @@ fn write(store: &mut Store, job: &KeepJob, left: &PagesLeft) -> Result<PagesBefo
     })?;
     let digest = PagesDigest(left.digest().0);
     let before = PagesBefore { session: job.session, digest, pages };
-    let note = Note { before, list: SessionId(first.0) };
+    let trust_domain = job.trust_domain.clone();
+    let note = Note { before, trust_domain, list: SessionId(first.0) };
     let Ok(note) = serde_json::to_vec(&note) else {
         unreachable!("names and a number always become JSON")
     };
@@ -126,13 +131,13 @@ fn write(store: &mut Store, job: &KeepJob, left: &PagesLeft) -> Result<PagesBefo
     Ok(before)
 }
 
-/// Reads what is kept of a guest: the first so many pages, hashed anew.
+/// Reads what a session left: the first so many pages, hashed anew.
 fn load(store: &mut Store, job: &LoadJob) -> Result<(PagesBefore, Box<Before>), KeptError> {
     let PagesBefore { session, digest, pages } = job.before;
     let is_it = |note: &Note| {
         note.before.session == session && note.before.digest == digest && note.before.pages >= pages
     };
-    let note = store.named(&job.vm).find_map(|it| Note::of(&it).filter(is_it));
+    let note = store.list().find_map(|it| Note::of(&it).filter(is_it));
     let note = note.ok_or(KeptError::Gone)?;
     let domain = DomainId(session.0);
     let list = read_list(store, domain, PageHash(note.list.0), pages)?;

@@ -138,6 +138,7 @@ mod tests {
             incoming,
             spawn: None,
             accept_from: Vec::new(),
+            trust_domain: None,
             left: false,
         }
     }

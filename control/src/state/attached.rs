@@ -19,6 +19,9 @@ pub(crate) struct AttachedVm {
     pub(crate) spawn: Option<Vec<String>>,
     /// Hosts that may send a guest.
     pub(crate) accept_from: Vec<String>,
+    /// Other guests of this label, here and there, may share pages with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) trust_domain: Option<String>,
     /// Its guest runs at another host now: only attaching anew makes it of use again.
     pub(crate) left: bool,
 }

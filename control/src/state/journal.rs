@@ -383,6 +383,7 @@ mod tests {
             incoming: true,
             spawn: None,
             accept_from: vec!["a".to_owned()],
+            trust_domain: None,
             left: false,
         };
         let attached = |name: &str, vm| Change::Vm { name: name.to_owned(), vm };

@@ -120,6 +120,16 @@ impl Guest {
         self.end();
     }
 
+    /// Puts the pages of each block to other places.
+    pub(crate) fn shuffle(&mut self) {
+        for block in 0..self.memory.len() {
+            for page in (1..self.memory[block].len()).rev() {
+                let other = self.next() as usize % (page + 1);
+                self.memory[block].swap(page, other);
+            }
+        }
+    }
+
     /// Changes some pages and sends nothing.
     pub(crate) fn change(&mut self, count: usize) {
         let (stream, last) = (self.stream.len(), self.last);

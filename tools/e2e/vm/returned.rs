@@ -1,10 +1,10 @@
 //! A guest that comes back costs what it has changed, and whatever becomes of what was kept of it,
 //! it moves all the same and every page is right.
 
-use super::harness::{At, Hosts, MOVE_MAX, NAME};
+use super::harness::{At, Hosts, MOVE_MAX, NAME, path};
 use super::pair::Pair;
 use crate::harness::wait_until;
-use dwcp_tools::lab::Guest;
+use dwcp_tools::lab::{Guest, Vm, VmConfig, ram};
 use serde_json::{Value, json};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -26,13 +26,17 @@ fn kept(hosts: &Hosts, at: At) -> Vec<Value> {
     list.as_array().expect("a list").iter().filter(of_guest).cloned().collect()
 }
 
-/// Waits until both hosts have kept what the last session left.
-fn wait_kept(hosts: &Hosts, times: u64) {
+/// Waits until both hosts have kept what so many sessions left.
+fn wait_landed(hosts: &Hosts, times: u64) {
     wait_until("both hosts to keep what the guest left", MOVE_MAX, || {
-        [At::A, At::B]
-            .iter()
-            .all(|at| hosts.must(*at, &["store", "stats"])["landed"].as_u64() >= Some(times))
+        let landed = |at| hosts.must(at, &["store", "stats"])["landed"].as_u64();
+        [At::A, At::B].into_iter().all(|at| landed(at) >= Some(times))
     });
+}
+
+/// The same of one guest, of which the newest alone is kept.
+fn wait_kept(hosts: &Hosts, times: u64) {
+    wait_landed(hosts, times);
     for at in [At::A, At::B] {
         assert_eq!(kept(hosts, at).len(), 1, "the newest takes the place of the one before");
     }
@@ -113,4 +117,48 @@ fn whatever_becomes_of_what_was_kept_the_guest_moves() {
     // Nothing is kept where nothing shall be.
     assert!(hosts.must(At::A, &["store", "rm", "--all"])["removed"].as_u64() >= Some(1));
     assert!(kept(&hosts, At::A).is_empty());
+}
+
+/// Moves a guest of a label that has just booted at A to B, and ends it there. What the command
+/// said.
+fn move_another(hosts: &Hosts, guest: &Guest, name: &str, label: &[&str]) -> Value {
+    let config = VmConfig { incoming: true, paused: true, ..hosts.config(At::B) };
+    let (mut source, mut sink) =
+        (Vm::start(guest, hosts.config(At::A)).unwrap(), Vm::start(guest, config).unwrap());
+    source.wait_ready(guest).unwrap();
+    let qmp = [source.qmp_path(), sink.qmp_path()];
+    let attach = |at, qmp: &PathBuf, words: &[&str]| {
+        let attach = ["vm", "attach", name, "--qmp", path(qmp)];
+        hosts.must(at, &[attach.as_slice(), label, words].concat());
+    };
+    attach(At::A, &qmp[0], &[]);
+    attach(At::B, &qmp[1], &["--incoming", "--accept-from", At::A.host()]);
+    let to = hosts.daemon(At::B).listen.to_string();
+    let told = hosts.must(At::A, &["migrate", name, "--to", &to, "--paused"]);
+    let [left, right] = [&source, &sink].map(|vm| vm.ram_file().unwrap());
+    assert!(ram::differing_pages(&left, &right).unwrap().is_empty(), "{told}");
+    assert_eq!(sink.qmp().status().unwrap(), "paused");
+    told
+}
+
+#[test]
+fn guests_of_one_label_share_what_is_kept_and_others_do_not() {
+    let Some(hosts) = Hosts::up("rate=1g delay=5ms") else { return };
+    let guest = Guest::new(&hosts.lab, "idle").unwrap().with_ram_mib(96);
+    let label = ["--trust-domain", "blue"];
+    let first = move_another(&hosts, &guest, "blue1", &label);
+    assert!(first["before_pages"].is_null(), "{first}");
+    wait_landed(&hosts, 1);
+    let second = move_another(&hosts, &guest, "blue2", &label);
+    wait_landed(&hosts, 2);
+    println!("{} bytes, of its label {}", coded_bytes(&first), coded_bytes(&second));
+    assert!(second["before_pages"].as_u64() > Some(1000), "{second}");
+    assert!(coded_bytes(&second) * 2 < coded_bytes(&first), "{first} {second}");
+    // The same image, and not the same owner: it gets nothing, and its bytes tell nothing.
+    for (name, label) in [("red", &["--trust-domain", "red"][..]), ("plain", &[])] {
+        let told = move_another(&hosts, &guest, name, label);
+        assert!(told["before_pages"].is_null(), "{told}");
+        let (bytes, usual) = (coded_bytes(&told), coded_bytes(&first));
+        assert!(bytes * 10 > usual * 9 && bytes * 9 < usual * 10, "{bytes} as {usual}: {told}");
+    }
 }

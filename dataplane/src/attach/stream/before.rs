@@ -3,7 +3,8 @@
 //! A session leaves page versions behind ([`PagesLeft`]), alike at both ends. Who keeps them may
 //! give them to a later session at both ends ([`Before`]), most often when the guest comes back: a
 //! page that is still what it was costs a few bytes then, and one that has changed is coded against
-//! what it was.
+//! what it was. Pages are found by their content, too, wherever they were: that serves another
+//! guest of the same image.
 //!
 //! [`Before`] is made off the shard, belongs to one session and is only read there. The numbers of
 //! pages may differ from session to session, so pages are named by their block, which finds its
@@ -16,12 +17,8 @@ use dwcp_codec::{Digest, DigestBuilder, DigestKind, PAGE_BYTES, Page, PageHash, 
 use dwcp_ffi::memory::PrivatePages;
 use dwcp_ffi::region::RegionError;
 
-/// The version of every page from before. No part with pages has position 0: a stream begins with
-/// its header.
-pub(super) const VERSION_BEFORE: u64 = 0;
-
-/// Memory for each page from before: its bytes and its hash.
-pub const BEFORE_PAGE_BYTES: u64 = PAGE_BYTES as u64 + 16;
+/// Memory for each page from before: its bytes, its hash, and its part of what finds it by that.
+pub const BEFORE_PAGE_BYTES: u64 = PAGE_BYTES as u64 + 16 + 4 * 4;
 /// Memory for each page of the guest while there are any from before.
 pub const BEFORE_GUEST_PAGE_BYTES: u64 = 4;
 
@@ -60,6 +57,8 @@ pub struct Before {
     /// Where the session has put blocks: their first page and which they are, ascending.
     placed: Vec<(u64, usize)>,
     hashes: Vec<PageHash>,
+    /// Slots by hash: open addressing, a power of two, at most half full.
+    found: Vec<u32>,
     pages: PrivatePages,
     capacity: u64,
 }
@@ -75,6 +74,7 @@ impl Before {
             blocks: Vec::new(),
             placed: Vec::with_capacity(BLOCKS_MAX),
             hashes: Vec::with_capacity(usize::try_from(capacity).unwrap_or(0)),
+            found: vec![NONE; usize::try_from(capacity * 2).unwrap_or(0).next_power_of_two()],
             pages: PrivatePages::create(capacity.saturating_mul(PAGE_BYTES as u64))?,
             capacity,
         })
@@ -101,7 +101,22 @@ impl Before {
         }
         self.pages.page_mut(slot).copy_from_slice(bytes);
         self.hashes.push(hash);
+        let at = self.search(hash);
+        if self.found[at] == NONE {
+            self.found[at] = slot as u32;
+        }
         Ok(())
+    }
+
+    /// Where a hash stands among those that are found, or would.
+    fn search(&self, hash: PageHash) -> usize {
+        let mask = self.found.len() - 1;
+        let start = hash.0.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)) as usize;
+        let mut at = start & mask;
+        while self.found[at] != NONE && self.hashes[self.found[at] as usize] != hash {
+            at = (at + 1) & mask;
+        }
+        at
     }
 
     /// How many pages there are.
@@ -120,23 +135,25 @@ impl Before {
         }
     }
 
-    fn slot(&self, page: u64) -> Option<u32> {
+    /// The slot of the page at the same place.
+    pub(super) fn slot(&self, page: u64) -> Option<u64> {
         let behind = self.placed.partition_point(|(first, _)| *first <= page);
         let (first, index) = self.placed[behind.checked_sub(1)?];
         let slots = &self.blocks[index].slots;
-        slots.get(usize::try_from(page - first).ok()?).copied().filter(|slot| *slot != NONE)
+        let slot = *slots.get(usize::try_from(page - first).ok()?)?;
+        (slot != NONE).then_some(slot.into())
     }
 
-    /// The hash of a page from before.
-    pub(super) fn hash(&self, page: u64) -> Option<PageHash> {
-        self.slot(page).map(|slot| self.hashes[slot as usize])
+    /// The slot of the first page with this hash, wherever it was.
+    pub(super) fn find(&self, hash: PageHash) -> Option<u64> {
+        let slot = self.found[self.search(hash)];
+        (slot != NONE).then_some(slot.into())
     }
 
-    /// Copies a page from before to `out`.
-    pub(super) fn read(&self, page: u64, out: &mut Page) -> Option<PageHash> {
-        let slot = self.slot(page)?;
-        out.copy_from_slice(self.pages.page(slot.into()));
-        Some(self.hashes[slot as usize])
+    /// The page in a slot, and its hash.
+    pub(super) fn page(&self, slot: u64) -> Option<(&Page, PageHash)> {
+        let hash = *self.hashes.get(usize::try_from(slot).ok()?)?;
+        Some((self.pages.page(slot), hash))
     }
 }
 
@@ -173,8 +190,8 @@ impl PagesLeft {
         let Some(block) = self.blocks.block(block) else { return Ok(()) };
         let mut room = [0; PAGE_BYTES];
         for page in 0..block.pages() {
-            if let Some(held) = self.versions.read_base(block.first_page() + page, &mut room) {
-                each(page, held.hash, &room)?;
+            if let Some(hash) = self.versions.read_left(block.first_page() + page, &mut room) {
+                each(page, hash, &room)?;
             }
         }
         Ok(())

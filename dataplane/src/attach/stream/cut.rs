@@ -322,8 +322,11 @@ impl Cutter {
         let pages = &pages[..count * PAGE_BYTES];
         let base_pages = &mut bases.as_chunks_mut::<PAGE_BYTES>().0[..count];
         let mut held = [None; EXTENT_PAGES];
-        for ((held, &number), out) in held.iter_mut().zip(numbers).zip(&mut *base_pages) {
-            *held = self.versions.read_base(number, out);
+        let each = numbers.iter().zip(hashes).zip(pages.as_chunks::<PAGE_BYTES>().0);
+        for ((held, out), ((&number, &hash), bytes)) in
+            held.iter_mut().zip(&mut *base_pages).zip(each)
+        {
+            *held = self.versions.read_base(number, (hash, bytes), out);
         }
         let mut bases = [None; EXTENT_PAGES];
         for ((base, held), page) in bases.iter_mut().zip(&held).zip(&*base_pages) {

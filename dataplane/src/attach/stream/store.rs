@@ -6,7 +6,7 @@
 //!
 //! The invariant that this rests on: what is held is a function of the two sizes and of the
 //! sequence of [`PageStore::put`] and
-//! [`PageStore::put_gone`] alone. Reading ([`PageStore::get`], [`PageStore::read`],
+//! [`PageStore::put_elsewhere`] alone. Reading ([`PageStore::get`], [`PageStore::read`],
 //! [`Bases`]) changes nothing, since the source looks at every page and the sink at the bases of
 //! deltas only.
 //!
@@ -18,7 +18,7 @@
 //!   else, if the page was put before, the one that the clock finds. A page that comes for the
 //!   first time pushes out no other: most pages of a guest are sent once. The slot's reference bit
 //!   is set if the page was put before, else cleared;
-//! - a page whose bytes are held elsewhere ([`PageStore::put_gone`]) gives its slot back;
+//! - a page whose bytes are held elsewhere ([`PageStore::put_elsewhere`]) gives its slot back;
 //! - the clock looks at no more than 32 slots from its hand on, clears the reference bits that are
 //!   set, and takes the first slot without one, or else the one behind those; the hand then stands
 //!   behind the slot that was taken.
@@ -45,11 +45,13 @@ const CLOCK_STEPS_MAX: u64 = 32;
 const ENTRY_WORDS: u64 = STORE_PAGE_BYTES / WORD_BYTES;
 const WORD_BYTES: u64 = 8;
 
-/// Places: never put, all zeroes, known but not held; then slot 0 and so on.
+/// Places: never put, all zeroes, known but not held; then slot 0 and so on; with this bit, a name
+/// of somebody else.
 const PLACE_NONE: u64 = 0;
 const PLACE_ZERO: u64 = 1;
 const PLACE_GONE: u64 = 2;
 const PLACE_SLOTS: u64 = 3;
+const PLACE_ELSEWHERE: u64 = 1 << 63;
 
 /// In the word of a slot in use, beside the number of its page.
 const REFERENCED: u64 = 1 << 63;
@@ -63,6 +65,8 @@ pub enum Content {
     Zero,
     /// The store has them.
     Stored,
+    /// Somebody else has them under this name.
+    Elsewhere(u64),
     /// They had to go, or never had room.
     Gone,
 }
@@ -161,6 +165,7 @@ impl PageStore {
             PLACE_NONE => return None,
             PLACE_ZERO => Content::Zero,
             PLACE_GONE => Content::Gone,
+            place if place & PLACE_ELSEWHERE != 0 => Content::Elsewhere(place ^ PLACE_ELSEWHERE),
             _ => Content::Stored,
         };
         let word = page * ENTRY_WORDS;
@@ -190,14 +195,11 @@ impl PageStore {
         }
         let old = self.place(page);
         let place = if is_zero(bytes) {
-            if old >= PLACE_SLOTS {
-                self.give_back(old - PLACE_SLOTS);
-            }
+            self.leave(old);
             PLACE_ZERO
         } else {
             let again = old != PLACE_NONE;
-            let slot =
-                if old >= PLACE_SLOTS { Some(old - PLACE_SLOTS) } else { self.take_slot(again) };
+            let slot = slot_of(old).or_else(|| self.take_slot(again));
             slot.map_or(PLACE_GONE, |slot| {
                 self.owners.store(slot, page | if again { REFERENCED } else { 0 });
                 if let Some(slots) = &mut self.slots {
@@ -209,16 +211,12 @@ impl PageStore {
         self.set(page, version, hash, place);
     }
 
-    /// The page has a new version whose bytes are held elsewhere: it gives its slot back.
-    pub fn put_gone(&mut self, page: u64, version: u64, hash: PageHash) {
-        if page >= self.pages_max {
-            return;
+    /// The page has a new version whose bytes somebody else holds under a name.
+    pub fn put_elsewhere(&mut self, page: u64, version: u64, hash: PageHash, name: u64) {
+        if page < self.pages_max {
+            self.leave(self.place(page));
+            self.set(page, version, hash, PLACE_ELSEWHERE | name);
         }
-        let old = self.place(page);
-        if old >= PLACE_SLOTS {
-            self.give_back(old - PLACE_SLOTS);
-        }
-        self.set(page, version, hash, PLACE_GONE);
     }
 
     fn set(&mut self, page: u64, version: u64, hash: PageHash, place: u64) {
@@ -234,10 +232,13 @@ impl PageStore {
         if page < self.pages_max { self.entries.load(page * ENTRY_WORDS + 3) } else { PLACE_NONE }
     }
 
-    fn give_back(&mut self, slot: u64) {
-        self.owners.store(slot, self.free);
-        self.free = slot;
-        self.used -= 1;
+    /// Gives back what a page had, if it was a slot.
+    fn leave(&mut self, place: u64) {
+        if let Some(slot) = slot_of(place) {
+            self.owners.store(slot, self.free);
+            self.free = slot;
+            self.used -= 1;
+        }
     }
 
     fn take_slot(&mut self, may_evict: bool) -> Option<u64> {
@@ -273,6 +274,11 @@ impl PageStore {
         self.entries.store(owner * ENTRY_WORDS + 3, PLACE_GONE);
         slot
     }
+}
+
+/// The slot that a place is, if it is one.
+fn slot_of(place: u64) -> Option<u64> {
+    (PLACE_SLOTS..PLACE_ELSEWHERE).contains(&place).then(|| place - PLACE_SLOTS)
 }
 
 impl Bases for &PageStore {

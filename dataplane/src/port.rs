@@ -6,7 +6,7 @@
 
 pub use crate::attach::stream::store::{STORE_PAGE_BYTES, STORE_SLOT_BYTES};
 pub use crate::attach::stream::{
-    Before, BeforeError, PagesLeft, StreamSizes, stream_sink_bytes, stream_source_bytes,
+    Before, BeforeError, Heir, PagesLeft, StreamSizes, stream_sink_bytes, stream_source_bytes,
 };
 pub use crate::level::Level;
 use crate::stats::{SessionStats, ShardStatsReader, StreamStats};
@@ -225,9 +225,6 @@ pub struct StreamSourceSetup {
     /// Round trips of the session's frames, in nanoseconds.
     pub frame_rtt_ns: HistogramWriter,
 }
-
-/// Who is given what a stream session leaves, once it is closed. Has room for it.
-pub type Heir = std::sync::mpsc::SyncSender<PagesLeft>;
 
 /// A VMM's migration stream as the sink of a session.
 #[derive(Debug)]

@@ -16,6 +16,7 @@ use crate::attach::qemu::{BLOCKS_MAX, Blocks};
 use dwcp_codec::{Digest, DigestBuilder, DigestKind, PAGE_BYTES, Page, PageHash, PageHasher};
 use dwcp_ffi::memory::PrivatePages;
 use dwcp_ffi::region::RegionError;
+use std::sync::mpsc::SyncSender;
 
 /// Memory for each page from before: its bytes, its hash, and its part of what finds it by that.
 pub const BEFORE_PAGE_BYTES: u64 = PAGE_BYTES as u64 + 16 + 4 * 4;
@@ -157,6 +158,9 @@ impl Before {
     }
 }
 
+/// Who is given what a stream session leaves, once it is closed. Has room for it.
+pub type Heir = SyncSender<PagesLeft>;
+
 /// What a stream session leaves behind: the page versions that both ends hold.
 #[derive(Debug)]
 pub struct PagesLeft {
@@ -211,5 +215,82 @@ impl PagesLeft {
             let Ok(()) = added;
         }
         digest.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hash(byte: u8) -> PageHash {
+        PageHash([byte; 16])
+    }
+
+    fn page(byte: u8) -> Page {
+        [byte; PAGE_BYTES]
+    }
+
+    #[test]
+    fn pages_are_found_by_place_once_their_block_has_one_and_by_content_at_once() {
+        let mut before = Before::with_room(8).unwrap();
+        before.add_block(b"pc.ram", 10);
+        for number in [1, 4, 5, 9] {
+            // Two of them have the same content.
+            let byte = if number == 9 { 4 } else { number as u8 };
+            before.add_page(number, hash(byte), &page(byte)).unwrap();
+        }
+        before.add_block(b"pc.bios", 2);
+        before.add_page(0, hash(77), &page(77)).unwrap();
+        assert_eq!((before.pages(), before.slot(4)), (5, None), "no block has a place");
+        assert_eq!((before.find(hash(4)), before.find(hash(6))), (Some(1), None));
+        before.place(b"pc.bios", 0, 2);
+        before.place(b"pc.other", 64, 2);
+        before.place(b"pc.ram", 128, 10);
+        let slots = [0, 1, 63, 64, 128, 129, 132, 137, 138].map(|number| before.slot(number));
+        assert_eq!(slots, [Some(4), None, None, None, None, Some(0), Some(1), Some(3), None]);
+        assert_eq!(before.page(3), Some((&page(4), hash(4))));
+        assert_eq!(before.page(5), None);
+        assert_eq!(before.page(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_block_of_another_length_has_no_place() {
+        let mut before = Before::with_room(1).unwrap();
+        before.add_block(b"pc.ram", 10);
+        before.add_page(0, hash(1), &page(1)).unwrap();
+        before.place(b"pc.ram", 0, 11);
+        assert_eq!(before.slot(0), None);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        assert!(matches!(Before::with_room(0), Err(BeforeError::Memory(_))));
+        let mut before = Before::with_room(2).unwrap();
+        let refused = |before: &mut Before, number| {
+            matches!(before.add_page(number, hash(1), &page(1)), Err(BeforeError::Place { .. }))
+        };
+        assert!(refused(&mut before, 0), "there is no block");
+        before.add_block(b"pc.ram", 4);
+        before.add_page(0, hash(1), &page(1)).unwrap();
+        assert!(refused(&mut before, 0) && refused(&mut before, 4));
+        before.add_page(1, hash(2), &page(2)).unwrap();
+        assert!(refused(&mut before, 2), "it is full");
+        assert_eq!(before.pages(), 2);
+    }
+
+    #[test]
+    fn many_hashes_that_begin_alike_are_told_apart() {
+        let mut before = Before::with_room(300).unwrap();
+        before.add_block(b"pc.ram", 300);
+        let alike = |number: u64| {
+            let mut hash = [7; 16];
+            hash[8..].copy_from_slice(&number.to_le_bytes());
+            PageHash(hash)
+        };
+        for number in 0..300 {
+            before.add_page(number, alike(number), &page(number as u8)).unwrap();
+        }
+        assert!((0..300).all(|number| before.find(alike(number)) == Some(number)));
+        assert_eq!(before.find(alike(300)), None);
     }
 }

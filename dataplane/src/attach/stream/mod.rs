@@ -26,7 +26,9 @@ mod source;
 pub mod store;
 mod versions;
 
-pub use before::{BEFORE_GUEST_PAGE_BYTES, BEFORE_PAGE_BYTES, Before, BeforeError, PagesLeft};
+pub use before::{
+    BEFORE_GUEST_PAGE_BYTES, BEFORE_PAGE_BYTES, Before, BeforeError, Heir, PagesLeft,
+};
 pub use budget::{StreamSizes, stream_sink_bytes, stream_source_bytes};
 pub(crate) use pipe::Pipes;
 pub(crate) use sink::StreamSink;

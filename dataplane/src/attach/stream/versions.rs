@@ -121,3 +121,90 @@ impl Bases for &Versions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dwcp_codec::PAGE_BYTES;
+
+    fn hash(byte: u8) -> PageHash {
+        PageHash([byte; 16])
+    }
+
+    fn page(byte: u8) -> Page {
+        [byte; PAGE_BYTES]
+    }
+
+    /// Pages 0 to 7 of a block were 10 to 17.
+    fn versions() -> Versions {
+        let mut before = Before::with_room(8).unwrap();
+        before.add_block(b"pc.ram", 8);
+        for number in 0..8 {
+            let byte = 10 + number as u8;
+            before.add_page(number, hash(byte), &page(byte)).unwrap();
+        }
+        let mut versions = Versions::new(64, 10, Some(Box::new(before))).unwrap();
+        versions.place(b"pc.ram", 0, 8);
+        versions
+    }
+
+    fn base(versions: &Versions, number: u64, byte: u8) -> Option<(u64, u8)> {
+        let mut room = page(0);
+        let held = versions.read_base(number, (hash(byte), &page(byte)), &mut room)?;
+        let mut again = page(0);
+        let mut bases = versions;
+        assert_eq!(bases.base(number, held.version, &mut again), Some(held.hash));
+        assert_eq!(room, again, "the sink reads what the source has read");
+        Some((held.version, room[0]))
+    }
+
+    #[test]
+    fn a_page_is_coded_against_the_same_bytes_from_before_or_else_what_was_at_its_place() {
+        let versions = versions();
+        assert_eq!(base(&versions, 3, 13), Some((FROM_BEFORE | 3, 13)), "unchanged");
+        assert_eq!(base(&versions, 3, 15), Some((FROM_BEFORE | 5, 15)), "moved");
+        assert_eq!(base(&versions, 3, 99), Some((FROM_BEFORE | 3, 13)), "changed");
+        assert_eq!(base(&versions, 20, 99), None);
+        // A hash that lies is no reason to send nothing.
+        let mut room = page(0);
+        let held = versions.read_base(20, (hash(15), &page(99)), &mut room);
+        assert_eq!(held, None);
+    }
+
+    #[test]
+    fn the_newest_version_comes_first_wherever_its_bytes_are() {
+        let mut versions = versions();
+        versions.put(3, 7, hash(15), &page(15));
+        assert_eq!(base(&versions, 3, 99), Some((7, 15)));
+        assert_eq!(versions.held_pages(), 8, "its bytes are there already");
+        versions.put(3, 8, hash(99), &page(99));
+        assert_eq!(base(&versions, 3, 98), Some((8, 99)));
+        assert_eq!((versions.held_pages(), versions.newest(3)), (9, Some(hash(99))));
+        versions.put(3, 9, hash(0), &page(0));
+        assert_eq!(base(&versions, 3, 13), Some((FROM_BEFORE | 3, 13)), "not against zeroes");
+    }
+
+    #[test]
+    fn what_a_peer_names_and_nobody_has_is_not_there() {
+        let (versions, mut room) = (versions(), page(1));
+        let mut with = &versions;
+        for version in [FROM_BEFORE | 8, u64::MAX, FROM_BEFORE - 1, 0] {
+            assert_eq!(with.base(3, version, &mut room), None);
+        }
+        let without = Versions::new(64, 10, None).unwrap();
+        assert_eq!((&without).base(3, FROM_BEFORE, &mut room), None);
+        assert_eq!(room, page(1));
+    }
+
+    #[test]
+    fn what_is_left_is_the_newest_or_what_was_before_but_never_old_where_it_is_zero() {
+        let mut versions = versions();
+        versions.put(0, 1, hash(50), &page(50));
+        versions.put(1, 1, hash(0), &page(0));
+        let left = |number| {
+            let mut room = page(0);
+            versions.read_left(number, &mut room).map(|_| room[0])
+        };
+        assert_eq!([left(0), left(1), left(2), left(9)], [Some(50), None, Some(12), None]);
+    }
+}

@@ -113,4 +113,7 @@ pub(crate) mod decisions {
 
     #[doc = include_str!("decisions/0024-store-of-known-pages.md")]
     pub(crate) mod store_of_known_pages {}
+
+    #[doc = include_str!("decisions/0025-pages-both-ends-hold.md")]
+    pub(crate) mod pages_both_ends_hold {}
 }

@@ -8,12 +8,11 @@
 use super::core::Core;
 use super::vm_opening::{VmSink, VmSource};
 use crate::api::{ApiCode, ApiError, Reply, Role};
-use crate::kept::{KeepJob, KeptError, KeptJob, KeptName, KeptNews, Known, LoadJob};
+use crate::kept::{KeepJob, KeptError, KeptJob, KeptName, KeptNews, Known, LoadJob, ReadBefore};
 use crate::limits::{KEEPING_BYTES_PER_PAGE, KEPT_EXPIRE_NS, KEPT_READ_NS, KEPT_SHARE};
 use crate::migration::VmMemory;
 use crate::state::SessionState;
 use crate::vm::VmFacts;
-use dwcp_dataplane::port::{Before, HashKey};
 use dwcp_proto::ids::{LinkId, SessionId};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::hello::{FEATURE_BEFORE, FEATURE_PAGES_DELTA, FEATURE_PAGES_ZSTD};
@@ -23,38 +22,36 @@ use dwcp_store::{SegmentView, StoreStats};
 use serde_json::{Value, json};
 use std::time::UNIX_EPOCH;
 
-/// What a session that is being opened may hold from before, and what it was read for.
+/// What a session that is being opened may hold from before.
 #[derive(Debug)]
 pub(super) enum BeforeRead<T> {
     /// Nobody has looked.
     Unasked,
-    /// The store's thread reads it.
+    /// The store's thread reads it; this is waited with.
     Reading(T),
     /// It is here, or there is none.
-    Done(Option<(T, PagesBefore, Box<Before>)>),
+    Done(Option<ReadBefore>),
 }
 
 impl<T> BeforeRead<T> {
-    /// Takes out what there is, if it was read for that.
-    pub(super) fn taken(
-        &mut self,
-        fits: impl Fn(&T) -> bool,
-    ) -> Option<(PagesBefore, Box<Before>)> {
-        let Self::Done(read) = self else { return None };
-        let (read_for, before, pages) = read.take()?;
-        fits(&read_for).then_some((before, pages))
+    /// Takes out what there is.
+    pub(super) fn taken(&mut self) -> Option<ReadBefore> {
+        match self {
+            Self::Done(read) => read.take(),
+            Self::Unasked | Self::Reading(_) => None,
+        }
     }
 
-    /// Takes what was read; true if that was waited for.
-    fn arrived(&mut self, read: Option<(PagesBefore, Box<Before>)>) -> bool {
+    /// Takes what was read, and gives back what waited for it.
+    fn arrived(&mut self, read: Option<ReadBefore>) -> Option<T> {
         match std::mem::replace(self, Self::Unasked) {
-            Self::Reading(read_for) => {
-                *self = Self::Done(read.map(|(before, pages)| (read_for, before, pages)));
-                true
+            Self::Reading(waited) => {
+                *self = Self::Done(read);
+                Some(waited)
             }
             other => {
                 *self = other;
-                false
+                None
             }
         }
     }
@@ -62,7 +59,7 @@ impl<T> BeforeRead<T> {
 
 impl Core {
     /// Has what is kept of a source's guest read, once; true while that is not done. The link is
-    /// there, so its key is known.
+    /// there, so it is known whether the peer can take it.
     pub(super) fn reads_before(&mut self, link: LinkId, id: SessionId) -> bool {
         let by = self.now() + Nanos(KEPT_READ_NS);
         let Some(entry) = self.links.get(&link) else { return false };
@@ -77,7 +74,7 @@ impl Core {
         if entry.features() & features != features || offer.coding != PeerCoding::Full {
             return false;
         }
-        let (vm, hash_key) = (offer.name.as_str().to_owned(), entry.hash_key.clone());
+        let vm = offer.name.as_str().to_owned();
         let domain = self.vms.find(&vm).and_then(|entry| entry.vm.trust_domain.as_deref());
         let best = self.keeper.as_ref().and_then(|keeper| keeper.best(&vm, domain));
         let Some(before) = best else { return false };
@@ -85,11 +82,10 @@ impl Core {
         let before = PagesBefore { pages: before.pages.min(most), ..before };
         let terms = VmTerms { before: Some(before), ..offer.terms };
         let reserved = source.memory_bytes;
-        let read = self.check_before(&terms, Role::Source, reserved)
-            && self.read_kept(id, before, hash_key);
+        let read = self.check_before(&terms, Role::Source, reserved) && self.read_kept(id, before);
         let Some(source) = self.vm_sources.get_mut(&id) else { return false };
         if read {
-            source.before = BeforeRead::Reading(link);
+            source.before = BeforeRead::Reading(());
             source.deadline = by;
             source.memory_bytes = VmMemory::of(&terms, Role::Source).total();
         } else {
@@ -120,14 +116,13 @@ impl Core {
         let fits = kept.digest == before.digest
             && kept.pages >= before.pages
             && terms.base_pages == offered.base_pages;
-        let hash_key = entry.hash_key.clone();
         if !fits
             || entry.features() & FEATURE_BEFORE == 0
             || !self.check_before(terms, Role::Sink, 0)
         {
             return false;
         }
-        let read = self.read_kept(id, before, hash_key);
+        let read = self.read_kept(id, before);
         if let Some(sink) = self.vm_sinks.get_mut(&id).filter(|_| read) {
             sink.before = BeforeRead::Reading(Box::new(facts.clone()));
             sink.deadline = by;
@@ -147,8 +142,8 @@ impl Core {
         fits
     }
 
-    fn read_kept(&mut self, session: SessionId, before: PagesBefore, hash_key: HashKey) -> bool {
-        let job = KeptJob::Load(Box::new(LoadJob { session, before, hash_key }));
+    fn read_kept(&mut self, session: SessionId, before: PagesBefore) -> bool {
+        let job = KeptJob::Load(Box::new(LoadJob { session, before }));
         let asked = self.keeper.as_ref().is_some_and(|keeper| keeper.ask(job).is_ok());
         if !asked {
             self.counters.kept.add("busy");
@@ -171,9 +166,9 @@ impl Core {
     }
 
     /// What is from before is read, or is not to be had: the opening goes on.
-    fn before_read(&mut self, id: SessionId, read: Option<(PagesBefore, Box<Before>)>) {
+    fn before_read(&mut self, id: SessionId, read: Option<ReadBefore>) {
         if let Some(source) = self.vm_sources.get_mut(&id) {
-            if source.before.arrived(read) {
+            if source.before.arrived(read).is_some() {
                 source.deadline = Nanos(u64::MAX);
                 if let Err(error) = self.link_vm_source(id) {
                     self.fail_vm_source(id, error);
@@ -182,10 +177,9 @@ impl Core {
             return;
         }
         let Some(sink) = self.vm_sinks.get_mut(&id) else { return };
-        let BeforeRead::Reading(facts) = &sink.before else { return };
-        let facts = facts.clone();
-        sink.before.arrived(read);
-        self.take_vm(id, &facts);
+        if let Some(facts) = sink.before.arrived(read) {
+            self.take_vm(id, &facts);
+        }
     }
 
     /// A session's lane is closed: what it left is put on disk, if both ends hold it.

@@ -4,6 +4,7 @@
 //! ends compute from the session's number.
 
 use super::core::Core;
+use crate::kept::ReadBefore;
 use crate::limits::SOCKET_PATH_BYTES_MAX;
 use crate::migration::{Machine, Session};
 use crate::state::SessionRecord;
@@ -121,6 +122,15 @@ fn stream_setup(session: &mut Session, hash_key: HashKey, keeps: bool) -> Option
     let backlog =
         limit_ms.map_or(BACKLOG_DEFAULT, |ms| BACKLOG_DEFAULT.min(Nanos::from_millis(ms)));
     let (stats, reader) = counters();
+    let agreed = match &session.machine {
+        Machine::Source(machine) => machine.terms().and_then(|terms| terms.before),
+        Machine::Sink(_) => part.terms.and_then(|terms| terms.before),
+    };
+    let read = part.before.take().filter(|read| agreed == Some(read.before));
+    let (before, hash_key) = match read {
+        Some(ReadBefore { pages, hash_key, .. }) => (Some(pages), hash_key),
+        None => (None, hash_key),
+    };
     let heir = keeps.then(|| part.heir(&hash_key));
     let command = match &session.machine {
         Machine::Source(machine) => {
@@ -133,7 +143,6 @@ fn stream_setup(session: &mut Session, hash_key: HashKey, keeps: bool) -> Option
                 }
                 StreamCoding::Passthrough => StreamCoding::Passthrough,
             };
-            let before = part.before.take().filter(|(before, _)| terms.before == Some(*before));
             note_before(&mut session.record, terms);
             Command::OpenStreamSource(Box::new(StreamSourceSetup {
                 session: key,
@@ -144,7 +153,7 @@ fn stream_setup(session: &mut Session, hash_key: HashKey, keeps: bool) -> Option
                 undelivered_bytes_max: terms.undelivered_bytes_max,
                 backlog,
                 hash_key,
-                before: before.map(|(_, pages)| pages),
+                before,
                 heir,
                 stats,
                 frame_rtt_ns,
@@ -161,7 +170,7 @@ fn stream_setup(session: &mut Session, hash_key: HashKey, keeps: bool) -> Option
                 base_pages: terms.base_pages,
                 undelivered_bytes_max: terms.undelivered_bytes_max,
                 hash_key,
-                before: part.before.take().map(|(_, pages)| pages),
+                before,
                 heir,
                 stats,
             }))

@@ -42,7 +42,7 @@ pub(super) struct VmSource {
     guest: Option<GuestState>,
     pub(super) memory_bytes: u64,
     /// What both ends may hold from before.
-    pub(super) before: BeforeRead<LinkId>,
+    pub(super) before: BeforeRead<()>,
     /// For the facts, or for what is from before.
     pub(super) deadline: Nanos,
     started_unix_ms: u64,
@@ -205,8 +205,8 @@ impl Core {
         // An aborted one does not wait any more.
         let Some(mut source) = self.vm_sources.remove(&id) else { return };
         let Some(mut offer) = source.offer else { return };
-        let before = source.before.taken(|read_for| *read_for == link);
-        offer.terms.before = before.as_ref().map(|(before, _)| *before);
+        let before = source.before.taken();
+        offer.terms.before = before.as_ref().map(|read| read.before);
         let Some(entry) = self.links.get_mut(&link) else { return };
         let number = entry.next_number;
         entry.next_number = number.next();

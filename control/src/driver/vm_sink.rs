@@ -144,8 +144,8 @@ impl Core {
         if self.reads_before_at_sink(id, &terms, facts) {
             return Ok(Vec::new());
         }
-        let before = self.vm_sinks.get_mut(&id).and_then(|sink| sink.before.taken(|_| true));
-        terms.before = before.as_ref().map(|(before, _)| *before);
+        let before = self.vm_sinks.get_mut(&id).and_then(|sink| sink.before.taken());
+        terms.before = before.as_ref().map(|read| read.before);
         let memory = VmMemory::of(&terms, Role::Sink);
         self.check_vm_memory(&memory)?;
         let Some(sink) = self.vm_sinks.remove(&id) else { return Ok(Vec::new()) };

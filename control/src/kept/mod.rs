@@ -69,7 +69,15 @@ pub(crate) struct LoadJob {
     pub(crate) session: SessionId,
     /// Exactly this.
     pub(crate) before: PagesBefore,
-    /// The key of the page hash of the link that it is for.
+}
+
+/// What was read for a session.
+#[derive(Debug)]
+pub(crate) struct ReadBefore {
+    pub(crate) before: PagesBefore,
+    pub(crate) pages: Box<Before>,
+    /// The key of their hashes, which the session takes for its own pages too: both ends have it
+    /// from the session that left them.
     pub(crate) hash_key: HashKey,
 }
 
@@ -83,7 +91,7 @@ pub(crate) enum KeptNews {
         session: SessionId,
         /// Whose pages those are.
         left: SessionId,
-        outcome: Result<(PagesBefore, Box<Before>), KeptError>,
+        outcome: Result<ReadBefore, KeptError>,
     },
     /// All segments.
     Listed(Vec<SegmentView>, Reply),

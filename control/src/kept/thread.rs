@@ -1,7 +1,7 @@
 //! The thread that owns the store of what guests leave.
 
 use super::list::{Entry, ListError, ListReader, ListWriter};
-use super::{KeepJob, KeptError, KeptJob, KeptName, KeptNews, Known, LoadJob};
+use super::{KeepJob, KeptError, KeptJob, KeptName, KeptNews, Known, LoadJob, ReadBefore};
 use dwcp_dataplane::port::{Before, Page, PageHash, PageHasher, PagesLeft};
 use dwcp_proto::ids::SessionId;
 use dwcp_proto::wire::token::PagesDigest;
@@ -131,8 +131,8 @@ fn write(store: &mut Store, job: &KeepJob, left: &PagesLeft) -> Result<PagesBefo
     Ok(before)
 }
 
-/// Reads what a session left: the first so many pages, hashed anew.
-fn load(store: &mut Store, job: &LoadJob) -> Result<(PagesBefore, Box<Before>), KeptError> {
+/// Reads what a session left: the first so many pages.
+fn load(store: &mut Store, job: &LoadJob) -> Result<ReadBefore, KeptError> {
     let PagesBefore { session, digest, pages } = job.before;
     let is_it = |note: &Note| {
         note.before.session == session && note.before.digest == digest && note.before.pages >= pages
@@ -141,7 +141,7 @@ fn load(store: &mut Store, job: &LoadJob) -> Result<(PagesBefore, Box<Before>), 
     let note = note.ok_or(KeptError::Gone)?;
     let domain = DomainId(session.0);
     let list = read_list(store, domain, PageHash(note.list.0), pages)?;
-    let hasher = PageHasher::new(&job.hash_key);
+    let hash_key = store.domain_key(domain).ok_or(KeptError::Gone)?;
     let mut before = Before::with_room(pages)?;
     let mut room = [0; size_of::<Page>()];
     for entry in list {
@@ -151,7 +151,7 @@ fn load(store: &mut Store, job: &LoadJob) -> Result<(PagesBefore, Box<Before>), 
                 if !store.read(domain, &hash, &mut room) {
                     return Err(KeptError::Gone);
                 }
-                before.add_page(number, hasher.hash(&room), &room)?;
+                before.add_page(number, hash, &room)?;
             }
         }
     }
@@ -159,7 +159,7 @@ fn load(store: &mut Store, job: &LoadJob) -> Result<(PagesBefore, Box<Before>), 
         return Err(KeptError::Gone);
     }
     store.used(domain, SystemTime::now());
-    Ok((job.before, Box::new(before)))
+    Ok(ReadBefore { before: job.before, pages: Box::new(before), hash_key })
 }
 
 /// The list up to so many pages. Bounded by what this host has written itself.

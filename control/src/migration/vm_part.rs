@@ -4,12 +4,13 @@
 //! its news a step of the machine still waits for.
 
 use crate::api::ApiError;
+use crate::kept::ReadBefore;
 use crate::limits::TICK;
 use crate::vm::{MigrateOptions, MigrationProgress, VmOrder, VmTask};
-use dwcp_dataplane::port::{Before, HashKey, Heir, PagesLeft, StreamCoding};
+use dwcp_dataplane::port::{HashKey, Heir, PagesLeft, StreamCoding};
 use dwcp_proto::ids::LaneId;
 use dwcp_proto::time::Nanos;
-use dwcp_proto::wire::vm::{PagesBefore, PeerFindings, VmTerms};
+use dwcp_proto::wire::vm::{PeerFindings, VmTerms};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -30,7 +31,7 @@ pub(crate) struct VmPart {
     /// At the sink; the source asks its machine.
     pub(crate) terms: Option<VmTerms>,
     /// What both ends may hold from before, read for this session, until its shard has it.
-    pub(crate) before: Option<(PagesBefore, Box<Before>)>,
+    pub(crate) before: Option<ReadBefore>,
     /// Where its shard puts what the session leaves, and the key of its page hash.
     pub(crate) left: Option<(Receiver<PagesLeft>, HashKey)>,
     /// At the source: what was asked for.

@@ -20,6 +20,8 @@ use dwcp_proto::wire::vm::PagesBefore;
 use dwcp_store::{OpenReport, SegmentView, Store, StoreError, StoreKey, StoreLimits, StoreStats};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::SystemTime;
 use tokio::sync::mpsc;
@@ -129,6 +131,9 @@ pub(crate) enum KeptError {
     /// It is not kept, or not all of it any more.
     #[error("what was kept is not there any more")]
     Gone,
+    /// The daemon ends.
+    #[error("the daemon ends")]
+    Stopped,
     /// Memory for it can't be had.
     #[error("no memory for it: {0}")]
     Memory(#[from] dwcp_dataplane::port::BeforeError),
@@ -141,6 +146,7 @@ impl KeptError {
             Self::Store(error) => error.code(),
             Self::Nothing => "kept_nothing",
             Self::Gone => "kept_gone",
+            Self::Stopped => "kept_stopped",
             Self::Memory(_) => "kept_memory",
         }
     }
@@ -178,11 +184,14 @@ impl KeptOpenError {
     }
 }
 
-/// The control thread's end. Dropping it ends the thread after the job that it is at.
+/// The control thread's end. Dropping it ends the thread in the middle of what it is at, which
+/// leaves the store as it was.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     queue: Option<SyncSender<KeptJob>>,
     thread: Option<std::thread::JoinHandle<()>>,
+    /// Nobody waits for the thread's work any more.
+    ended: Arc<AtomicBool>,
     /// What is kept of each guest, as far as is known here, the newest last.
     known: Vec<Known>,
 }
@@ -201,11 +210,13 @@ impl Keeper {
         let known = thread::known(&store);
         let (queue, jobs) = sync_channel(KEPT_QUEUE);
         let (told, news) = mpsc::channel(KEPT_QUEUE);
+        let ended = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&ended);
         let thread = std::thread::Builder::new()
             .name("dwcp-store".to_owned())
-            .spawn(move || thread::serve(store, &jobs, &told))
+            .spawn(move || thread::serve(store, &jobs, &told, &over))
             .map_err(KeptOpenError::Thread)?;
-        Ok((Self { queue: Some(queue), thread: Some(thread), known }, news, report))
+        Ok((Self { queue: Some(queue), thread: Some(thread), ended, known }, news, report))
     }
 
     /// What serves a guest best: what it left itself, else what another one of its label did last.
@@ -258,9 +269,70 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         self.queue = None;
+        self.ended.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             // A panic there was reported there; here only the end matters.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dwcp_proto::wire::token::PagesDigest;
+
+    fn known(vm: &str, trust_domain: Option<&str>, session: u8) -> Known {
+        let session = SessionId([session; 16]);
+        let before = PagesBefore { session, digest: PagesDigest([0; 16]), pages: 1 };
+        Known { vm: vm.to_owned(), trust_domain: trust_domain.map(str::to_owned), before }
+    }
+
+    fn keeper(known: Vec<Known>) -> Keeper {
+        Keeper { queue: None, thread: None, ended: Arc::default(), known }
+    }
+
+    #[test]
+    fn a_guest_gets_its_own_pages_first_and_others_of_its_label_alone() {
+        let keeper = keeper(vec![
+            known("web1", Some("blue"), 1),
+            known("web2", Some("blue"), 2),
+            known("db1", Some("red"), 3),
+            known("lone", None, 4),
+        ]);
+        let best = |vm, label| keeper.best(vm, label).map(|before| before.session.0[0]);
+        assert_eq!(best("web1", Some("blue")), Some(1));
+        assert_eq!(best("web1", None), Some(1), "its own, whatever its label is now");
+        assert_eq!(best("web3", Some("blue")), Some(2), "the newest");
+        assert_eq!(best("web3", Some("green")), None);
+        assert_eq!(best("web3", None), None, "no label is none in common");
+        let find = |vm, label, session| {
+            let asked = known("", None, session).before;
+            keeper.find(vm, label, &asked).map(|before| before.session.0[0])
+        };
+        assert_eq!(find("web3", Some("blue"), 1), Some(1));
+        assert_eq!(find("web3", Some("red"), 1), None);
+        assert_eq!(find("web3", None, 4), None);
+        assert_eq!(find("lone", None, 4), Some(4));
+        assert_eq!(find("lone", None, 5), None);
+    }
+
+    #[test]
+    fn what_is_new_takes_the_place_of_the_old_and_what_is_gone_is_forgotten() {
+        let mut keeper = keeper(vec![known("a", None, 1), known("b", None, 2)]);
+        let session = SessionId([9; 16]);
+        let news = |name: &str, number| {
+            let (vm, outcome) = (name.to_owned(), Ok(known(name, None, number)));
+            KeptNews::Kept { session, vm, outcome }
+        };
+        keeper.note(&news("a", 3));
+        assert_eq!(keeper.best("a", None).unwrap().session, SessionId([3; 16]));
+        let gone = |outcome| KeptNews::Loaded { session, left: SessionId([3; 16]), outcome };
+        keeper.note(&gone(Err(KeptError::Stopped)));
+        assert!(keeper.best("a", None).is_some(), "it may be there yet");
+        keeper.note(&gone(Err(KeptError::Gone)));
+        assert_eq!(keeper.best("a", None), None);
+        assert!(keeper.best("b", None).is_some());
+        assert!(keeper.ask(KeptJob::Expire).is_err(), "nobody would do it");
     }
 }

@@ -8,6 +8,7 @@ use dwcp_proto::wire::token::PagesDigest;
 use dwcp_proto::wire::vm::PagesBefore;
 use dwcp_store::{DomainId, Kind, SegmentInfo, SegmentView, Store, StoreError};
 use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
@@ -43,11 +44,18 @@ pub(super) fn known(store: &Store) -> Vec<Known> {
 }
 
 /// Does jobs until nobody can ask any more.
-pub(super) fn serve(mut store: Store, jobs: &Receiver<KeptJob>, told: &mpsc::Sender<KeptNews>) {
-    while let Ok(job) = jobs.recv() {
+pub(super) fn serve(
+    mut store: Store,
+    jobs: &Receiver<KeptJob>,
+    told: &mpsc::Sender<KeptNews>,
+    ended: &AtomicBool,
+) {
+    while let Ok(job) = jobs.recv()
+        && !ended.load(Ordering::Relaxed)
+    {
         let news = match job {
             KeptJob::Keep(job) => {
-                let outcome = keep(&mut store, &job);
+                let outcome = keep(&mut store, &job, ended);
                 let KeepJob { session, vm, .. } = *job;
                 KeptNews::Kept { session, vm, outcome }
             }
@@ -86,17 +94,25 @@ fn remove(store: &mut Store, name: &KeptName) -> Result<u64, StoreError> {
 }
 
 /// Keeps what a session left, in place of what there was of its guest.
-fn keep(store: &mut Store, job: &KeepJob) -> Result<Known, KeptError> {
+fn keep(store: &mut Store, job: &KeepJob, ended: &AtomicBool) -> Result<Known, KeptError> {
     let left = job.left.recv_timeout(LEFT_WITHIN).map_err(|_| KeptError::Nothing)?;
     let older: Vec<SegmentView> = store.named(&job.vm).collect();
-    let before = write(store, job, &left)?;
+    let before = write(store, job, &left, ended)?;
     for segment in older {
-        store.remove(segment.id)?;
+        // It goes when the next one is kept, or to make room.
+        if let Err(error) = store.remove(segment.id) {
+            tracing::warn!(vm = job.vm, %error, "the store");
+        }
     }
     Ok(Known { vm: job.vm.clone(), trust_domain: job.trust_domain.clone(), before })
 }
 
-fn write(store: &mut Store, job: &KeepJob, left: &PagesLeft) -> Result<PagesBefore, KeptError> {
+fn write(
+    store: &mut Store,
+    job: &KeepJob,
+    left: &PagesLeft,
+    ended: &AtomicBool,
+) -> Result<PagesBefore, KeptError> {
     let hasher = PageHasher::new(&job.hash_key);
     let info = SegmentInfo {
         domain: DomainId(job.session.0),
@@ -112,7 +128,11 @@ fn write(store: &mut Store, job: &KeepJob, left: &PagesLeft) -> Result<PagesBefo
         left.pages(number, |page, hash, bytes| {
             list.page(page, hash);
             pages += 1;
-            writer.push(hash, bytes).map(|_| ())
+            if ended.load(Ordering::Relaxed) {
+                return Err(KeptError::Stopped);
+            }
+            writer.push(hash, bytes)?;
+            Ok(())
         })?;
     }
     let first = list.finish(|page| {

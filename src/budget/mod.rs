@@ -23,8 +23,10 @@ use sum::MemorySum;
 const SEND_BYTES_AUTO: u64 = 48 * MIB;
 /// The control thread at rest: runtime, clients' buffers, journal, history of sessions.
 const CONTROL_BYTES: u64 = 32 * MIB;
-/// A guest's page on disk has so many bytes, most often.
+/// A guest's page on disk has so many bytes, most often, and the index of all may take this part of
+/// what is left for sessions.
 const STORE_PAGE_BYTES_USUAL: u64 = 2048;
+const STORE_SHARE: u64 = 16;
 /// Below this no session of any use could open: tables for 1 GiB and some bases.
 const SESSIONS_BYTES_MIN: u64 = 16 * MIB;
 /// Table of a source's page: hash 16, version 8, place of its base 4, flags, its dirty bit, and the
@@ -82,7 +84,6 @@ impl Budget {
             links: u64::from(config.links_max),
             window_bytes: config.window_bytes,
             control_bytes: CONTROL_BYTES,
-            store_bytes: store_bytes(config),
         };
         check_memory(config, machine, sum, &mut errors);
         let descriptors = CONTROL_DESCRIPTORS
@@ -102,6 +103,8 @@ impl Budget {
             return Err(BudgetErrors(errors));
         }
         let slots = arena_bytes / slot_bytes();
+        let left_bytes = config.memory_bytes - sum.total();
+        let store_bytes = store_bytes(config, left_bytes);
         Ok(Self {
             shards: config.shard_count(),
             send_slots: size(slots - streams.per_shard * SLOTS_PER_STREAM as u64),
@@ -113,8 +116,8 @@ impl Budget {
             },
             arena_bytes,
             windows_bytes: u64::from(config.links_max) * config.window_bytes,
-            store_bytes: sum.store_bytes,
-            sessions_bytes: config.memory_bytes - sum.total(),
+            store_bytes,
+            sessions_bytes: left_bytes - store_bytes,
             descriptors,
         })
     }
@@ -156,10 +159,11 @@ impl Budget {
     }
 }
 
-/// Bytes for the index of what is kept.
-fn store_bytes(config: &DaemonConfig) -> u64 {
+/// Bytes for the index of what is kept: never what sessions can't do without.
+fn store_bytes(config: &DaemonConfig, left_bytes: u64) -> u64 {
+    let wanted = config.store_bytes / STORE_PAGE_BYTES_USUAL * STORE_INDEX_BYTES_PER_PAGE;
     match config.trust {
-        Trust::Pki(_) => config.store_bytes / STORE_PAGE_BYTES_USUAL * STORE_INDEX_BYTES_PER_PAGE,
+        Trust::Pki(_) => wanted.min(left_bytes.saturating_sub(SESSIONS_BYTES_MIN) / STORE_SHARE),
         Trust::InsecurePlaintext => 0,
     }
 }
@@ -210,7 +214,7 @@ fn arena_bytes(
         return arena_bytes.max(min) / slot_bytes() * slot_bytes();
     }
     let windows_bytes = u64::from(config.links_max) * config.window_bytes;
-    let others = windows_bytes + CONTROL_BYTES + store_bytes(config) + SESSIONS_BYTES_MIN;
+    let others = windows_bytes + CONTROL_BYTES + SESSIONS_BYTES_MIN;
     let by_memory = config.memory_bytes.saturating_sub(others) / streams.shards;
     let by_lock = match config.lock_memory {
         LockMemory::Require => machine.lockable_bytes / streams.shards,

@@ -13,16 +13,12 @@ pub(crate) struct MemorySum {
     pub(super) links: u64,
     pub(super) window_bytes: u64,
     pub(super) control_bytes: u64,
-    pub(super) store_bytes: u64,
 }
 
 impl MemorySum {
     /// All of it.
     pub(super) const fn total(&self) -> u64 {
-        self.shards * self.arena_bytes
-            + self.links * self.window_bytes
-            + self.control_bytes
-            + self.store_bytes
+        self.shards * self.arena_bytes + self.links * self.window_bytes + self.control_bytes
     }
 }
 
@@ -30,13 +26,12 @@ impl fmt::Display for MemorySum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} x {} arena + {} x {} window + {} control + {} store = {}",
+            "{} x {} arena + {} x {} window + {} control = {}",
             counted(self.shards, "shard"),
             show_bytes(self.arena_bytes),
             counted(self.links, "link"),
             show_bytes(self.window_bytes),
             show_bytes(self.control_bytes),
-            show_bytes(self.store_bytes),
             show_bytes(self.total()),
         )
     }

@@ -65,7 +65,7 @@ fn a_refusal_writes_the_arithmetic_out() {
     let errors = Budget::compute(&config, &machine()).unwrap_err();
     let text = errors.to_string();
     assert!(text.starts_with("2 shards x "), "{text}");
-    assert!(text.contains("4 links x 64MiB window + 32MiB control + "), "{text}");
+    assert!(text.contains("4 links x 64MiB window + 32MiB control = "), "{text}");
     assert!(text.contains("but --memory is 256MiB: raise --memory to "), "{text}");
     assert_eq!(errors.exit(), crate::exit::Exit::Usage);
 }

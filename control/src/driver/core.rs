@@ -6,6 +6,7 @@
 
 use super::carry::Carry;
 use super::draining::Drain;
+use super::kept::Keeping;
 use super::links::LinkEntry;
 use super::placement::ShardIndex;
 use super::reconnect::Errands;
@@ -106,7 +107,7 @@ pub(crate) struct Core {
     /// What guests leave here; none where nothing is kept.
     pub(super) keeper: Option<Keeper>,
     /// Memory of ended sessions whose pages are on their way to the disk.
-    pub(super) keeping: BTreeMap<SessionId, u64>,
+    pub(super) keeping: BTreeMap<SessionId, Keeping>,
     pub(super) next_expiry: Nanos,
     /// Tasks that bring guests of ended sessions to where they belong.
     pub(super) vm_settling: VmSettling,

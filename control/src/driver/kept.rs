@@ -10,7 +10,7 @@ use super::vm_opening::{VmSink, VmSource};
 use crate::api::{ApiCode, ApiError, Reply, Role};
 use crate::kept::{KeepJob, KeptError, KeptJob, KeptName, KeptNews, Known, LoadJob, ReadBefore};
 use crate::limits::{KEEPING_BYTES_PER_PAGE, KEPT_EXPIRE_NS, KEPT_READ_NS, KEPT_SHARE};
-use crate::migration::VmMemory;
+use crate::migration::{Machine, Session, VmMemory};
 use crate::state::SessionState;
 use crate::vm::VmFacts;
 use dwcp_proto::ids::{LinkId, SessionId};
@@ -20,7 +20,16 @@ use dwcp_proto::wire::peer::PeerCoding;
 use dwcp_proto::wire::vm::{PagesBefore, VmTerms};
 use dwcp_store::{SegmentView, StoreStats};
 use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::UNIX_EPOCH;
+
+/// Memory of an ended session whose pages are on their way to the disk.
+#[derive(Debug)]
+pub(super) struct Keeping {
+    bytes: u64,
+    gives_way: Arc<AtomicBool>,
+}
 
 /// What a session that is being opened may hold from before.
 #[derive(Debug)]
@@ -185,20 +194,36 @@ impl Core {
     /// A session's lane is closed: what it left is put on disk, if both ends hold it.
     pub(super) fn keep_left(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let pages = session.record.pages;
-        let (state, bytes) =
-            (session.state(), session.memory_bytes + pages * KEEPING_BYTES_PER_PAGE);
+        let Some(terms) = vm_terms_of(session) else { return };
+        let memory = VmMemory::of(&terms, session.role());
+        let bytes = memory.tables_bytes + memory.bases_bytes;
+        let bytes = bytes.saturating_add(terms.pages_max.saturating_mul(KEEPING_BYTES_PER_PAGE));
+        let state = session.state();
         let Some(part) = &mut session.vm else { return };
         let Some((left, hash_key)) = part.left.take() else { return };
         let name = session.record.vm.as_ref().map(|vm| vm.name.clone());
         let (Some(vm), SessionState::Committed) = (name, state) else { return };
         let entry = self.vms.find(&vm);
         let trust_domain = entry.and_then(|entry| entry.vm.trust_domain.clone());
-        let job = KeepJob { session: id, vm, trust_domain, hash_key, left };
+        let gives_way = Arc::<AtomicBool>::default();
+        let keeping = Keeping { bytes, gives_way: Arc::clone(&gives_way) };
+        let job = KeepJob { session: id, vm, trust_domain, hash_key, left, gives_way };
         let job = KeptJob::Keep(Box::new(job));
         match self.keeper.as_ref().map(|keeper| keeper.ask(job)) {
-            Some(Ok(())) => drop(self.keeping.insert(id, bytes)),
+            Some(Ok(())) => drop(self.keeping.insert(id, keeping)),
             _ => self.counters.kept.add("busy"),
+        }
+    }
+
+    /// Memory of what is on its way to the disk.
+    pub(super) fn keeping_bytes(&self) -> u64 {
+        self.keeping.values().map(|keeping| keeping.bytes).fold(0, u64::saturating_add)
+    }
+
+    /// What is on its way to the disk makes room: no session waits for a cache.
+    pub(super) fn stop_keeping(&self) {
+        for keeping in self.keeping.values() {
+            keeping.gives_way.store(true, Ordering::Relaxed);
         }
     }
 
@@ -266,6 +291,14 @@ impl Core {
             // A full queue is asked again the next time.
             let _ = self.keeper.as_ref().map(|keeper| keeper.ask(KeptJob::Expire));
         }
+    }
+}
+
+/// What both ends of a virtual machine's session reserve.
+fn vm_terms_of(session: &Session) -> Option<VmTerms> {
+    match &session.machine {
+        Machine::Source(machine) => machine.terms(),
+        Machine::Sink(_) => session.vm.as_ref()?.terms,
     }
 }
 

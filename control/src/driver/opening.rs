@@ -180,10 +180,13 @@ impl Core {
         let waiting = self.links.values().flat_map(|entry| &entry.waiters);
         let reserved = self.sessions.values().map(|session| session.memory_bytes).sum::<u64>()
             + waiting.map(|waiter| waiter.memory_bytes).sum::<u64>()
-            + self.vm_sources.values().map(|source| source.memory_bytes).sum::<u64>()
-            + self.keeping.values().sum::<u64>();
+            + self.vm_sources.values().map(|source| source.memory_bytes).sum::<u64>();
         let total = self.config.memory.sessions_bytes;
-        if reserved.saturating_add(wanted) <= total {
+        let needed = reserved.saturating_add(wanted);
+        if needed <= total {
+            if needed.saturating_add(self.keeping_bytes()) > total {
+                self.stop_keeping();
+            }
             return Ok(());
         }
         let message = format!(

@@ -62,6 +62,8 @@ pub(crate) struct KeepJob {
     pub(crate) hash_key: HashKey,
     /// Where its shard has put it.
     pub(crate) left: Receiver<PagesLeft>,
+    /// Its memory is wanted for something else.
+    pub(crate) gives_way: Arc<AtomicBool>,
 }
 
 /// What is to be read for a session.
@@ -131,8 +133,8 @@ pub(crate) enum KeptError {
     /// It is not kept, or not all of it any more.
     #[error("what was kept is not there any more")]
     Gone,
-    /// The daemon ends.
-    #[error("the daemon ends")]
+    /// The daemon ends, or another session needs the memory.
+    #[error("its memory is needed, or the daemon ends")]
     Stopped,
     /// Memory for it can't be had.
     #[error("no memory for it: {0}")]

@@ -128,7 +128,7 @@ fn write(
         left.pages(number, |page, hash, bytes| {
             list.page(page, hash);
             pages += 1;
-            if ended.load(Ordering::Relaxed) {
+            if ended.load(Ordering::Relaxed) || job.gives_way.load(Ordering::Relaxed) {
                 return Err(KeptError::Stopped);
             }
             writer.push(hash, bytes)?;

@@ -59,14 +59,18 @@ impl Carry {
 
     /// Closes the session and opens the next one.
     pub(crate) fn reopen(&mut self) {
-        self.close_session();
+        self.end_session();
         self.open_next([None, None]);
+    }
+
+    fn end_session(&mut self) {
+        self.pair.close_session();
+        self.pair.session.number = self.pair.session.number.next();
     }
 
     /// Closes the session; what is left at the source and at the sink.
     pub(crate) fn close_session(&mut self) -> [PagesLeft; 2] {
-        self.pair.close_session();
-        self.pair.session.number = self.pair.session.number.next();
+        self.end_session();
         [0, 1].map(|end: usize| self.heirs[end].try_recv().unwrap())
     }
 

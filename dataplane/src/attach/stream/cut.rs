@@ -56,8 +56,8 @@ enum What {
 /// What a call came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Filled {
-    /// A part of this length.
-    Part(StreamKind, usize),
+    /// A part of this length, and what its pages come to at the sink.
+    Part(StreamKind, usize, u64),
     /// Nothing can be sent before the VMM writes more, or there is more room.
     Nothing,
     /// Work was done, nothing came of it yet.
@@ -191,10 +191,11 @@ impl Cutter {
         self.see_whether_done();
         if opaque > 0 {
             tools.stats.add(SessionCounter::OpaqueBytes.index(), opaque as u64);
-            return Filled::Part(StreamKind::Opaque, opaque);
+            return Filled::Part(StreamKind::Opaque, opaque, 0);
         }
         if batch.count > 0 {
-            return Filled::Part(StreamKind::Pages, self.encode(tools, &batch, out));
+            let (bytes, pages_bytes) = self.encode(tools, &batch, out);
+            return Filled::Part(StreamKind::Pages, bytes, pages_bytes);
         }
         match self.end {
             Some(end) if self.unread.is_empty() && self.found.is_none() => Filled::Ended(end),
@@ -282,7 +283,7 @@ impl Cutter {
         };
         self.versions.place(block.idstr(), block.first_page(), block.pages());
         let bytes = block.pages() * PAGE_BYTES as u64;
-        Filled::Part(StreamKind::Block, write_block(number, bytes, block.idstr(), out))
+        Filled::Part(StreamKind::Block, write_block(number, bytes, block.idstr(), out), 0)
     }
 
     /// Adds a page to the batch, unless the sink has it. False when it has to wait for the next.
@@ -314,8 +315,9 @@ impl Cutter {
         true
     }
 
-    /// Codes the batch and puts its pages into the store. Returns the payload's length.
-    fn encode(&mut self, tools: &mut Tools<'_>, batch: &Batch, out: &mut [u8]) -> usize {
+    /// Codes the batch and keeps its pages as versions. Returns the payload's length, and what its
+    /// pages come to at the sink.
+    fn encode(&mut self, tools: &mut Tools<'_>, batch: &Batch, out: &mut [u8]) -> (usize, u64) {
         let Scratch { encoder, pages, hashes, bases, .. } = &mut *tools.scratch;
         let count = batch.count;
         let (numbers, hashes) = (&batch.numbers[..count], &hashes[..count]);
@@ -346,7 +348,8 @@ impl Cutter {
         }
         count_pages(tools.stats, &coded.stats);
         tools.stats.set(SessionCounter::BasePages.index(), self.versions.held_pages());
-        coded.bytes
+        let whole = count as u64 - coded.stats.zero.pages;
+        (coded.bytes, whole * PAGE_BYTES as u64)
     }
 }
 

@@ -7,6 +7,11 @@
 //! that are not delivered count for at most the agreed bytes in whole units, so the sink always
 //! has room for them. Each channel may use an equal share of that, so that a VMM that does not
 //! read one channel stops only that one.
+//!
+//! What is under way is bounded twice: as bytes, which the path has to carry, and as what pages
+//! come to at the sink ([`Retained::keep`]), which its VMM has to take. Pages that the sink has
+//! already are a few bytes each: of those alone, a path's worth would be seconds of the VMM's time,
+//! and the guest's pause would wait for it.
 
 use super::meter::Meter;
 use super::pool::{Chain, Pool};
@@ -26,6 +31,13 @@ const NONE: u32 = u32::MAX;
 /// link would carry many channels in tiny frames.
 const SHARE_BYTES_MIN: u64 = 64 << 10;
 
+/// Bounds of what pages under way come to at the sink. The least is 10 ms of a slow VMM; the first
+/// is more than what the first bytes come to, usually; the most is a quarter of a second of a fast
+/// one.
+const PAGES_BYTES_FLOOR: u64 = 1 << 20;
+const PAGES_BYTES_START: u64 = 16 << 20;
+const PAGES_BYTES_MAX: u64 = 1 << 30;
+
 /// A part of the stream as it was first sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
@@ -43,6 +55,8 @@ struct Entry {
     bytes: u64,
     counted: u64,
     mark: SendMark,
+    /// What its pages come to at the sink, if it has any.
+    pages: Option<(u64, SendMark)>,
     /// The channel's next undelivered part, or the next free entry.
     next: u32,
     delivered: bool,
@@ -89,6 +103,9 @@ pub(crate) struct Retained {
     channels: Vec<Channel>,
     resend: VecDeque<u32>,
     window: Window,
+    /// The same for what pages come to at the sink, and how much of that is undelivered.
+    pages_window: Window,
+    pages_undelivered: u64,
     meter: Meter,
     undelivered_max: u64,
     /// Undelivered bytes, as they are and as they count.
@@ -123,6 +140,11 @@ impl Retained {
     pub(super) fn new(undelivered_bytes_max: u64, backlog: Nanos) -> Result<Self, ArenaError> {
         let undelivered_max = undelivered_bytes_max.max(UNDELIVERED_BYTES_MIN);
         let parts = parts_max(undelivered_bytes_max);
+        let pages = WindowConfig {
+            floor_bytes: PAGES_BYTES_FLOOR,
+            start_bytes: PAGES_BYTES_START,
+            ..WindowConfig::with_backlog(PAGES_BYTES_MAX, backlog)
+        };
         let none = Channel { head: NONE, tail: NONE, next: Position(0), delivered: 0, counted: 0 };
         Ok(Self {
             pool: Pool::new(pool_bytes(undelivered_bytes_max))?,
@@ -131,6 +153,8 @@ impl Retained {
             channels: vec![none; usize::from(CHANNELS_MAX)],
             resend: VecDeque::with_capacity(parts),
             window: Window::new(WindowConfig::with_backlog(undelivered_max, backlog)),
+            pages_window: Window::new(pages),
+            pages_undelivered: 0,
             meter: Meter::new(),
             undelivered_max,
             undelivered: 0,
@@ -143,7 +167,8 @@ impl Retained {
     /// room that is left, if it is the only channel's.
     pub(super) fn room(&self, channel: ChannelId, channels: usize) -> usize {
         let fits = held_bytes(STREAM_PAYLOAD_BYTES_MAX) <= self.pool.free_bytes();
-        if self.free.is_empty() || !fits || self.counted >= self.undelivered_max {
+        let behind = self.pages_undelivered >= self.pages_window.window_bytes();
+        if self.free.is_empty() || !fits || behind || self.counted >= self.undelivered_max {
             return 0;
         }
         let window = self.window.window_bytes();
@@ -164,7 +189,8 @@ impl Retained {
         self.channels[usize::from(channel.0)].next
     }
 
-    /// Keeps a new part that is about to be sent, and gives it a name and its position.
+    /// Keeps a new part that is about to be sent, and gives it a name and its position. Its pages
+    /// come to `pages_bytes` at the sink.
     ///
     /// # Panics
     /// When [`Retained::room`] had said that there is none.
@@ -173,6 +199,7 @@ impl Retained {
         channel: ChannelId,
         kind: StreamKind,
         payload: &[u8],
+        pages_bytes: u64,
         now: Nanos,
     ) -> (u32, Part) {
         let (Some(name), Some(chain)) = (self.free.pop(), self.pool.put(payload)) else {
@@ -180,6 +207,11 @@ impl Retained {
         };
         let (bytes, counted) = (payload.len() as u64, held_bytes(payload.len()) as u64);
         let mark = self.window.on_sent(now, self.undelivered, bytes);
+        let pages = (pages_bytes > 0).then(|| {
+            let mark = self.pages_window.on_sent(now, self.pages_undelivered, pages_bytes);
+            (pages_bytes, mark)
+        });
+        self.pages_undelivered += pages_bytes;
         if self.counted == 0 {
             self.meter.start(now);
         }
@@ -198,7 +230,8 @@ impl Retained {
         }
         let chain = Some(chain);
         let (delivered, place) = (false, Place::InFlight);
-        let entry = Entry { part, chain, bytes, counted, mark, next: NONE, delivered, place };
+        let next = NONE;
+        let entry = Entry { part, chain, bytes, counted, mark, pages, next, delivered, place };
         self.entries[name as usize] = Some(entry);
         (name, part)
     }
@@ -259,6 +292,7 @@ impl Retained {
             return Err(NeverSent { channel, position });
         }
         let (mut bytes, mut newest) = (0, None);
+        let (mut pages_bytes, mut newest_pages) = (0, None);
         // Saying the same again is allowed: the first time may have died with its stream.
         for _ in list.delivered..=position.0 {
             let name = self.channels[usize::from(channel.0)].head;
@@ -267,6 +301,10 @@ impl Retained {
             let (next, counted) = (entry.next, entry.counted);
             bytes += entry.bytes;
             newest = Some(entry.mark);
+            if let Some((bytes, mark)) = entry.pages {
+                pages_bytes += bytes;
+                newest_pages = Some(mark);
+            }
             let list = &mut self.channels[usize::from(channel.0)];
             list.head = next;
             if next == NONE {
@@ -279,6 +317,10 @@ impl Retained {
             self.release(name);
         }
         self.undelivered -= bytes;
+        self.pages_undelivered -= pages_bytes;
+        if let Some(mark) = newest_pages {
+            self.pages_window.on_acked(now, pages_bytes, mark);
+        }
         if let Some(mark) = newest {
             self.window.on_acked(now, bytes, mark);
             self.meter.delivered(now, bytes);
@@ -299,6 +341,8 @@ impl Retained {
     /// Takes what the link's streams say of the path.
     pub(super) fn set_path(&mut self, path: PathReport) {
         self.window.set_path(path);
+        // The path's rate is one of bytes that it carries.
+        self.pages_window.set_path(PathReport { rate: 0, in_startup: false, ..path });
     }
 
     /// The window of undelivered bytes: its round trip, its backlog.
@@ -341,7 +385,7 @@ mod tests {
     }
 
     fn keep(retained: &mut Retained, byte: u8, bytes: usize) -> u32 {
-        retained.keep(CHANNEL, StreamKind::Opaque, &vec![byte; bytes], NOW).0
+        retained.keep(CHANNEL, StreamKind::Opaque, &vec![byte; bytes], 0, NOW).0
     }
 
     #[test]
@@ -378,6 +422,36 @@ mod tests {
     }
 
     #[test]
+    fn pages_that_cost_nothing_to_carry_wait_for_the_vmm_that_takes_them() {
+        const PAGES_BYTES: u64 = 64 * 4096;
+        // A path of 10 ms, and a VMM that takes 200 MB/s of pages.
+        let (rtt, each) = (Nanos::from_millis(10), Nanos(PAGES_BYTES * 5));
+        let mut retained = retained();
+        let mut under_way = VecDeque::new();
+        let (mut now, mut free_at, mut position) = (Nanos(0), Nanos(0), 0);
+        let mut most = 0;
+        while now < Nanos(10 * Nanos::SECOND.0) {
+            while retained.room(CHANNEL, 1) > 0 {
+                let (name, _) =
+                    retained.keep(CHANNEL, StreamKind::Pages, &[7; 300], PAGES_BYTES, now);
+                retained.acked(name);
+                free_at = free_at.max(now) + each;
+                under_way.push_back(free_at + rtt);
+            }
+            if now > Nanos(Nanos::SECOND.0) {
+                most = most.max(under_way.len());
+            }
+            now = under_way.pop_front().unwrap();
+            retained.delivered(CHANNEL, Position(position), now).unwrap();
+            position += 1;
+        }
+        let behind = Nanos(each.0 * most as u64);
+        assert!(behind <= Nanos::from_millis(100), "{behind:?} of work before the VMM");
+        let rate = position * PAGES_BYTES / 10;
+        assert!(rate > 190_000_000, "it is kept busy: {rate}");
+    }
+
+    #[test]
     fn one_channel_never_takes_more_than_its_share() {
         let mut retained = retained();
         let mut sent = 0;
@@ -404,7 +478,7 @@ mod tests {
                         break;
                     }
                     let payload = vec![1; room];
-                    retained.keep(ChannelId(channel), StreamKind::Opaque, &payload, NOW);
+                    retained.keep(ChannelId(channel), StreamKind::Opaque, &payload, 0, NOW);
                 }
             }
             assert!(retained.counted <= UNDELIVERED_BYTES_MIN, "{channels} channels");

@@ -186,14 +186,15 @@ impl StreamSource {
         for turn in 0..count {
             let index = (self.turn + turn) % count;
             match self.read_channel(index, pipes, scratch, out) {
-                Filled::Part(kind, bytes) => {
+                Filled::Part(kind, bytes, pages_bytes) => {
                     self.turn = (index + 1) % count;
-                    return Step::Frame(self.keep(index, kind, &out[..bytes], now));
+                    let payload = &out[..bytes];
+                    return Step::Frame(self.keep(index, kind, (payload, pages_bytes), now));
                 }
                 Filled::Again => return Step::Worked,
                 Filled::Ended(end) => {
                     self.channel_ended(index, end);
-                    return Step::Frame(self.keep(index, StreamKind::End, &[], now));
+                    return Step::Frame(self.keep(index, StreamKind::End, (&[], 0), now));
                 }
                 Filled::Nothing => {}
             }
@@ -238,9 +239,15 @@ impl StreamSource {
     }
 
     /// Keeps a new part and counts it into the digest.
-    fn keep(&mut self, index: usize, kind: StreamKind, payload: &[u8], now: Nanos) -> Produced {
+    fn keep(
+        &mut self,
+        index: usize,
+        kind: StreamKind,
+        (payload, pages_bytes): (&[u8], u64),
+        now: Nanos,
+    ) -> Produced {
         let channel = &mut self.channels[index];
-        let (name, part) = self.retained.keep(channel.id, kind, payload, now);
+        let (name, part) = self.retained.keep(channel.id, kind, payload, pages_bytes, now);
         channel.digest.add(part.position, kind, payload.len(), [payload]);
         self.stats.add(SessionCounter::Frames.index(), 1);
         self.stats.add(SessionCounter::CodedBytes.index(), payload.len() as u64);
@@ -392,7 +399,7 @@ fn read_plain(pipes: &mut Pipes, pipe: PipeId, stats: &SessionStats, out: &mut [
         Moved::Bytes(bytes) => {
             stats.add(SessionCounter::VmmInBytes.index(), bytes as u64);
             stats.add(SessionCounter::OpaqueBytes.index(), bytes as u64);
-            Filled::Part(StreamKind::Opaque, bytes)
+            Filled::Part(StreamKind::Opaque, bytes, 0)
         }
         Moved::Later => Filled::Nothing,
         Moved::Ended => Filled::Ended(ChannelEnd::Closed),

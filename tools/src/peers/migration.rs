@@ -62,7 +62,7 @@ impl Migration<'_> {
     fn measure(&mut self, row: &mut Row, helpers: &mut Helpers<'_>) -> Result<(), LabError> {
         self.set_up(helpers)?;
         let cpu = [self.source.pid(), self.sink.pid()].map(cpu::process_s);
-        let wire = self.source_node.sent_bytes()?;
+        let wire = [self.source_node.sent_bytes()?, self.sink_node.sent_bytes()?];
         let started = Instant::now();
         let mode = self.mode;
         let status = match &mode.path {
@@ -78,8 +78,11 @@ impl Migration<'_> {
         }
         row.set_rounded("total_s", Some(started.elapsed().as_secs_f64()), 2);
         row.set("status", status.as_str());
-        let sent = self.source_node.sent_bytes()? - wire;
-        row.set_rounded("wire_mb", Some(sent as f64 / 1e6), 1);
+        let nodes = [("wire_mb", self.source_node), ("back_mb", self.sink_node)];
+        for ((name, node), before) in nodes.into_iter().zip(wire) {
+            let sent = node.sent_bytes()? - before;
+            row.set_rounded(name, Some(sent as f64 / 1e6), 1);
+        }
         row.set_rounded("source_cpu_s", Some(cpu::process_s(self.source.pid()) - cpu[0]), 1);
         row.set_rounded("sink_cpu_s", Some(cpu::process_s(self.sink.pid()) - cpu[1]), 1);
         row.set_rounded("helper_cpu_s", Some(helpers.cpu_s()), 1);

@@ -6,6 +6,7 @@
 //! another run.
 
 mod bench;
+mod course;
 mod cpu;
 mod helpers;
 mod migration;
@@ -13,5 +14,6 @@ mod mode;
 mod row;
 
 pub use bench::Bench;
+pub use course::Course;
 pub use mode::{Carrier, Mode, Mover};
 pub use row::{Row, table};

@@ -63,6 +63,13 @@ impl Row {
     }
 }
 
+impl From<Map<String, Value>> for Row {
+    /// One that was written as a line of JSON.
+    fn from(figures: Map<String, Value>) -> Self {
+        Self(figures)
+    }
+}
+
 /// A number without decimals that say nothing.
 fn number(value: f64) -> Value {
     if value.fract() == 0.0 { json!(value as i64) } else { json!(value) }

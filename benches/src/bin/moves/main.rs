@@ -1,0 +1,253 @@
+//! What it costs to move a real guest, the first time and back again, beside QEMU's own ways.
+//!
+//! One guest goes to and fro over one emulated link: by each of QEMU's ways, then by the daemons
+//! while nothing is kept of it, and after a minute of work back by the daemons. The daemons run
+//! only around their own moves and begin each without a link; what their stores keep outlives them.
+//! All is measured by the bench of peers, so that nobody judges himself.
+#![forbid(unsafe_code)]
+
+mod verdict;
+
+use dwcp_benches::transport::{self, BenchError, Options, Rows, Running, dwcp, io, run};
+use dwcp_tools::lab::{Lab, wait_for};
+use dwcp_tools::peers::{Bench, Course, Mode, Mover, Row, table};
+use serde_json::Value;
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+use tempfile::TempDir;
+use verdict::{BACK, COLD, Path, QEMU};
+
+const HELP: &str = "\
+Usage: cargo run --release -p dwcp-benches --bin moves -- [OPTION..]
+Needs QEMU 9 or newer and the lab's real guests (cargo xtask lab setup --real). A round of one guest
+on one path takes about eight minutes. Cases are such as `redis, 100 Mbit/s, 100 ms`.";
+
+const GUESTS: [&str; 2] = ["redis", "web"];
+
+const PATHS: [Path; 2] = [
+    Path {
+        name: "100 Mbit/s, 100 ms",
+        words: "rate=100m,delay=50ms",
+        rtt_ms: 100.0,
+        cold_bytes: Some(0.75),
+        cold_time: Some(0.8),
+        cold_pause_ms: Some(50.0),
+        back_time: None,
+    },
+    Path {
+        name: "1 Gbit/s, 40 ms",
+        words: "rate=1g,delay=20ms",
+        rtt_ms: 40.0,
+        cold_bytes: None,
+        cold_time: Some(1.1),
+        cold_pause_ms: None,
+        back_time: Some(0.6),
+    },
+];
+
+/// Rest before a move, in which the guest changes its memory.
+const SETTLE: Duration = Duration::from_secs(3);
+/// The guest's work at the other host before it comes back.
+const WORK: Duration = Duration::from_secs(60);
+/// A move that takes longer has not converged.
+const MOVE_MAX: Duration = Duration::from_secs(150);
+/// Both hosts keep what was left at a disk's pace.
+const KEEP_MAX: Duration = Duration::from_secs(120);
+
+const PORT: u16 = 7411;
+const HOSTS: [&str; 2] = ["a", "b"];
+/// All share the cores: nobody may spin. Memory is that of a host for guests of 512 MiB.
+const FLAGS: [&str; 4] = ["--poll", "park", "--memory", "2GiB"];
+
+/// Before the clock starts: both daemons are told of the guest. Hosts are named by their addresses.
+const ATTACH: &str = "\
+    \"$DWCP\" vm attach guest --qmp \"$DWCP_LAB_SOURCE_QMP\" \
+        --socket \"$KEEP/$DWCP_LAB_SOURCE_ADDRESS.socket\" && \
+    \"$DWCP\" vm attach guest --qmp \"$DWCP_LAB_SINK_QMP\" --incoming \
+        --accept-from \"$DWCP_LAB_SOURCE_ADDRESS\" \
+        --socket \"$KEEP/$DWCP_LAB_SINK_ADDRESS.socket\"";
+
+const MIGRATE: &str = "\
+    exec \"$DWCP\" migrate guest --to \"$DWCP_LAB_SINK_ADDRESS:$PORT\" --json \
+        --socket \"$KEEP/$DWCP_LAB_SOURCE_ADDRESS.socket\" >\"$KEEP/told\"";
+
+fn main() -> ExitCode {
+    transport::main("moves", HELP, |options, rows| {
+        for path in &PATHS {
+            for guest in GUESTS {
+                let case = format!("{guest}, {}", path.name);
+                if options.takes(&case) {
+                    measure(&case, guest, path, options, rows)?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+fn measure(
+    case: &str,
+    guest: &str,
+    path: &Path,
+    options: &Options,
+    rows: &mut Rows,
+) -> Result<(), BenchError> {
+    let ram_mib = dwcp_tools::lab::Guest::new(&Lab::find()?, guest)?.ram_mib();
+    let modes = |word: &&str| Mode::parse(word, &[], &[], ram_mib);
+    let bench = Bench {
+        guest: guest.to_owned(),
+        ram_mib: Some(ram_mib),
+        modes: QEMU.iter().map(modes).collect::<Result<_, _>>()?,
+        link: path.words.to_owned(),
+        congestion: None,
+        repeat: 1,
+        limit: MOVE_MAX,
+        settle: SETTLE,
+    };
+    let mut course = bench.start()?;
+    let hosts = Hosts::make(&course)?;
+    let mut moves = Vec::new();
+    for round in 0..options.repeats_or(5) {
+        let mut note = |row: Row| {
+            println!("{}", row.json());
+            moves.push((round, row));
+        };
+        for mode in &bench.modes {
+            note(course.measure(mode, SETTLE)?);
+        }
+        let cold = hosts.measure(&mut course, COLD, SETTLE, options)?;
+        let has_arrived = cold.figure("guest_ok") == "ok";
+        note(cold);
+        // A guest that was lost or stayed has nothing to come back from.
+        if has_arrived {
+            note(hosts.measure(&mut course, BACK, WORK, options)?);
+        }
+    }
+    let all: Vec<Row> = moves.iter().map(|(_, row)| row.clone()).collect();
+    println!("\n{case}\n\n{}", table(&all));
+    for row in verdict::rows(case, path, &moves) {
+        rows.add(&row)?;
+    }
+    Ok(())
+}
+
+/// Both hosts' certificates and folders; daemons only while they are needed.
+struct Hosts {
+    folder: TempDir,
+    addresses: [Ipv4Addr; 2],
+}
+
+impl Hosts {
+    fn make(course: &Course) -> Result<Self, BenchError> {
+        let folder = tempfile::tempdir().map_err(io("a folder"))?;
+        let addresses = HOSTS.map(|host| course.net().node(host).address());
+        let pki = folder.path().join("pki");
+        let mut command = Command::new(dwcp()?);
+        run("dwcp pki", command.args(["pki", "init"]).arg(&pki))?;
+        for address in addresses {
+            let mut command = Command::new(dwcp()?);
+            run("dwcp pki", command.args(["pki", "host", &address.to_string()]).arg(&pki))?;
+        }
+        Ok(Self { folder, addresses })
+    }
+
+    /// A file of one host's.
+    fn at(&self, host: Ipv4Addr, name: &str) -> PathBuf {
+        self.folder.path().join(format!("{host}.{name}"))
+    }
+
+    /// One move by the daemons; nothing is kept of the guest before a cold one, and after it both
+    /// hosts have kept it.
+    fn measure(
+        &self,
+        course: &mut Course,
+        name: &str,
+        settle: Duration,
+        options: &Options,
+    ) -> Result<Row, BenchError> {
+        let mut daemons = Vec::new();
+        for (host, address) in HOSTS.into_iter().zip(self.addresses) {
+            let mut command = course.net().node(host).command(dwcp()?);
+            command.args(["daemon", "--listen", &format!("{address}:{PORT}")]);
+            command.arg("--socket").arg(self.at(address, "socket"));
+            command.arg("--state").arg(self.at(address, "state"));
+            command.arg("--pki").arg(self.folder.path().join("pki").join(address.to_string()));
+            command.args(FLAGS).args(&options.flags);
+            let mut daemon = Running::start(&command, "dwcp daemon", self.at(address, "log"))?;
+            let socket = self.at(address, "socket");
+            daemon.wait_until("the daemon", |_| UnixStream::connect(&socket).is_ok())?;
+            daemons.push(daemon);
+        }
+        if name == COLD {
+            for host in self.addresses {
+                self.tell(host, &["store", "rm", "--all"])?;
+            }
+        }
+        let row = course.measure(&self.mode(name)?, settle)?;
+        if row.is_ok() {
+            let told = std::fs::read_to_string(self.folder.path().join("told"));
+            println!("{}", told.map_err(io("what dwcp told"))?.trim());
+            self.wait_kept()?;
+        }
+        self.detach()?;
+        Ok(row)
+    }
+
+    /// The mode that is a move by the daemons.
+    fn mode(&self, name: &str) -> Result<Mode, BenchError> {
+        let (program, keep) = (dwcp()?, self.folder.path());
+        let words = format!("DWCP='{}' KEEP='{}' PORT={PORT}; ", program.display(), keep.display());
+        let (prepare, command) = (words.clone() + ATTACH, words + MIGRATE);
+        let mover = Mover { name: name.to_owned(), prepare, command };
+        Ok(Mode::parse(name, &[], &[mover], 0)?)
+    }
+
+    /// An operator's command, and its answer.
+    fn tell(&self, host: Ipv4Addr, words: &[&str]) -> Result<Value, BenchError> {
+        let mut command = Command::new(dwcp()?);
+        command.args(words).args(["--json", "--socket"]).arg(self.at(host, "socket"));
+        let answer = run("dwcp", &command)?;
+        let (program, what) = ("dwcp", "JSON");
+        serde_json::from_str(&answer).map_err(|_| BenchError::Answer { program, what, answer })
+    }
+
+    /// Daemons count from their start, and each sees one move.
+    fn wait_kept(&self) -> Result<(), BenchError> {
+        let has_kept = |host| {
+            let stats = self.tell(host, &["store", "stats"])?;
+            Ok(stats["landed"].as_u64() >= Some(1))
+        };
+        self.wait_both("both hosts to keep what the guest left", has_kept)
+    }
+
+    /// Forgets the guest, which the next move attaches anew; one that is being settled is busy.
+    fn detach(&self) -> Result<(), BenchError> {
+        let is_free = |host| match self.tell(host, &["vm", "detach", "guest"]) {
+            Err(BenchError::Ended { said, .. }) => Ok(!said.contains("busy")),
+            other => other.map(|_| true),
+        };
+        self.wait_both("the guest to be free", is_free)
+    }
+
+    fn wait_both(
+        &self,
+        what: &str,
+        holds: impl Fn(Ipv4Addr) -> Result<bool, BenchError>,
+    ) -> Result<(), BenchError> {
+        for host in self.addresses {
+            let mut failed = None;
+            wait_for(what, KEEP_MAX, || {
+                let held = holds(host).unwrap_or_else(|error| {
+                    failed = Some(error);
+                    true
+                });
+                Ok(held.then_some(()))
+            })?;
+            failed.map_or(Ok(()), Err)?;
+        }
+        Ok(())
+    }
+}

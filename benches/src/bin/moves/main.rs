@@ -11,7 +11,7 @@ mod verdict;
 use dwcp_benches::transport::{self, BenchError, Options, Rows, Running, dwcp, io, run};
 use dwcp_tools::lab::{Lab, wait_for};
 use dwcp_tools::peers::{Bench, Course, Mode, Mover, Row, table};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -188,12 +188,33 @@ impl Hosts {
         }
         let row = course.measure(&self.mode(name)?, settle)?;
         if row.is_ok() {
-            let told = std::fs::read_to_string(self.folder.path().join("told"));
-            println!("{}", told.map_err(io("what dwcp told"))?.trim());
+            let cpu = daemons.iter().map(Running::cpu_seconds).collect::<Result<Vec<_>, _>>()?;
+            println!("{}", self.told(&cpu)?);
             self.wait_kept()?;
         }
         self.detach()?;
         Ok(row)
+    }
+
+    /// What explains a move's figures, of what dwcp told of it; the daemons' processor time is that
+    /// since their start.
+    fn told(&self, cpu_s: &[f64]) -> Result<Value, BenchError> {
+        let answer = std::fs::read_to_string(self.folder.path().join("told"));
+        let answer = answer.map_err(io("what dwcp told"))?;
+        let (program, what) = ("dwcp migrate", "JSON");
+        let told: Value = serde_json::from_str(&answer).map_err(|_| BenchError::Answer {
+            program,
+            what,
+            answer,
+        })?;
+        let counters = &told["counters"];
+        Ok(json!({
+            "daemons_cpu_s": cpu_s, "before_pages": told["before_pages"],
+            "seconds": told["seconds"], "blackout_ms": told["blackout_ms"],
+            "zstd_level": counters["zstd_level"], "coded_bytes": counters["coded_bytes"],
+            "vmm_in_bytes": counters["vmm_in_bytes"], "zstd_pages": counters["zstd_pages"],
+            "delta_pages": counters["delta_pages"], "raw_pages": counters["raw_pages"],
+        }))
     }
 
     /// The mode that is a move by the daemons.

@@ -51,7 +51,8 @@ impl Figure {
         }
         let figure = |name| row.figure(name).as_f64();
         match self {
-            Self::Bytes => Some(figure("wire_mb")? + figure("back_mb")?),
+            // Both have one decimal, and so has their sum.
+            Self::Bytes => Some(((figure("wire_mb")? + figure("back_mb")?) * 10.0).round() / 10.0),
             Self::Time => figure("total_s"),
             Self::Pause => figure("blackout_ms"),
         }

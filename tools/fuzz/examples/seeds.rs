@@ -21,9 +21,7 @@ use dwcp_proto::wire::preface::StreamPreface;
 use dwcp_proto::wire::record::{Sealer, StreamPlace};
 use dwcp_proto::wire::token::{JournalId, LinkToken, PagesDigest, ResumeToken};
 use dwcp_proto::wire::version::WireVersion;
-use dwcp_proto::wire::vm::{
-    FactsText, PagesBefore, PeerFinding, PeerFindings, VmOffer, VmTerms,
-};
+use dwcp_proto::wire::vm::{FactsText, PagesBefore, PeerFinding, PeerFindings, VmOffer, VmTerms};
 use std::path::Path;
 
 fn main() -> std::io::Result<()> {

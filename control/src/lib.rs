@@ -39,6 +39,6 @@ pub use config::{
 };
 pub use driver::{carry, run};
 pub use error::{ControlError, ExitClass};
-pub use limits::STORE_INDEX_BYTES_PER_PAGE;
+pub use kept::STORE_INDEX_BYTES_PER_PAGE;
 pub use peer::PkiError;
 pub use state::{JournalError, SessionRecord, SessionState, VmRecord};

@@ -130,14 +130,6 @@ pub(crate) const CARRY_LINGER_NS: u64 = 60_000_000_000;
 /// Jobs that may wait for the store's thread.
 pub(crate) const KEPT_QUEUE: usize = 32;
 
-/// Memory of the store's index for each page on disk.
-pub const STORE_INDEX_BYTES_PER_PAGE: u64 = dwcp_store::limits::INDEX_BYTES_PER_PAGE as u64;
-
-/// Memory for each page while it is on its way to the disk, besides what its session had: the
-/// list's and the segment's.
-pub(crate) const KEEPING_BYTES_PER_PAGE: u64 =
-    25 + dwcp_store::limits::WRITER_BYTES_PER_PAGE as u64;
-
 /// How long a session waits for what is kept of its guest; after that it does without.
 pub(crate) const KEPT_READ_NS: u64 = 15_000_000_000;
 

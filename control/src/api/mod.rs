@@ -22,7 +22,9 @@ pub use errors::{API_CODES, ApiCode, ApiError};
 pub use method::{Method, methods};
 pub use notification::Topic;
 pub use openrpc::document as openrpc_document;
-pub use request::{CodingName, DirtyName, PeerAddress, RegionRegister, Request, Role, SessionOpen};
+pub use request::{
+    CodingName, DirtyName, KeptName, PeerAddress, RegionRegister, Request, Role, SessionOpen,
+};
 pub use vm::{OnTimeoutName, VmAttach, VmMigrate};
 
 pub(crate) use client::{ClientHandle, ClientId};

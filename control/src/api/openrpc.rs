@@ -132,7 +132,7 @@ mod tests {
             Request::DaemonInfo,
             Request::StoreList,
             Request::StoreStats,
-            Request::StoreRemove(crate::kept::KeptName::All),
+            Request::StoreRemove(crate::api::KeptName::All),
             Request::NetShow,
             Request::ConfigGet,
             Request::ConfigSet { name: String::new(), value: Value::Null },

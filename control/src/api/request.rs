@@ -6,7 +6,6 @@
 use super::errors::{ApiCode, ApiError};
 use super::notification::Topic;
 use super::vm::{VmAttach, VmMigrate};
-use crate::kept::KeptName;
 use crate::limits::{ACCEPT_FROM_MAX, NAME_BYTES_MAX, VALUE_BYTES_MAX};
 use dwcp_proto::ids::SessionId;
 use dwcp_proto::session::resolve::RunAt;
@@ -100,6 +99,15 @@ pub enum Request {
     Unsubscribe,
     /// The OpenRPC document.
     Discover,
+}
+
+/// What is to be removed of what is kept of guests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeptName {
+    /// What is kept of this one.
+    Name(String),
+    /// Everything.
+    All,
 }
 
 /// The end of a session that a region serves.

@@ -7,9 +7,11 @@
 
 use super::core::Core;
 use super::vm_opening::{VmSink, VmSource};
-use crate::api::{ApiCode, ApiError, Reply, Role};
-use crate::kept::{KeepJob, KeptError, KeptJob, KeptName, KeptNews, Known, LoadJob, ReadBefore};
-use crate::limits::{KEEPING_BYTES_PER_PAGE, KEPT_EXPIRE_NS, KEPT_READ_NS, KEPT_SHARE};
+use crate::api::{ApiCode, ApiError, KeptName, Reply, Role};
+use crate::kept::{
+    KEEPING_BYTES_PER_PAGE, KeepJob, KeptError, KeptJob, KeptNews, Known, LoadJob, ReadBefore,
+};
+use crate::limits::{KEPT_EXPIRE_NS, KEPT_READ_NS, KEPT_SHARE};
 use crate::migration::{Machine, Session, VmMemory};
 use crate::state::SessionState;
 use crate::vm::VmFacts;

@@ -12,7 +12,7 @@
 mod list;
 mod thread;
 
-use crate::api::Reply;
+use crate::api::{KeptName, Reply};
 use crate::limits::KEPT_QUEUE;
 use dwcp_dataplane::port::{Before, HashKey, PagesLeft};
 use dwcp_proto::ids::SessionId;
@@ -25,6 +25,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::SystemTime;
 use tokio::sync::mpsc;
+
+/// Memory of the store's index for each page on disk.
+pub const STORE_INDEX_BYTES_PER_PAGE: u64 = dwcp_store::limits::INDEX_BYTES_PER_PAGE as u64;
+
+/// Memory for each page while it is on its way to the disk, besides what its session had: the
+/// list's and the segment's.
+pub(crate) const KEEPING_BYTES_PER_PAGE: u64 =
+    25 + dwcp_store::limits::WRITER_BYTES_PER_PAGE as u64;
 
 /// What the thread is asked for.
 #[derive(Debug)]
@@ -41,15 +49,6 @@ pub(crate) enum KeptJob {
     Remove(KeptName, Reply),
     /// Remove what was of no use for too long.
     Expire,
-}
-
-/// What is to be removed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KeptName {
-    /// All segments of this name.
-    Name(String),
-    /// Everything.
-    All,
 }
 
 /// What a session left, to be kept.

@@ -1,7 +1,8 @@
 //! The thread that owns the store of what guests leave.
 
 use super::list::{Entry, ListError, ListReader, ListWriter};
-use super::{KeepJob, KeptError, KeptJob, KeptName, KeptNews, Known, LoadJob, ReadBefore};
+use super::{KeepJob, KeptError, KeptJob, KeptNews, Known, LoadJob, ReadBefore};
+use crate::api::KeptName;
 use dwcp_dataplane::port::{Before, Page, PageHash, PageHasher, PagesLeft};
 use dwcp_proto::ids::SessionId;
 use dwcp_proto::wire::token::PagesDigest;

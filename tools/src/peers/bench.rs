@@ -12,7 +12,7 @@ use std::time::Duration;
 /// What is measured.
 #[derive(Clone, Debug)]
 pub struct Bench {
-    /// The guest's words, see [`Guest::HELP`].
+    /// The guest's words, see [`crate::lab::Guest::HELP`].
     pub guest: String,
     /// Its memory, if not the workload's own choice.
     pub ram_mib: Option<u32>,

@@ -188,7 +188,7 @@ fn a_writer_may_be_fed_on_another_thread() {
 
 #[test]
 fn a_segment_of_format_1_is_read_for_ever() {
-    const NAME: &str = "01f2bfe9230a3c08c7ebab7e4ecf3c72.seg";
+    const NAME: &str = "e0a9c1234d6461716340b7f9e4f61b16.seg";
     let folder = folder();
     let golden = include_bytes!("../../golden/v1.seg");
     std::fs::write(folder.path().join(NAME), golden).unwrap();
@@ -196,6 +196,7 @@ fn a_segment_of_format_1_is_read_for_ever() {
     assert_eq!(report.segments, 1, "{report:?}");
     let view = store.list().next().unwrap();
     assert_eq!((view.name.as_str(), view.kind, view.pages), ("golden", Kind::Guest, 18));
+    assert_eq!(view.note, b"a note");
     // One block compressed and one, of a page that does not compress, as it is.
     assert!((0..16).all(|page| reads(&mut store, &text(page))));
     assert!((16..18).all(|page| reads(&mut store, &noise(page))));

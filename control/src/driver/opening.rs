@@ -175,7 +175,7 @@ impl Core {
         Err(ApiError::new(ApiCode::Busy, message))
     }
 
-    /// Whether a session may reserve so much more.
+    /// Whether a session may reserve so much more; what is only being kept makes room for it.
     pub(super) fn check_memory(&self, wanted: u64) -> Result<(), ApiError> {
         let waiting = self.links.values().flat_map(|entry| &entry.waiters);
         let reserved = self.sessions.values().map(|session| session.memory_bytes).sum::<u64>()

@@ -219,14 +219,15 @@ impl PagesLeft {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn hash(byte: u8) -> PageHash {
+    /// What stands for the hash of [`page`].
+    pub(in super::super) fn hash(byte: u8) -> PageHash {
         PageHash([byte; 16])
     }
 
-    fn page(byte: u8) -> Page {
+    pub(in super::super) fn page(byte: u8) -> Page {
         [byte; PAGE_BYTES]
     }
 

@@ -124,16 +124,8 @@ impl Bases for &Versions {
 
 #[cfg(test)]
 mod tests {
+    use super::super::before::tests::{hash, page};
     use super::*;
-    use dwcp_codec::PAGE_BYTES;
-
-    fn hash(byte: u8) -> PageHash {
-        PageHash([byte; 16])
-    }
-
-    fn page(byte: u8) -> Page {
-        [byte; PAGE_BYTES]
-    }
 
     /// Pages 0 to 7 of a block were 10 to 17.
     fn versions() -> Versions {

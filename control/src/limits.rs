@@ -58,6 +58,10 @@ pub(crate) const MIGRATE_TIMEOUT_MS: (u64, u64) = (1_000, 7 * 24 * 3_600_000);
 /// How long a daemon that has drained waits for its peers to end their links.
 pub(crate) const FAREWELL_WAIT: Nanos = Nanos(1_000_000_000);
 
+/// How long the channel of a link whose streams are gone is heard for more, until it ends too: long
+/// enough for what is on its way, and little beside what sessions wait for a lost link.
+pub(crate) const LAST_WORDS_WAIT: Nanos = Nanos::from_millis(200);
+
 /// The shortest and the longest long zstd window that a stream session is given, as binary
 /// logarithms: 16 MiB find what a guest holds twice nearby, 128 MiB most of what it holds twice.
 pub(crate) const STREAM_WINDOW_LOGS: (u8, u8) = (24, 27);

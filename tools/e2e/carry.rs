@@ -226,6 +226,26 @@ fn an_interrupted_carrier_closes_both_vmms_and_says_so() {
 }
 
 #[test]
+fn a_peer_that_was_held_up_meanwhile_hears_of_the_interrupt_all_the_same() {
+    for interrupt_source in [true, false] {
+        let mut lab = Lab::start();
+        let listener = lab.carriers.listen();
+        let (mut near, mut far) = lab.carriers.channel(&listener);
+        near.write_all(&[7; 100]).expect("the carrier takes it");
+        far.read_exact(&mut [0; 100]).expect("it arrives");
+        let Carriers { source, sink, .. } = &mut lab.carriers;
+        let (told, other) = if interrupt_source { (source, sink) } else { (sink, source) };
+        other.signal(Signal::SIGSTOP);
+        told.signal(Signal::SIGINT);
+        assert_eq!(told.ended().code(), Some(130));
+        other.signal(Signal::SIGCONT);
+        assert_eq!(other.failure(), "interrupted");
+        assert_closed(&near);
+        assert_closed(&far);
+    }
+}
+
+#[test]
 fn only_certified_and_named_hosts_may_send() {
     let folder = tempfile::tempdir().expect("a folder");
     let pki = Pki::init(folder.path().join("pki"));

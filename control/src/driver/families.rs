@@ -4,12 +4,13 @@
 //! every counter ends in `_total`, as Prometheus wants it.
 
 use super::core::Core;
-use super::links::StreamReaders;
 use crate::carry::CarrySession;
 use crate::migration::Session;
 use crate::network::metrics::{Kind, TextBuilder, summary_of};
 use crate::tally::Tally;
-use dwcp_dataplane::stats::{CounterInfo, SESSION_COUNTERS, SHARD_COUNTERS, STREAM_COUNTERS};
+use dwcp_dataplane::stats::{
+    CounterInfo, SESSION_COUNTERS, SHARD_COUNTERS, STREAM_COUNTERS, StreamStatsReader,
+};
 use dwcp_ffi::counters::HistogramReader;
 
 type Labels = Vec<(&'static str, String)>;
@@ -18,6 +19,15 @@ type Labels = Vec<(&'static str, String)>;
 struct Row {
     labels: Labels,
     values: Vec<u64>,
+}
+
+/// What is known of one stream: what its shard counts and measures, from its newest opening on.
+#[derive(Debug)]
+pub(super) struct StreamReaders {
+    pub(super) stats: StreamStatsReader,
+    /// The congestion control that holds; none when the kernel does not tell.
+    pub(super) congestion: Option<String>,
+    pub(super) frame_rtt_ns: HistogramReader,
 }
 
 impl Core {

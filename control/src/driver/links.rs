@@ -4,6 +4,8 @@
 //! machines first, then its lanes; clients that waited for it are answered.
 
 use super::core::{Core, unix_ms};
+use super::families::StreamReaders;
+use super::last_words::LastWords;
 use super::parking::{Parked, Redial};
 use super::room::StreamsHeld;
 use super::stream_options::set_options;
@@ -16,8 +18,7 @@ use crate::peer::{
     PeerInput, dial_peer, dial_stream, random,
 };
 use dwcp_dataplane::port::{Command, HashKey, Spread, StreamEnd, StreamPlace, StreamSetup};
-use dwcp_dataplane::stats::StreamStatsReader;
-use dwcp_ffi::counters::{HistogramReader, counters, histogram};
+use dwcp_ffi::counters::{counters, histogram};
 use dwcp_ffi::sys::tcp::tcp_congestion;
 use dwcp_proto::ids::{Incarnation, LaneId, LinkEpoch, LinkId, SessionId, SessionNumber, StreamId};
 use dwcp_proto::time::Nanos;
@@ -42,15 +43,6 @@ pub(super) struct LinkWaiter {
     pub(super) reply: Reply,
 }
 
-/// What is known of one stream: what its shard counts and measures, from its newest opening on.
-#[derive(Debug)]
-pub(super) struct StreamReaders {
-    pub(super) stats: StreamStatsReader,
-    /// The congestion control that holds; none when the kernel does not tell.
-    pub(super) congestion: Option<String>,
-    pub(super) frame_rtt_ns: HistogramReader,
-}
-
 /// One link and what belongs to it here.
 #[derive(Debug)]
 pub(super) struct LinkEntry {
@@ -68,6 +60,8 @@ pub(super) struct LinkEntry {
     /// The link has no connection, or another one that does not carry it yet.
     pub(super) parked: Option<Parked>,
     pub(super) redial: Redial,
+    /// Its streams are gone, and its channel is heard to the end before it counts as lost.
+    pub(super) last_words: Option<LastWords>,
     pub(super) hash_key: HashKey,
     /// What the HELLOs agreed on.
     pub(super) agreed: Option<dwcp_proto::negotiate::Agreed>,
@@ -97,6 +91,7 @@ impl LinkEntry {
             silence: Silence::default(),
             parked: None,
             redial: Redial::default(),
+            last_words: None,
             hash_key: HashKey([0; 32]),
             agreed: None,
             streams: BTreeMap::new(),

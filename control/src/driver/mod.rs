@@ -14,6 +14,7 @@ mod draining;
 mod families;
 mod kept;
 mod lanes;
+mod last_words;
 mod links;
 mod opening;
 mod parking;

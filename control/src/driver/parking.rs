@@ -66,8 +66,18 @@ impl LinkEntry {
 
 impl Core {
     /// A link's connection or its last stream is gone: the link is parked if that is of use, else
-    /// it ends.
+    /// it ends. Where the streams alone are gone, the channel is heard to the end first.
     pub(super) fn lose_link(&mut self, link: LinkId, cause: &PeerError) {
+        if !self.awaits_last_words(link, cause) {
+            self.link_is_lost(link, cause);
+        }
+    }
+
+    /// Nothing more is to be heard on the link's channel.
+    pub(super) fn link_is_lost(&mut self, link: LinkId, cause: &PeerError) {
+        if let Some(entry) = self.links.get_mut(&link) {
+            entry.last_words = None;
+        }
         let waits = cause.is_loss() && !self.stopping && !self.live.get().resume_window.is_zero();
         let may = self.links.get(&link).is_some_and(|entry| entry.link.may_resume());
         match waits && may && !self.waiting_on(link).is_empty() {
@@ -137,6 +147,7 @@ impl Core {
     /// Does what is due for a link that waits, or should.
     pub(super) fn tick_parked(&mut self, link: LinkId, now: Nanos) {
         let window = self.live.get().resume_window;
+        self.tick_last_words(link, now);
         let Some(entry) = self.links.get_mut(&link) else { return };
         let silent = entry.heard().map_or(Duration::ZERO, |heard| entry.silence.tick(heard));
         let carried = self.carried_on(link);

@@ -10,7 +10,7 @@ use super::exporter::Exporter;
 use super::handshake::Established;
 use super::listener::PeerInput;
 use crate::config::LiveSettings;
-use crate::limits::CHANNEL_QUEUE_MESSAGES;
+use crate::limits::{CHANNEL_QUEUE_MESSAGES, LAST_WORDS_WAIT};
 use dwcp_proto::wire::limits::{PEER_LENGTH_BYTES, PEER_MESSAGE_BYTES_MAX};
 use dwcp_proto::wire::peer::{PeerCodec, PeerMessage};
 use std::cell::{Cell, RefCell};
@@ -220,6 +220,8 @@ async fn write_until_end(
 ) -> PeerError {
     while let Some(message) = queue.recv().await {
         if let Err(error) = write_all(transport, &PeerCodec::encode(&message)).await {
+            // A peer that has closed said why before that, and it may not be read yet.
+            tokio::time::sleep(Duration::from_nanos(LAST_WORDS_WAIT.0)).await;
             return error;
         }
     }

@@ -11,7 +11,7 @@
 //! one nowhere else. So the stream is a row of frames, of which the last is never whole.
 
 use crate::error::DecodeError;
-use crate::policy::{ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN, searches_far};
+use crate::policy::{NEAR_WINDOW_LOG, ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN, searches_far};
 use std::fmt;
 use std::ops::RangeInclusive;
 use zstd_safe::zstd_sys::ZSTD_EndDirective::{ZSTD_e_end, ZSTD_e_flush};
@@ -64,6 +64,9 @@ impl WindowError {
 
 const WINDOW_LOGS: RangeInclusive<u32> = WINDOW_LOG_MIN..=WINDOW_LOG_MAX;
 
+/// The lowest level that searches any window by long distance matching.
+const LEVEL_FAR: i32 = 2;
+
 /// The source's end of a long window.
 pub struct LongWindowEncoder {
     context: CCtx<'static>,
@@ -89,15 +92,13 @@ impl LongWindowEncoder {
         let bounded = |level: &i32| (*level).clamp(ZSTD_LEVEL_MIN, ZSTD_LEVEL_MAX);
         let (least, most) = (bounded(levels.start()), bounded(levels.end()));
         let mut context = CCtx::try_create().ok_or(WindowError::NoMemory { window_log })?;
-        for parameter in [
-            CParameter::WindowLog(window_log),
-            CParameter::ChecksumFlag(false),
-            CParameter::ContentSizeFlag(false),
-        ] {
+        for parameter in [CParameter::ChecksumFlag(false), CParameter::ContentSizeFlag(false)] {
             context.set_parameter(parameter).map_err(no_memory)?;
         }
-        // The highest level first: what it needs is enough for the others.
-        for level in [most, least].into_iter().skip(usize::from(most == least)) {
+        // The highest level first, then the first that searches far: what these need is enough for
+        // the others.
+        let far = LEVEL_FAR.clamp(least, most);
+        for level in [most, far, least] {
             context.reset(ResetDirective::SessionOnly).map_err(no_memory)?;
             set_level(&mut context, window_log, level).map_err(no_memory)?;
             // A flush before any input gives no bytes, but starts the frame and takes its memory.
@@ -145,6 +146,9 @@ impl LongWindowEncoder {
 fn set_level(context: &mut CCtx<'static>, window_log: u32, level: i32) -> SafeResult {
     context.set_parameter(CParameter::CompressionLevel(level))?;
     let long = searches_far(window_log, level);
+    let window_log =
+        if level == ZSTD_LEVEL_MIN { window_log.min(NEAR_WINDOW_LOG) } else { window_log };
+    context.set_parameter(CParameter::WindowLog(window_log))?;
     context.set_parameter(CParameter::EnableLongDistanceMatching(long))
 }
 

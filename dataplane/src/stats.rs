@@ -183,6 +183,10 @@ counters! {
             "The rate at which the VMM at the sink takes payload while there is some; an average.";
         ZstdLevel: "session_zstd_level",
             "The zstd level at which a migration stream is coded now.";
+        CodingNanos: "session_coding_nanoseconds_total",
+            "Time that the source of a migration stream spent on coding.";
+        HeldNanos: "session_link_wait_nanoseconds_total",
+            "Time that it waited for the link with something to send.";
         RttMinNanos: "session_rtt_min_nanoseconds",
             "The least time from sending a frame of a migration stream to its delivery.";
         FramesResent: "session_resent_frames_total",

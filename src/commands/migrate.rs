@@ -263,6 +263,11 @@ fn progress_text(params: &Value) -> String {
     if let Some(level @ 1..) = vm["zstd_level"].as_u64() {
         text.push_str(&format!(" at zstd-{level}"));
     }
+    match vm["coding"]["bottleneck"].as_str() {
+        Some("link") => text.push_str(", waits for the link"),
+        Some("core") => text.push_str(", waits for its core"),
+        _ => {}
+    }
     if vm["remaining_bytes"].is_u64() {
         text.push_str(&format!(", {} left", show::bytes(vm, "remaining_bytes")));
     }
@@ -364,13 +369,13 @@ mod tests {
     #[test]
     fn a_migration_that_does_not_end_says_why() {
         let params = json!({"rate_bytes_per_s": 1024, "vm": {"name": "web1", "ratio_milli": 2500,
-            "zstd_level": 3, "because": "it writes too fast", "remaining_bytes": 2048,
-            "end_in_ms": null}});
+            "zstd_level": 3, "coding": {"bottleneck": "link"}, "because": "it writes too fast",
+            "remaining_bytes": 2048, "end_in_ms": null}});
         let text = progress_text(&params);
         assert_eq!(
             text,
-            "1.0 KiB/s, ratio 2.5 at zstd-3, 2.0 KiB left; will not converge because it writes \
-             too fast"
+            "1.0 KiB/s, ratio 2.5 at zstd-3, waits for the link, 2.0 KiB left; will not converge \
+             because it writes too fast"
         );
     }
 }

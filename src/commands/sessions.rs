@@ -58,7 +58,8 @@ pub(super) fn render_list(sessions: &Value, none: &str) -> String {
             let vm = &session["vm"];
             let opaque = vm["opaque"].as_str();
             let uncoded = opaque.map(|why| format!("carried uncoded by now ({why})"));
-            for note in show::warnings(vm).chain(uncoded) {
+            let coding = vm["coding"]["why"].as_str().map(str::to_owned);
+            for note in coding.into_iter().chain(show::warnings(vm)).chain(uncoded) {
                 notes.push_str(&format!("{id}: {note}\n"));
             }
         }
@@ -96,10 +97,15 @@ mod tests {
     fn a_guest_is_named_and_warned_of_while_it_moves() {
         let warning = json!({"code": "carried_opaque", "message": "xbzrle is on", "cure": "off"});
         let mut session = json!({"session": "aa", "region": "", "vm": {"name": "web1",
-            "opaque": "qemu-xbzrle", "warnings": [warning]}});
+            "opaque": "qemu-xbzrle", "warnings": [warning],
+            "coding": {"why": "zstd-6 since 4.1 s: the link is the bottleneck"}}});
         let text = render_list(&json!([session]), "none");
-        for words in ["  web1  ", "aa: warning: xbzrle is on: off [carried_opaque]", "qemu-xbzrle"]
-        {
+        for words in [
+            "  web1  ",
+            "aa: zstd-6 since 4.1 s",
+            "aa: warning: xbzrle is on: off [carried_opaque]",
+            "qemu-xbzrle",
+        ] {
             assert!(text.contains(words), "{words}: {text}");
         }
         session["ended_unix_ms"] = json!(7);

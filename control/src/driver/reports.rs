@@ -114,7 +114,7 @@ impl Core {
                 "rate_bytes_per_s": u64::try_from(rate).unwrap_or(u64::MAX),
             });
             if session.is_vm() {
-                params["vm"] = progress_value(session);
+                params["vm"] = progress_value(session, now);
             }
             news.push((session.id(), params));
         }

@@ -17,10 +17,13 @@ use serde_json::{Map, Value, json};
 pub(super) const PARKED: &str = "parked";
 
 impl Core {
-    /// A session as clients see it: its record, and that it is parked.
+    /// A session as clients see it: its record, why it is coded as it is, and that it is parked.
     pub(super) fn session_view(&self, id: SessionId) -> Option<Value> {
         let record = self.record_of(id)?;
         let mut view = json!(record);
+        if let Some(part) = self.sessions.get(&id).and_then(|session| session.vm.as_ref()) {
+            view["vm"]["coding"] = part.coder.view(self.now());
+        }
         let parked = self.sessions.get(&id).and_then(|session| self.parked_view(session));
         if let Some(parked) = parked {
             view["state"] = json!(PARKED);

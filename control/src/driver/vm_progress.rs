@@ -5,7 +5,7 @@
 
 use super::core::Core;
 use crate::limits::VM_FIGURES_PERIOD_NS;
-use crate::migration::{Machine, Session};
+use crate::migration::{CoderCounters, Machine, Session};
 use crate::vm::VmOrder;
 use dwcp_dataplane::stats::{SessionCounter, StreamCounter};
 use dwcp_proto::ids::{LaneId, LinkId, SessionId};
@@ -46,8 +46,15 @@ impl Core {
         let coded_bytes = count(SessionCounter::CodedBytes);
         let raw_bytes = count(SessionCounter::VmmInBytes);
         let backlog_bytes = count(SessionCounter::UndeliveredBytes);
+        let coder = CoderCounters {
+            level: count(SessionCounter::ZstdLevel),
+            coding_ns: count(SessionCounter::CodingNanos),
+            held_ns: count(SessionCounter::HeldNanos),
+            coded_bytes,
+        };
         let delivery_rate = count(SessionCounter::DeliveryRate);
         let Some(part) = self.sessions.get_mut(&id).and_then(|s| s.vm.as_mut()) else { return };
+        part.coder.advance(now, coder);
         let sent_rate = part.figures.advance(now, coded_bytes, raw_bytes);
         let rate_bytes_per_second = if delivery_rate > 0 { delivery_rate } else { sent_rate };
         let ratio_milli = part.figures.ratio_milli;
@@ -65,7 +72,7 @@ impl Core {
 }
 
 /// What a progress notification says of a virtual machine.
-pub(super) fn progress_value(session: &Session) -> Value {
+pub(super) fn progress_value(session: &Session, now: Nanos) -> Value {
     let Some(part) = &session.vm else { return Value::Null };
     let vm = session.record.vm.as_ref();
     let mut value = match &part.progress {
@@ -80,5 +87,6 @@ pub(super) fn progress_value(session: &Session) -> Value {
     value["opaque"] = json!(vm.and_then(|vm| vm.opaque.as_ref()));
     value["ratio_milli"] = json!(part.figures.ratio_milli);
     value["zstd_level"] = json!(session.count(SessionCounter::ZstdLevel.index()));
+    value["coding"] = part.coder.view(now);
     value
 }

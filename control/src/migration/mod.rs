@@ -4,6 +4,7 @@
 //! Pure values and tables, owned by the driver's core on the control thread. The machines that
 //! decide are `dwcp_proto::session`'s.
 
+mod coder;
 mod history;
 mod regions;
 mod session;
@@ -11,6 +12,7 @@ mod vm_memory;
 mod vm_part;
 mod vms;
 
+pub(crate) use coder::CoderCounters;
 pub(crate) use history::History;
 pub(crate) use regions::{Memory, RegionEntry, Regions};
 pub(crate) use session::{Machine, Plan, Session, Waiting, WaitingFor, lane_failure};

@@ -3,6 +3,7 @@
 //! Plain values on the control thread. The task drives the QEMU at this end; the flags say which of
 //! its news a step of the machine still waits for.
 
+use super::coder::Coder;
 use crate::api::ApiError;
 use crate::kept::ReadBefore;
 use crate::limits::TICK;
@@ -51,6 +52,8 @@ pub(crate) struct VmPart {
     pub(crate) progress: Option<Box<MigrationProgress>>,
     /// The figures told to the task: when, and the counters then.
     pub(crate) figures: Figures,
+    /// Source: where its time goes.
+    pub(crate) coder: Coder,
     /// How the session ended, for the client of `vm.migrate`, while the guest is being brought to
     /// where it belongs.
     pub(crate) outcome: Option<Result<(), ApiError>>,
@@ -152,6 +155,7 @@ impl VmPart {
             findings: PeerFindings::default(),
             progress: None,
             figures: Figures::default(),
+            coder: Coder::default(),
             outcome: None,
             give_up_at: None,
             cure: None,

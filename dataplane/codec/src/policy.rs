@@ -52,11 +52,11 @@ pub(crate) const fn zstd_coded_bytes_max(bytes: usize) -> usize {
 pub(crate) const RUNS_ZSTD_BYTES_MIN: usize = 192;
 
 /// Whether a long window is searched by zstd's long distance matching too. At level 3 it made the
-/// result of 2 to 16 MiB of window 0.3 to 1.6 % smaller, for 7 to 20 % of the speed. The tables of a
-/// level reach no further than some MiB: without it, 128 MiB of window are worth no more than 16;
-/// with it, 13 to 17 % of the result at every level, for no time that could be measured at level 3
-/// and above. Level 1 is for links that are faster than the core: there it costs a third of the
-/// speed, and the link has room for a quarter more bytes.
+/// result of 2 to 16 MiB of window 0.3 to 1.6 % smaller, for 7 to 20 % of the speed. The tables of
+/// a level reach no further than some MiB: without it, 128 MiB of window are worth no more than
+/// 16; with it, 13 to 17 % of the result at every level, for no time that could be measured at
+/// level 3 and above. Level 1 is for links that are faster than the core: there it costs a third of
+/// the speed, and the link has room for a quarter more bytes.
 pub(crate) const fn searches_far(window_log: u32, level: i32) -> bool {
     level == 2 || level > 2 && window_log > 24
 }

@@ -8,4 +8,4 @@ mod source;
 
 pub(crate) use read_back::ReadBack;
 pub(crate) use sink::{Applied, Check, RegionSink, class_counter};
-pub(crate) use source::{Answer, CodedExtent, RegionSource, Scratch, Step, page};
+pub(crate) use source::{Answer, CodedExtent, RegionSource, Scratch, Step};

@@ -36,6 +36,9 @@ pub(super) const INPUT_BYTES: usize = (256 << 10) + RECORD_BYTES_MAX.next_multip
 /// Pages that one call looks at when the sink has most of them: 1 MiB, half a millisecond.
 const PAGES_PER_STEP: usize = 256;
 
+/// Pages that are hashed side by side: as many as the widest vectors take.
+const HASHED_TOGETHER: usize = 16;
+
 /// What lies next in the input, already taken note of by the parser.
 #[derive(Clone, Copy, Debug)]
 struct Found {
@@ -80,8 +83,17 @@ pub(super) struct Tools<'a> {
 /// A batch that grows in the scratch memory.
 struct Batch {
     numbers: [u64; EXTENT_PAGES],
+    /// Pages that will be sent.
     count: usize,
+    /// Pages behind them that are not hashed yet.
+    fresh: usize,
     most: usize,
+}
+
+impl Batch {
+    const fn is_empty(&self) -> bool {
+        self.count + self.fresh == 0
+    }
 }
 
 /// The cutter of a stream session.
@@ -160,13 +172,13 @@ impl Cutter {
     /// Fills `out` with the next part.
     pub(super) fn fill(&mut self, tools: &mut Tools<'_>, out: &mut [u8]) -> Filled {
         let most = pages_that_fit(out.len());
-        let mut batch = Batch { numbers: [0; EXTENT_PAGES], count: 0, most };
+        let mut batch = Batch { numbers: [0; EXTENT_PAGES], count: 0, fresh: 0, most };
         let mut opaque = 0;
         for _ in 0..PAGES_PER_STEP {
             let Some(Found { what, bytes }) = self.look(tools) else { break };
             let at = self.unread.start;
             match what {
-                What::Opaque if batch.count == 0 && opaque < out.len() => {
+                What::Opaque if batch.is_empty() && opaque < out.len() => {
                     let taken = bytes.min(out.len() - opaque);
                     out[opaque..opaque + taken].copy_from_slice(&self.input[at..at + taken]);
                     opaque += taken;
@@ -174,7 +186,7 @@ impl Cutter {
                     let left = bytes - taken;
                     self.found = (left > 0).then_some(Found { what, bytes: left });
                 }
-                What::Block(number) if batch.count == 0 && opaque == 0 => {
+                What::Block(number) if batch.is_empty() && opaque == 0 => {
                     self.found = None;
                     return self.announce(number, out);
                 }
@@ -188,6 +200,7 @@ impl Cutter {
                 _ => break,
             }
         }
+        self.settle(tools, &mut batch);
         self.see_whether_done();
         if opaque > 0 {
             tools.stats.add(SessionCounter::OpaqueBytes.index(), opaque as u64);
@@ -286,33 +299,50 @@ impl Cutter {
         Filled::Part(StreamKind::Block, write_block(number, bytes, block.idstr(), out), 0)
     }
 
-    /// Adds a page to the batch, unless the sink has it. False when it has to wait for the next.
+    /// Adds a page to the batch. False when it has to wait for the next.
     fn add(&mut self, tools: &mut Tools<'_>, batch: &mut Batch, page: u64, what: What) -> bool {
-        let count = batch.count;
-        if count == batch.most || batch.numbers[..count].contains(&page) {
+        if batch.fresh == HASHED_TOGETHER {
+            self.settle(tools, batch);
+        }
+        let at = batch.count + batch.fresh;
+        if at == batch.most || batch.numbers[..at].contains(&page) {
             return false;
         }
-        let place = &mut tools.scratch.pages[count * PAGE_BYTES..(count + 1) * PAGE_BYTES];
-        let hash = if let (What::Page(_), Some(Found { bytes, .. })) = (what, self.found) {
+        let place = &mut tools.scratch.pages[at * PAGE_BYTES..(at + 1) * PAGE_BYTES];
+        if let (What::Page(_), Some(Found { bytes, .. })) = (what, self.found) {
             let end = self.unread.start + bytes;
             place.copy_from_slice(&self.input[end - PAGE_BYTES..end]);
-            tools.hasher.hash(crate::attach::region::page(place))
         } else {
             place.fill(0);
-            tools.hasher.zero_page()
-        };
-        tools.stats.add(SessionCounter::PagesScanned.index(), 1);
-        let block = self.parser.blocks().of_page(page);
-        let unchanged = self.versions.newest(page) == Some(hash);
-        if unchanged && block == self.block {
-            tools.stats.add(SessionCounter::PagesUnchanged.index(), 1);
-            return true;
         }
-        tools.scratch.hashes[count] = hash;
-        batch.numbers[count] = page;
-        batch.count += 1;
-        self.block = block;
+        batch.numbers[at] = page;
+        batch.fresh += 1;
         true
+    }
+
+    /// Hashes what was added lately, and takes out again what the sink has.
+    fn settle(&mut self, tools: &mut Tools<'_>, batch: &mut Batch) {
+        let fresh = batch.count..batch.count + batch.fresh;
+        let Scratch { pages, hashes, .. } = &mut *tools.scratch;
+        let pages = pages.as_chunks_mut::<PAGE_BYTES>().0;
+        tools.hasher.hash_all(&pages[fresh.clone()], &mut hashes[fresh.clone()]);
+        tools.stats.add(SessionCounter::PagesScanned.index(), batch.fresh as u64);
+        for at in fresh {
+            let (page, hash) = (batch.numbers[at], hashes[at]);
+            let block = self.parser.blocks().of_page(page);
+            if block == self.block && self.versions.newest(page) == Some(hash) {
+                tools.stats.add(SessionCounter::PagesUnchanged.index(), 1);
+                continue;
+            }
+            if at != batch.count {
+                pages.copy_within(at..=at, batch.count);
+            }
+            hashes[batch.count] = hash;
+            batch.numbers[batch.count] = page;
+            batch.count += 1;
+            self.block = block;
+        }
+        batch.fresh = 0;
     }
 
     /// Codes the batch and keeps its pages as versions. Returns the payload's length, and what its

@@ -40,13 +40,13 @@ const CODING_TO_RISE: (u64, u64) = (3, 4);
 const CODING_TO_FALL: (u64, u64) = (7, 8);
 const HELD_TO_FALL: u64 = 64;
 
-/// How the last span's time was spent.
+/// Where a source's time went, since it began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Shares {
-    /// Coding, in thousandths.
-    pub(super) coding_permille: u64,
-    /// Waiting for the link with something to send, in thousandths.
-    pub(super) held_permille: u64,
+pub(super) struct Spent {
+    /// On coding.
+    pub(super) coding: Nanos,
+    /// On waiting for the link with something to send.
+    pub(super) held: Nanos,
 }
 
 /// Chooses the level of one session.
@@ -54,11 +54,10 @@ pub(super) struct Shares {
 pub(super) struct LevelChooser {
     fixed: Option<i32>,
     at: usize,
-    shares: Shares,
-    /// The span so far: since when, and its parts.
+    spent: Spent,
+    /// The span so far: since when, and what was spent before.
     began: Nanos,
-    held: Nanos,
-    coding: Nanos,
+    before: Spent,
     /// What was coded in this turn.
     turn_coding: Nanos,
     /// The source waits for the link since this time.
@@ -75,10 +74,9 @@ impl LevelChooser {
                 Level::Fixed(level) => Some(level),
             },
             at: 0,
-            shares: Shares::default(),
+            spent: Spent::default(),
             began: Nanos(0),
-            held: Nanos(0),
-            coding: Nanos(0),
+            before: Spent::default(),
             turn_coding: Nanos(0),
             held_since: None,
             may_rise: false,
@@ -90,9 +88,9 @@ impl LevelChooser {
         self.fixed.unwrap_or(LADDER[self.at].level)
     }
 
-    /// How the last span's time was spent.
-    pub(super) const fn shares(&self) -> Shares {
-        self.shares
+    /// Where the time went.
+    pub(super) const fn spent(&self) -> Spent {
+        self.spent
     }
 
     /// All levels that may be chosen.
@@ -104,15 +102,15 @@ impl LevelChooser {
     /// link since then, with something to send.
     pub(super) fn note_turn(&mut self, now: Nanos, waits: bool) {
         if let Some(since) = self.held_since {
-            self.held = self.held + now.since(since);
+            self.spent.held = self.spent.held + now.since(since);
         }
         let coding = std::mem::replace(&mut self.turn_coding, Nanos(0));
-        self.coding = self.coding + coding;
+        self.spent.coding = self.spent.coding + coding;
         self.held_since = waits.then_some(now + coding);
         let span = now.since(self.began);
         if span >= SPAN {
             self.end_span(span);
-            (self.began, self.held, self.coding) = (now, Nanos(0), Nanos(0));
+            (self.began, self.before) = (now, self.spent);
         }
     }
 
@@ -122,22 +120,21 @@ impl LevelChooser {
     }
 
     fn end_span(&mut self, span: Nanos) {
-        let permille = |part: Nanos| part.0.saturating_mul(1000) / span.0;
-        self.shares =
-            Shares { coding_permille: permille(self.coding), held_permille: permille(self.held) };
-        let coding_at = |step: Step| self.coding.0.saturating_mul(step.cost) / LADDER[self.at].cost;
+        let coding = self.spent.coding.since(self.before.coding).0;
+        let held = self.spent.held.since(self.before.held).0;
+        let coding_at = |step: &Step| coding.saturating_mul(step.cost) / LADDER[self.at].cost;
         let share = |(of, parts): (u64, u64)| span.0 / parts * of;
-        let has_time = |step: &Step| coding_at(*step) <= share(CODING_TO_RISE);
+        let has_time = |step: &Step| coding_at(step) <= share(CODING_TO_RISE);
         let strongest = LADDER.iter().rposition(has_time).filter(|step| *step > self.at);
-        let may_rise = strongest.filter(|_| self.held.0 >= span.0 / HELD_TO_RISE);
-        let is_late = self.coding.0 > share(CODING_TO_FALL);
+        let may_rise = strongest.filter(|_| held >= span.0 / HELD_TO_RISE);
+        let is_late = coding > share(CODING_TO_FALL);
         match may_rise {
             // A step up is judged by two spans of its own.
             Some(step) if self.may_rise => (self.at, self.may_rise) = (step, false),
             Some(_) => self.may_rise = true,
             None => self.may_rise = false,
         }
-        if is_late && self.held.0 < span.0 / HELD_TO_FALL {
+        if is_late && held < span.0 / HELD_TO_FALL {
             self.at = self.at.saturating_sub(1);
         }
     }
@@ -190,12 +187,13 @@ mod tests {
     }
 
     #[test]
-    fn the_last_span_is_told_in_shares() {
+    fn where_the_time_went_is_told() {
         let mut chooser = LevelChooser::new(Level::Fixed(1));
         run(&mut chooser, 2, 410);
-        let Shares { coding_permille, held_permille } = chooser.shares();
-        assert!((405..=415).contains(&coding_permille), "{coding_permille}");
-        assert!((580..=595).contains(&held_permille), "{held_permille}");
+        let Spent { coding, held } = chooser.spent();
+        assert_eq!(coding, Nanos::from_millis(820));
+        // The last turn still waits.
+        assert_eq!(held, Nanos(1999 * 590_000));
     }
 
     #[test]

@@ -155,7 +155,10 @@ impl StreamSource {
         if let Some(cutter) = &mut self.cutter {
             cutter.level.note_turn(now, waits);
             let level = u64::from(cutter.level.level().unsigned_abs());
+            let spent = cutter.level.spent();
             self.stats.set(SessionCounter::ZstdLevel.index(), level);
+            self.stats.set(SessionCounter::CodingNanos.index(), spent.coding.0);
+            self.stats.set(SessionCounter::HeldNanos.index(), spent.held.0);
         }
         waits
     }

@@ -43,7 +43,7 @@ const TROUBLE: [&str; 11] = [
     "segfault",
     "I/O error",
     "EXT4-fs error",
-    "BAD page",
+    "BAD ",
     "bad=",
     "Bad page",
 ];
@@ -308,7 +308,9 @@ mod tests {
     fn a_console_tells_trouble_from_good_news() {
         assert!(!tells_trouble("VERIFY all 512 pages bad=0"));
         assert!(!tells_trouble("TICK 3 12"));
-        for line in ["VERIFY redis bad=1", "BAD page 3", "x segfault at 0", "bad=10"] {
+        for line in
+            ["VERIFY redis bad=1", "BAD page 3", "BAD still: 9 bytes", "x segfault at 0", "bad=10"]
+        {
             assert!(tells_trouble(line), "{line}");
         }
     }

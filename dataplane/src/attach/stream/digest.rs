@@ -1,8 +1,11 @@
 //! What both ends of a stream session compare: a digest over all parts, in order.
 //!
 //! Fed at the source when a part is made and at the sink when its turn comes, so that it covers
-//! what lies between: keeping, sending again, holding, ordering. The end of a channel is left out:
-//! it says nothing of what the VMM was given, and comes when the VMM likes.
+//! what lies between: keeping, sending again, holding, ordering. The pages of a part are covered by
+//! the digest inside of it, which the sink holds against what it decoded. Neither covers the
+//! records that the sink makes of them for its VMM: the source never had these bytes, since pages
+//! that the sink has already are left out. The end of a channel is left out: it says nothing of
+//! what the VMM was given, and comes when the VMM likes.
 
 use crate::port::ChannelId;
 use dwcp_codec::{DigestBuilder, DigestKind, PageHash, PageHasher};

@@ -55,8 +55,7 @@ pub enum Command {
     OpenStreamSource(Box<StreamSourceSetup>),
     /// Carry a VMM's migration stream as the sink of a session.
     OpenStreamSink(Box<StreamSinkSetup>),
-    /// Take over a connected local socket of the VMM as a channel of a stream session. At the sink
-    /// frames of a channel wait until it is there.
+    /// Take over a VMM's socket as a channel of a stream session: the sink's frames wait for it.
     AddChannel(Box<ChannelSetup>),
     /// Send what the dirty-page source says has changed (all pages in round 1).
     StartRound {
@@ -64,10 +63,11 @@ pub enum Command {
         session: SessionKey,
         /// The round's number.
         round: Round,
+        /// Nothing may be left for another.
+        last: bool,
     },
-    /// Source of a region, after the last round: have the sink prove that it holds every page.
-    /// Stream sessions at either end: answer with [`Event::StreamDigest`] as soon as all that was
-    /// accepted from the VMM is sent (source), or all that arrived is handed to the VMM (sink).
+    /// Source of a region, after the last round: have the sink prove that it holds all pages. Stream
+    /// sessions: send [`Event::StreamDigest`] once all that the VMM wrote is sent, or handed on here.
     Verify {
         /// The session.
         session: SessionKey,

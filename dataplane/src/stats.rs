@@ -126,6 +126,8 @@ counters! {
             "Pages sent as all zero.";
         PagesUnchanged: "session_unchanged_pages_total",
             "Dirty pages that held what the sink already had; nothing was sent.";
+        PagesPostponed: "session_postponed_pages_total",
+            "Pages of a region that were written again before their turn; the next round has them.";
         PagesDelta: "session_delta_pages_total",
             "Pages sent as their change against an acknowledged version.";
         PagesZstd: "session_zstd_pages_total",

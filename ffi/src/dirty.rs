@@ -116,6 +116,15 @@ impl DirtyBitmap {
         if pages_left >= 64 { taken } else { taken & ((1 << pages_left) - 1) }
     }
 
+    /// The bits of word `index` as they are now; some may be beyond the last page.
+    ///
+    /// # Panics
+    /// When the index is not below [`words`](Self::words).
+    #[must_use]
+    pub fn peek_word(&self, index: usize) -> u64 {
+        self.word(index).load(Ordering::Acquire)
+    }
+
     /// How many pages are marked now.
     #[must_use]
     pub fn count(&self) -> u64 {

@@ -73,7 +73,7 @@ impl Core {
         session.lanes().for_each(|lane| self.shards.send(key.link, lane, make(key)));
     }
 
-    pub(super) fn start_round(&mut self, id: SessionId, round: Round) {
+    pub(super) fn start_round(&mut self, id: SessionId, round: Round, last: bool) {
         let now = self.now();
         if let Some(session) = self.sessions.get_mut(&id) {
             session.round_stats = RoundStats::default();
@@ -83,7 +83,7 @@ impl Core {
                 return;
             }
         }
-        self.order_lanes(id, |session| Command::StartRound { session, round });
+        self.order_lanes(id, |session| Command::StartRound { session, round, last });
     }
 
     pub(super) fn verify(&mut self, id: SessionId) {

@@ -180,7 +180,7 @@ impl Core {
             match action {
                 SourceAction::Send(message) => self.send_session(id, message),
                 SourceAction::OpenLanes => self.open_lanes(id),
-                SourceAction::StartRound { round, .. } => self.start_round(id, round),
+                SourceAction::StartRound { round, last } => self.start_round(id, round, last),
                 SourceAction::Verify => self.verify(id),
                 SourceAction::CloseLanes => self.close_lanes(id),
                 SourceAction::Journal(record) => {

@@ -69,10 +69,10 @@ impl<L: Link> Shard<L> {
                     self.desk.refuse();
                 }
             }
-            Command::StartRound { session, round } => {
+            Command::StartRound { session, round, last } => {
                 let now = self.desk.now;
                 match self.desk.source(session) {
-                    Some(source) if source.is_ready() => source.start_round(round, now),
+                    Some(source) if source.is_ready() => source.start_round(round, last, now),
                     _ => self.desk.refuse(),
                 }
             }

@@ -288,7 +288,7 @@ impl Pair {
 
     pub(crate) fn start_round(&mut self, round: Round) {
         let session = self.session;
-        self.source.command(Command::StartRound { session, round });
+        self.source.command(Command::StartRound { session, round, last: false });
     }
 
     pub(crate) fn wait_round(&mut self, wanted: Round) -> RoundStats {

@@ -5,16 +5,16 @@
 //! extents and codes at most one of them.
 
 use super::pending::Pending;
+use super::scratch::Scratch;
 use crate::pages::SourcePages;
 use crate::port::{DirtyPages, RoundStats, SourceSetup};
 use crate::stats::{SessionCounter, SessionStats};
 use crate::stripe::Stripe;
-use dwcp_codec::policy::ZSTD_LEVEL_MAX;
 use dwcp_codec::{
-    BaseIn, Baseline, Class, Coding, Digest, DigestBuilder, DigestKind, EXTENT_BYTES, EXTENT_PAGES,
-    Encoder, EncoderConfig, ExtentInput, ExtentStats, PAGE_BYTES, Page, PageHash, PageHasher,
+    BaseIn, Baseline, Class, Coding, Digest, DigestBuilder, DigestKind, EXTENT_PAGES, ExtentInput,
+    ExtentStats, PAGE_BYTES, Page, PageHasher,
 };
-use dwcp_ffi::arena::{Arena, ArenaError, Lease};
+use dwcp_ffi::arena::ArenaError;
 use dwcp_ffi::counters::HistogramWriter;
 use dwcp_ffi::region::Region;
 use dwcp_proto::ids::{PageIndex, Round, Sequence, SessionKey};
@@ -33,37 +33,6 @@ const BITMAP_WORDS_PER_STEP: usize = 4096;
 
 /// Table entries that one step adds to the digest.
 const DIGEST_PAGES_PER_STEP: usize = 16 * 1024;
-
-/// Working memory for one extent or batch and the coder; a shard has one of each for all its
-/// sources.
-#[derive(Debug)]
-pub(crate) struct Scratch {
-    pub(crate) encoder: Encoder,
-    pub(crate) pages: Lease,
-    pub(crate) hashes: [PageHash; EXTENT_PAGES],
-    /// Bases that a stream session copied out of its store.
-    pub(crate) bases: Lease,
-    // Keeps the lease's memory; never asked for another.
-    _arena: Arena,
-}
-
-impl Scratch {
-    pub(crate) fn new() -> Result<Self, ArenaError> {
-        let arena = Arena::new(EXTENT_BYTES, 2, false)?;
-        let (Some(pages), Some(bases)) = (arena.lease(), arena.lease()) else {
-            unreachable!("a new arena of two slots has them free")
-        };
-        let encoder = Encoder::new(EncoderConfig { zstd_level_max: ZSTD_LEVEL_MAX });
-        Ok(Self { encoder, pages, hashes: [PageHash([0; 16]); EXTENT_PAGES], bases, _arena: arena })
-    }
-
-    /// Zeroes what the last extents left of pages.
-    pub(crate) fn scrub(&mut self) {
-        self.pages.fill(0);
-        self.bases.fill(0);
-        self.encoder.scrub();
-    }
-}
 
 /// An extent that was coded into a lease.
 #[derive(Clone, Copy, Debug)]
@@ -133,6 +102,8 @@ pub(crate) struct RegionSource {
     /// How often the sink was asked for its proof and has not answered.
     answers_due: u32,
     round: Round,
+    /// The owner has paused: nothing may be left for another round.
+    last: bool,
     round_stats: RoundStats,
     round_started: Nanos,
 }
@@ -160,15 +131,16 @@ impl RegionSource {
             phase: Phase::Idle,
             answers_due: 0,
             round: Round(0),
+            last: false,
             round_stats: RoundStats::default(),
             round_started: Nanos(0),
         })
     }
 
     /// Begins a round. The control thread waits for the last one to end before.
-    pub(crate) fn start_round(&mut self, round: Round, now: Nanos) {
+    pub(crate) fn start_round(&mut self, round: Round, last: bool, now: Nanos) {
         assert!(matches!(self.phase, Phase::Idle), "rounds and the digest follow one another");
-        self.round = round;
+        (self.round, self.last) = (round, last);
         self.round_stats = RoundStats::default();
         self.round_started = now;
         self.phase = Phase::Collecting(0);
@@ -260,7 +232,7 @@ impl RegionSource {
             };
             let mask = dirty & self.stripe.mask(local);
             self.round_stats.pages += u64::from(mask.count_ones());
-            self.pending.add(local, mask);
+            self.pending.collect(local, mask);
         }
         self.phase =
             if until == self.stripe.extents() { Phase::Sending } else { Phase::Collecting(until) };
@@ -285,6 +257,7 @@ impl RegionSource {
         let Some((out, sequence)) = out else { return Step::Idle };
         for _ in 0..EXTENTS_PER_STEP {
             let Some((local, mask)) = self.pending.take(PENDING_WORDS_PER_STEP) else { break };
+            let mask = self.without_postponed(local, mask);
             self.stats.add(SessionCounter::PagesScanned.index(), u64::from(mask.count_ones()));
             let changed = self.read(scratch, local, mask);
             if changed != 0 {
@@ -295,6 +268,18 @@ impl RegionSource {
         }
         self.note_pending();
         Step::Worked
+    }
+
+    /// Leaves out what was written again while it waited: the next round has it, as it is then.
+    fn without_postponed(&self, local: usize, mask: u64) -> u64 {
+        let DirtyPages::Bitmap(bitmap) = &self.dirty else { return mask };
+        if self.last {
+            return mask;
+        }
+        let extent = self.stripe.first_page(local) / EXTENT_PAGES as u64;
+        let again = mask & bitmap.peek_word(extent as usize);
+        self.stats.add(SessionCounter::PagesPostponed.index(), u64::from(again.count_ones()));
+        mask & !again
     }
 
     /// Copies and hashes the pages of `mask`; keeps those that the sink does not have, joined at
@@ -357,6 +342,9 @@ impl RegionSource {
         for ((slot, bytes), hash) in slots(local, mask).zip(pages.chunks(PAGE_BYTES)).zip(hashes) {
             self.pages.sent(slot, sequence, *hash, bytes);
         }
+        if self.round != Round(1) {
+            self.pending.note_sent(local, mask);
+        }
         self.round_stats.pages_sent += count as u64;
         self.count(&encoded.stats);
         CodedExtent {
@@ -412,7 +400,7 @@ impl RegionSource {
                 again |= 1 << bit;
             }
         }
-        self.pending.add(local, again);
+        self.pending.put_back(local, again);
         self.stats.add(SessionCounter::PagesRequeued.index(), u64::from(again.count_ones()));
         self.note_pending();
     }
@@ -495,14 +483,16 @@ mod tests {
     use super::*;
     use dwcp_codec::{ENCODED_BYTES_MAX, HashKey};
     use dwcp_ffi::counters::{counters, histogram};
+    use dwcp_ffi::dirty::DirtyBitmap;
     use dwcp_ffi::region::HugePages;
     use dwcp_proto::ids::{LaneId, LinkId, SessionNumber};
 
-    fn source_of_one_page() -> RegionSource {
+    fn source(pages: u64, dirty: DirtyPages) -> RegionSource {
+        let bytes = pages * PAGE_BYTES as u64;
         RegionSource::new(SourceSetup {
             session: SessionKey { link: LinkId(0), number: SessionNumber(1) },
-            region: Arc::new(Region::create("test", 4096, HugePages::Never).unwrap()),
-            dirty: DirtyPages::Compare,
+            region: Arc::new(Region::create("test", bytes, HugePages::Never).unwrap()),
+            dirty,
             lane: LaneId(0),
             lane_count: 1,
             base_pages_max: 1,
@@ -517,10 +507,10 @@ mod tests {
 
     #[test]
     fn a_sink_that_was_asked_twice_may_answer_twice_and_no_more() {
-        let (mut source, mut scratch) = (source_of_one_page(), Scratch::new().unwrap());
+        let (mut source, mut scratch) = (source(1, DirtyPages::Compare), Scratch::new().unwrap());
         let mut out = vec![0; ENCODED_BYTES_MAX];
         assert_eq!(source.verified(), Answer::Unasked);
-        source.start_round(Round(1), Nanos(0));
+        source.start_round(Round(1), true, Nanos(0));
         loop {
             let out = Some((&mut out[..], Sequence(1)));
             match source.step(&mut scratch, out, true, Nanos(0)) {
@@ -534,5 +524,52 @@ mod tests {
         assert!(source.ask_again().is_none(), "nothing is open");
         assert_eq!(source.verified(), Answer::Again);
         assert_eq!(source.verified(), Answer::Unasked);
+    }
+
+    /// Runs a round in which the owner writes `meanwhile`, once the round has begun. Returns which
+    /// pages were sent, in order, but for those of the first round.
+    fn round(
+        (source, bitmap): (&mut RegionSource, &DirtyBitmap),
+        (number, last): (u32, bool),
+        pages: &[u64],
+        meanwhile: &[u64],
+    ) -> Vec<u64> {
+        let mut scratch = Scratch::new().unwrap();
+        let mut out = vec![0; ENCODED_BYTES_MAX];
+        let write = |source: &RegionSource, page: u64| {
+            source.region.write_pages(page, &[number as u8; PAGE_BYTES]);
+            bitmap.set_range(page, 1);
+        };
+        pages.iter().for_each(|page| write(source, *page));
+        source.start_round(Round(number), last, Nanos(0));
+        assert!(matches!(source.step(&mut scratch, None, true, Nanos(0)), Step::Worked));
+        meanwhile.iter().for_each(|page| write(source, *page));
+        let mut sent = Vec::new();
+        loop {
+            let out = Some((&mut out[..], Sequence(number.into())));
+            match source.step(&mut scratch, out, true, Nanos(0)) {
+                Step::Coded(CodedExtent { first_page, mask, .. }) => {
+                    sent.extend(bits(mask).map(|bit| first_page.0 + u64::from(bit)));
+                }
+                Step::RoundDone(..) => return sent,
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_written_again_while_it_waits_is_sent_once_and_what_keeps_changing_late() {
+        let bitmap = Arc::new(DirtyBitmap::create(192).unwrap());
+        let mut source = source(192, DirtyPages::Bitmap(Arc::clone(&bitmap)));
+        let mut run = |number, last, pages: &[u64], meanwhile: &[u64]| {
+            round((&mut source, &bitmap), (number, last), pages, meanwhile)
+        };
+        let first = run(1, false, &[], &[3, 70]);
+        assert!(first.len() == 190 && !first.contains(&3) && !first.contains(&70));
+        assert_eq!(run(2, false, &[100], &[]), [3, 70, 100]);
+        assert_eq!(run(3, false, &[3, 150], &[]), [150, 3], "3 changes in every round");
+        assert_eq!(run(4, false, &[3, 20], &[3]), [20], "3 is written again");
+        assert_eq!(run(5, true, &[], &[5]), [3], "the owner's late word is not waited for");
+        assert_eq!(run(6, true, &[70], &[70]).len(), 2, "nothing is left of the last round");
     }
 }

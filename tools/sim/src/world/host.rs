@@ -203,7 +203,7 @@ impl World {
         let (session, order) = match &command {
             Command::OpenSource(setup) => (Some(setup.session), Order::Open),
             Command::OpenSink(setup) => (Some(setup.session), Order::Open),
-            Command::StartRound { session, round } => (Some(*session), Order::Round(round.0)),
+            Command::StartRound { session, round, .. } => (Some(*session), Order::Round(round.0)),
             Command::Verify { session } => (Some(*session), Order::Verify),
             Command::CloseSession { session } => (Some(*session), Order::Close),
             _ => (None, Order::Close),

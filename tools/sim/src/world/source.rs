@@ -151,8 +151,8 @@ impl World {
             match action {
                 SourceAction::Send(message) => self.source_send(id, &message),
                 SourceAction::OpenLanes => self.open_source_lanes(id),
-                SourceAction::StartRound { round, .. } => {
-                    self.order_source(id, |session| Command::StartRound { session, round });
+                SourceAction::StartRound { round, last } => {
+                    self.order_source(id, |session| Command::StartRound { session, round, last });
                 }
                 SourceAction::Verify => {
                     self.order_source(id, |session| Command::Verify { session });

@@ -9,6 +9,7 @@ use crate::config::ConfigErrors;
 use crate::daemon::DaemonError;
 use crate::exit::Exit;
 use crate::pki::PkiError;
+use std::path::PathBuf;
 
 /// Why a subcommand failed.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,9 @@ pub(crate) enum Failure {
     /// The daemon could not start or go on.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
+    /// A file that was named can't be read.
+    #[error("{} can't be read: {source}", path.display())]
+    Image { path: PathBuf, source: std::io::Error },
     /// Standard output is gone.
     #[error("standard output can't be written: {0}")]
     Output(#[from] std::io::Error),
@@ -44,6 +48,7 @@ impl Failure {
             Self::Client(_) => Exit::Unreachable,
             Self::Pki(error) => error.exit(),
             Self::Daemon(error) => error.exit(),
+            Self::Image { .. } => Exit::Usage,
             Self::Output(_) => Exit::Failed,
         }
     }

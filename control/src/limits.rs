@@ -134,12 +134,20 @@ pub(crate) const CARRY_LINGER_NS: u64 = 60_000_000_000;
 /// Jobs that may wait for the store's thread.
 pub(crate) const KEPT_QUEUE: usize = 32;
 
+/// Chunks of 8 MiB for running sessions that may be on their way to the core: no more of them is
+/// read ahead, and the rest of the queue is for what jobs come to.
+pub(crate) const HELD_AHEAD: usize = 2;
+
 /// How long a session waits for what is kept of its guest; after that it does without.
 pub(crate) const KEPT_READ_NS: u64 = 15_000_000_000;
 
 /// Of the page versions that a session may hold, so many parts may be from before, of so many: the
 /// rest is for what changes while it lasts.
 pub(crate) const KEPT_SHARE: (u64, u64) = (3, 4);
+
+/// The same of what the sink alone holds: half, since a page of it that is used is kept as a base
+/// as well, for its changes.
+pub(crate) const HELD_SHARE: (u64, u64) = (1, 2);
 
 /// How often what was of no use for too long is removed from the store.
 pub(crate) const KEPT_EXPIRE_NS: u64 = 3_600_000_000_000;

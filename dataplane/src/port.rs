@@ -4,9 +4,12 @@
 //! box; all others are small `Copy`-like values. The shard never allocates for an event, and an
 //! accepted session reserves the room of its final event, so that "finished" can't be lost.
 
+mod stream;
+
 pub use crate::attach::stream::store::{STORE_PAGE_BYTES, STORE_SLOT_BYTES};
 pub use crate::attach::stream::{
-    Before, BeforeError, Heir, PagesLeft, StreamSizes, stream_sink_bytes, stream_source_bytes,
+    Before, BeforeError, Heir, HeldChunk, PagesLeft, StreamSizes, stream_sink_bytes,
+    stream_source_bytes,
 };
 pub use crate::level::Level;
 use crate::stats::{SessionStats, ShardStatsReader, StreamStats};
@@ -24,6 +27,7 @@ use dwcp_proto::wire::record::StreamKeys;
 pub use dwcp_proto::wire::record::StreamPlace;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+pub use stream::{ChannelSetup, StreamCoding, StreamSinkSetup, StreamSourceSetup};
 
 /// What the control thread orders.
 #[derive(Debug)]
@@ -57,6 +61,13 @@ pub enum Command {
     OpenStreamSink(Box<StreamSinkSetup>),
     /// Take over a VMM's socket as a channel of a stream session: the sink's frames wait for it.
     AddChannel(Box<ChannelSetup>),
+    /// Sink of a stream session: take over pages that this end alone holds, and tell the source.
+    AddHeld {
+        /// The session.
+        session: SessionKey,
+        /// The pages.
+        chunk: Box<HeldChunk>,
+    },
     /// Send what the dirty-page source says has changed (all pages in round 1).
     StartRound {
         /// The session.
@@ -66,8 +77,8 @@ pub enum Command {
         /// Nothing may be left for another.
         last: bool,
     },
-    /// Source of a region, after the last round: have the sink prove that it holds all pages. Stream
-    /// sessions: send [`Event::StreamDigest`] once all that the VMM wrote is sent, or handed on here.
+    /// Source of a region, after the last round: have the sink prove that it holds all pages.
+    /// Stream sessions: send [`Event::StreamDigest`] once all is sent, or handed to the VMM here.
     Verify {
         /// The session.
         session: SessionKey,
@@ -180,86 +191,6 @@ pub struct SinkSetup {
     pub hash_key: HashKey,
     /// Where the shard counts.
     pub stats: SessionStats,
-}
-
-/// How the bytes of a migration stream are carried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StreamCoding {
-    /// The stream is read, its pages are coded.
-    Pages {
-        /// How hard pages are compressed.
-        level: Level,
-        /// The binary logarithm of the long zstd window, 0 for none; the same at both ends.
-        window_log: u8,
-    },
-    /// Every byte as it is.
-    Passthrough,
-}
-
-/// A VMM's migration stream as the source of a session. It is served by one lane alone.
-#[derive(Debug)]
-pub struct StreamSourceSetup {
-    /// The session.
-    pub session: SessionKey,
-    /// The lane that serves it.
-    pub lane: LaneId,
-    /// How.
-    pub coding: StreamCoding,
-    /// The most guest pages that the session's table holds; what lies beyond is sent without base.
-    pub pages_max: u64,
-    /// How many page versions both ends keep as bases; agreed between them.
-    pub base_pages: u64,
-    /// The most coded bytes that are sent and not yet handed to the VMM at the sink; agreed.
-    pub undelivered_bytes_max: u64,
-    /// How much of that there may be beyond one bandwidth-delay product, as time at the current
-    /// rate: it is part of the guest's downtime.
-    pub backlog: Nanos,
-    /// Key of the page hash, the same at both ends.
-    pub hash_key: HashKey,
-    /// What both ends hold from an earlier session, under the same key.
-    pub before: Option<Box<Before>>,
-    /// Who is given what the session leaves.
-    pub heir: Option<Heir>,
-    /// Where the shard counts.
-    pub stats: SessionStats,
-    /// Round trips of the session's frames, in nanoseconds.
-    pub frame_rtt_ns: HistogramWriter,
-}
-
-/// A VMM's migration stream as the sink of a session.
-#[derive(Debug)]
-pub struct StreamSinkSetup {
-    /// The session.
-    pub session: SessionKey,
-    /// The lane that serves it.
-    pub lane: LaneId,
-    /// As at the source.
-    pub window_log: u8,
-    /// As at the source.
-    pub pages_max: u64,
-    /// As at the source.
-    pub base_pages: u64,
-    /// As at the source.
-    pub undelivered_bytes_max: u64,
-    /// Key of the page hash, the same at both ends.
-    pub hash_key: HashKey,
-    /// As at the source.
-    pub before: Option<Box<Before>>,
-    /// As at the source.
-    pub heir: Option<Heir>,
-    /// Where the shard counts.
-    pub stats: SessionStats,
-}
-
-/// A connected local socket that becomes a channel.
-#[derive(Debug)]
-pub struct ChannelSetup {
-    /// The session.
-    pub session: SessionKey,
-    /// The channel's number, the same at both ends.
-    pub channel: ChannelId,
-    /// The connected socket. Closed when the session closes or fails.
-    pub socket: OwnedFd,
 }
 
 /// What the source learnt from the migration stream.

@@ -199,6 +199,10 @@ counters! {
             "The most that the sink of a migration stream held at a time, in units of 4 KiB.";
         ReplyBytes: "session_reply_bytes_total",
             "Bytes of migration streams that the VMM at the sink answered.";
+        ToldBytes: "session_told_bytes_total",
+            "Bytes of the frames in which the sink of a migration stream says what it alone holds.";
+        PagesHeld: "session_held_pages_total",
+            "Pages sent as the name of one that the sink alone held.";
     }
 }
 

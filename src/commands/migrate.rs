@@ -311,6 +311,10 @@ fn summary(answer: &Value) -> String {
         let bytes = show::human_bytes(pages * 4096);
         text.push_str(&format!("  {:12} {bytes}: held at both ends from before\n", "known"));
     }
+    if count("held_pages") > 0 {
+        let bytes = show::human_bytes(count("held_pages") * 4096);
+        text.push_str(&format!("  {:12} {bytes}: known at the sink alone\n", "known"));
+    }
     if let Some(why) = answer["opaque"].as_str() {
         let uncoded = show::human_bytes(count("opaque_bytes"));
         text.push_str(&format!("  {:12} {uncoded}: carried as it came ({why})\n", "uncoded"));

@@ -116,4 +116,7 @@ pub(crate) mod decisions {
 
     #[doc = include_str!("decisions/0025-pages-both-ends-hold.md")]
     pub(crate) mod pages_both_ends_hold {}
+
+    #[doc = include_str!("decisions/0026-pages-the-sink-alone-holds.md")]
+    pub(crate) mod pages_the_sink_alone_holds {}
 }

@@ -22,6 +22,7 @@ mod session;
 mod shards;
 mod slow;
 mod socket;
+mod store;
 mod trust;
 mod tuned;
 mod usage;

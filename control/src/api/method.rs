@@ -5,8 +5,8 @@
 
 use super::errors::{ApiCode, ApiError};
 use super::request::{
-    Request, nothing, parse_open, parse_register, parse_release, parse_set, parse_store_remove,
-    parse_subscribe, session,
+    Request, nothing, parse_open, parse_register, parse_release, parse_set, parse_store_add,
+    parse_store_remove, parse_subscribe, session,
 };
 use super::schema::{self, Param};
 use super::vm::{parse_attach, parse_detach, parse_migrate, parse_resolve};
@@ -336,8 +336,27 @@ static METHODS: &[Method] = &[
         parse: |params| nothing(params, Request::DaemonInfo),
     },
     Method {
+        name: "store.add",
+        summary: "Keeps the pages of a raw disk image or memory snapshot, whose file comes as the \
+                  one descriptor. Answered when they are on disk, in place of the image that had \
+                  this name and label.",
+        params: &[
+            param("name", true, schema::name, "What it is called."),
+            param(
+                "trust_domain",
+                true,
+                schema::name,
+                "Guests of this label may be sent by what the image holds, and no others.",
+            ),
+        ],
+        result: schema::object,
+        errors: &[ApiCode::StoreFailed, ApiCode::Busy, ApiCode::DescriptorCount],
+        example: || json!({ "name": "debian13", "trust_domain": "blue" }),
+        parse: parse_store_add,
+    },
+    Method {
         name: "store.list",
-        summary: "What is kept of guests that came or went, a segment each.",
+        summary: "What is kept of guests that came or went and of images, a segment each.",
         params: &[],
         result: schema::array,
         errors: &[ApiCode::StoreFailed, ApiCode::Busy],
@@ -355,8 +374,9 @@ static METHODS: &[Method] = &[
     },
     Method {
         name: "store.remove",
-        summary: "Removes what is kept of a guest; without a name all that is kept.",
-        params: &[param("name", false, schema::name, "The guest.")],
+        summary: "Removes what is kept of a guest and of images of this name; without a name all \
+                  that is kept.",
+        params: &[param("name", false, schema::name, "The guest, or the image.")],
         result: schema::object,
         errors: &[ApiCode::StoreFailed, ApiCode::Busy],
         example: || json!({ "name": "web1" }),

@@ -106,7 +106,8 @@ mod tests {
         let peer = PeerAddress { expected_name: None, address: "h:1".to_owned() };
         let (role, dirty, accept_from) = (Role::Source, None, Vec::new());
         let register = RegionRegister { name: String::new(), role, dirty, accept_from };
-        let all = vec![
+        let mut all = vec![Request::StoreList, Request::StoreStats, Request::NetShow];
+        all.extend([
             Request::RegionRegister(register),
             Request::RegionRelease { name: String::new() },
             Request::RegionList,
@@ -130,16 +131,14 @@ mod tests {
             Request::SessionList,
             Request::Status,
             Request::DaemonInfo,
-            Request::StoreList,
-            Request::StoreStats,
+            Request::StoreAdd { name: String::new(), trust_domain: String::new() },
             Request::StoreRemove(crate::api::KeptName::All),
-            Request::NetShow,
             Request::ConfigGet,
             Request::ConfigSet { name: String::new(), value: Value::Null },
             Request::Subscribe { topics: Vec::new(), session: None },
             Request::Unsubscribe,
             Request::Discover,
-        ];
+        ]);
         for request in &all {
             match request {
                 Request::RegionRegister(_)
@@ -154,6 +153,7 @@ mod tests {
                 | Request::VmDetach { .. }
                 | Request::VmList
                 | Request::VmMigrate(_)
+                | Request::StoreAdd { .. }
                 | Request::StoreList
                 | Request::StoreStats
                 | Request::StoreRemove(_)

@@ -60,6 +60,13 @@ pub enum Request {
     VmList,
     /// Moves a virtual machine to a peer.
     VmMigrate(Box<VmMigrate>),
+    /// Keeps an image, whose descriptor comes with the bytes.
+    StoreAdd {
+        /// What it is called.
+        name: String,
+        /// Whose guests it may serve.
+        trust_domain: String,
+    },
     /// Lists what is kept of guests.
     StoreList,
     /// Tells the store's counters.
@@ -245,6 +252,7 @@ impl Request {
             Self::VmAttach(_) => "vm.attach",
             Self::VmDetach { .. } => "vm.detach",
             Self::VmList => "vm.list",
+            Self::StoreAdd { .. } => "store.add",
             Self::StoreList => "store.list",
             Self::StoreStats => "store.stats",
             Self::StoreRemove(_) => "store.remove",
@@ -322,6 +330,19 @@ pub(super) fn parse_register(params: Value) -> Result<Request, ApiError> {
         }
         _ => Ok(Request::RegionRegister(register)),
     }
+}
+
+pub(super) fn parse_store_add(params: Value) -> Result<Request, ApiError> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Params {
+        name: String,
+        trust_domain: String,
+    }
+    let Params { name, trust_domain } = read(params)?;
+    check_name(&name)?;
+    check_name(&trust_domain)?;
+    Ok(Request::StoreAdd { name, trust_domain })
 }
 
 #[derive(Deserialize)]

@@ -167,6 +167,7 @@ impl Core {
                 .window_bytes_max
                 .clamp(UNDELIVERED_BYTES_MIN, UNDELIVERED_BYTES_MAX),
             before: None,
+            held: None,
         };
         let fixed = VmMemory::of(&terms, role);
         self.check_vm_memory(&fixed)?;

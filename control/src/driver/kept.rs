@@ -9,7 +9,8 @@ use super::core::Core;
 use super::vm_opening::{VmSink, VmSource};
 use crate::api::{ApiCode, ApiError, KeptName, Reply, Role};
 use crate::kept::{
-    KEEPING_BYTES_PER_PAGE, KeepJob, KeptError, KeptJob, KeptNews, Known, LoadJob, ReadBefore,
+    AddJob, Added, KEEPING_BYTES_PER_PAGE, KeepJob, KeptError, KeptJob, KeptNews, Known, LoadJob,
+    ReadBefore,
 };
 use crate::limits::{KEPT_EXPIRE_NS, KEPT_READ_NS, KEPT_SHARE};
 use crate::migration::{Machine, Session, VmMemory};
@@ -22,6 +23,7 @@ use dwcp_proto::wire::peer::PeerCoding;
 use dwcp_proto::wire::vm::{PagesBefore, VmTerms};
 use dwcp_store::{SegmentView, StoreStats};
 use serde_json::{Value, json};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::UNIX_EPOCH;
@@ -239,7 +241,7 @@ impl Core {
                 self.keeping.remove(&session);
                 self.counters.kept.add(outcome.as_ref().map_or_else(KeptError::code, |_| "kept"));
                 match outcome {
-                    Ok(Known { before: PagesBefore { pages, .. }, .. }) => {
+                    Ok(Known { pages, .. }) => {
                         tracing::info!(%session, vm, pages, "kept what the guest left");
                     }
                     Err(error) => {
@@ -253,6 +255,14 @@ impl Core {
                     tracing::warn!(%session, code = error.code(), %error, "not read");
                 }
                 self.before_read(session, outcome.ok());
+            }
+            KeptNews::Held { session, chunk } => self.on_held(session, chunk),
+            KeptNews::HeldAll { session, outcome, .. } => self.on_held_all(session, outcome),
+            KeptNews::Added { name, outcome, reply } => {
+                let code = outcome.as_ref().map_or_else(KeptError::code, |_| "added");
+                self.counters.kept.add(code);
+                let view = outcome.map(|added| added_view(&name, &added));
+                self.answer(reply, view.map_err(|error| store_error(&error)));
             }
             KeptNews::Listed(segments, reply) => {
                 let views = segments.iter().map(segment_view).collect();
@@ -276,6 +286,7 @@ impl Core {
         };
         let refused = match keeper.ask(job(reply)) {
             Err(KeptJob::List(reply) | KeptJob::Stats(reply) | KeptJob::Remove(_, reply)) => reply,
+            Err(KeptJob::Add(job)) => job.reply,
             _ => return,
         };
         let message = "the store has too much to do; ask again later";
@@ -284,6 +295,24 @@ impl Core {
 
     pub(super) fn store_remove(&mut self, name: KeptName, reply: Reply) {
         self.ask_store(|reply| KeptJob::Remove(name, reply), reply);
+    }
+
+    /// A client gives an image.
+    pub(super) fn store_add(
+        &mut self,
+        (name, trust_domain): (String, String),
+        mut descriptors: Vec<OwnedFd>,
+        reply: Reply,
+    ) {
+        let (Some(file), 0) = (descriptors.pop(), descriptors.len()) else {
+            let message = "store.add takes the descriptor of one file";
+            let error = ApiError::new(ApiCode::DescriptorCount, message)
+                .with("cure", "pass the image's descriptor beside the request");
+            return self.answer(reply, Err(error));
+        };
+        let file = file.into();
+        let job = |reply| KeptJob::Add(Box::new(AddJob { file, name, trust_domain, reply }));
+        self.ask_store(job, reply);
     }
 
     /// Now and then removes what was of no use for too long.
@@ -304,12 +333,20 @@ fn vm_terms_of(session: &Session) -> Option<VmTerms> {
     }
 }
 
-fn segment_view(segment: &SegmentView) -> Value {
+fn added_view(name: &str, added: &Added) -> Value {
+    let Added { known: Known { pages, trust_domain, segment, .. }, read_bytes, bytes } = added;
+    json!({
+        "name": name, "segment": segment.to_string(), "trust_domain": trust_domain,
+        "pages": pages, "bytes": bytes, "read_bytes": read_bytes,
+    })
+}
+
+fn segment_view((segment, trust_domain): &(SegmentView, Option<String>)) -> Value {
     let SegmentView { id, name, kind, pages, bytes, last_used, .. } = segment;
     let used_unix_s = last_used.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     json!({
         "segment": id.to_string(), "name": name, "kind": kind.name(), "pages": pages,
-        "bytes": bytes, "last_used_unix_s": used_unix_s,
+        "trust_domain": trust_domain, "bytes": bytes, "last_used_unix_s": used_unix_s,
     })
 }
 
@@ -325,5 +362,10 @@ fn stats_view(stats: &StoreStats) -> Value {
 }
 
 fn store_error(error: &KeptError) -> ApiError {
-    ApiError::new(ApiCode::StoreFailed, error.to_string()).with("store_code", error.code())
+    let answer = ApiError::new(ApiCode::StoreFailed, error.to_string());
+    let answer = answer.with("store_code", error.code());
+    match error.cure() {
+        Some(cure) => answer.with("cure", cure),
+        None => answer,
+    }
 }

@@ -12,6 +12,7 @@ mod carry_source;
 mod core;
 mod draining;
 mod families;
+mod held;
 mod kept;
 mod lanes;
 mod last_words;

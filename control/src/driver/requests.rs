@@ -42,7 +42,9 @@ impl Core {
             let error = ApiError::new(ApiCode::Stopping, "the daemon is stopping");
             return self.answer(reply, Err(error));
         }
-        if !descriptors.is_empty() && !matches!(request, Request::RegionRegister(_)) {
+        let takes_descriptors =
+            matches!(request, Request::RegionRegister(_) | Request::StoreAdd { .. });
+        if !descriptors.is_empty() && !takes_descriptors {
             let message = format!("{} takes no descriptors", request.method());
             let error = ApiError::new(ApiCode::DescriptorCount, message);
             return self.answer(reply, Err(error));
@@ -60,6 +62,9 @@ impl Core {
             }
             Request::VmAttach(attach) => return self.vm_attach(*attach, reply),
             Request::VmMigrate(migrate) => return self.vm_migrate(*migrate, reply),
+            Request::StoreAdd { name, trust_domain } => {
+                return self.store_add((name, trust_domain), descriptors, reply);
+            }
             Request::StoreList => return self.ask_store(KeptJob::List, reply),
             Request::StoreStats => return self.ask_store(KeptJob::Stats, reply),
             Request::StoreRemove(name) => return self.store_remove(name, reply),

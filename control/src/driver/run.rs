@@ -76,7 +76,7 @@ pub(super) struct Inputs {
     probes: (mpsc::Sender<Probed>, mpsc::Receiver<Probed>),
     pub(super) carry: (mpsc::Sender<CarryInput>, mpsc::Receiver<CarryInput>),
     journal: Option<mpsc::Receiver<JournalDone>>,
-    kept: Option<mpsc::Receiver<KeptNews>>,
+    pub(super) kept: Option<mpsc::Receiver<KeptNews>>,
 }
 
 /// What connections to the peer port need.

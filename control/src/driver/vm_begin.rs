@@ -41,6 +41,7 @@ impl Core {
         let is_sink = matches!(session.machine, Machine::Sink(_));
         self.shards.send(link, lane, command);
         if is_sink {
+            self.hold_for(id);
             match self.vm_socket(id) {
                 Ok(socket_path) => {
                     self.order_vm(id, VmOrder::Prepare { socket_path, channels_max: CHANNELS_MAX })
@@ -154,6 +155,7 @@ fn stream_setup(session: &mut Session, hash_key: HashKey, keeps: bool) -> Option
                 backlog,
                 hash_key,
                 before,
+                held_pages: terms.held.unwrap_or(0),
                 heir,
                 stats,
                 frame_rtt_ns,
@@ -171,6 +173,7 @@ fn stream_setup(session: &mut Session, hash_key: HashKey, keeps: bool) -> Option
                 undelivered_bytes_max: terms.undelivered_bytes_max,
                 hash_key,
                 before,
+                held_pages: terms.held.unwrap_or(0),
                 heir,
                 stats,
             }))

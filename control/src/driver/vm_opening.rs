@@ -5,6 +5,7 @@
 //! can end the session all the same, and the guest has not been touched.
 
 use super::core::{Core, unix_ms};
+use super::held::held_offer;
 use super::kept::BeforeRead;
 use super::opening::new_record;
 use super::vms::vm_error;
@@ -173,6 +174,7 @@ impl Core {
             base_pages: live.base_pages_max.min(pages_max),
             undelivered_bytes_max: live.window_bytes_max.clamp(1 << 20, UNDELIVERED_BYTES_MAX),
             before: None,
+            held: None,
         }
     }
 
@@ -218,6 +220,7 @@ impl Core {
         if !(full && has(FEATURE_PAGES_DELTA)) {
             offer.terms.base_pages = 0;
         }
+        offer.terms.held = held_offer(features, offer.terms.base_pages);
         let pages = offer.terms.pages_max;
         let mut record = new_record(id, Role::Source, "", pages);
         record.peer.clone_from(&entry.peer_name);

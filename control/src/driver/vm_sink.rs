@@ -137,6 +137,7 @@ impl Core {
             return Err(unfit(&errors));
         }
         let live = self.live.get();
+        let (link, name) = (sink.link, sink.offer.name.as_str().to_owned());
         let mut terms = sink.offer.terms;
         let own = window_log(u64::MAX, self.config.memory.sessions_bytes);
         terms.window_log = terms.window_log.min(own);
@@ -146,6 +147,10 @@ impl Core {
         }
         let before = self.vm_sinks.get_mut(&id).and_then(|sink| sink.before.taken());
         terms.before = before.as_ref().map(|read| read.before);
+        terms.held = match terms.before {
+            Some(_) => None,
+            None => self.held_pages(link, &name, &terms),
+        };
         let memory = VmMemory::of(&terms, Role::Sink);
         self.check_vm_memory(&memory)?;
         let Some(sink) = self.vm_sinks.remove(&id) else { return Ok(Vec::new()) };

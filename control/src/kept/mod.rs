@@ -1,4 +1,5 @@
-//! What guests leave at this host when they come or go, kept on disk for the next time.
+//! What guests leave at this host when they come or go, and images that operators add, kept on
+//! disk for the next time.
 //!
 //! After a commit both ends hold the same page versions ([`PagesLeft`]). A thread of its own
 //! (`dwcp-store`) puts them into the host's [`Store`], and when the guest is to move again it reads
@@ -9,20 +10,27 @@
 //! What a session leaves may serve the same guest, and others of the same label (`--trust-domain`),
 //! which both ends have to know; never anybody else.
 
+mod held;
+mod image;
 mod list;
+mod note;
 mod thread;
 
 use crate::api::{KeptName, Reply};
 use crate::limits::KEPT_QUEUE;
-use dwcp_dataplane::port::{Before, HashKey, PagesLeft};
+use dwcp_dataplane::port::{Before, HashKey, HeldChunk, PagesLeft};
 use dwcp_proto::ids::SessionId;
 use dwcp_proto::wire::vm::PagesBefore;
-use dwcp_store::{OpenReport, SegmentView, Store, StoreError, StoreKey, StoreLimits, StoreStats};
+use dwcp_store::{
+    Kind, OpenReport, SegmentId, SegmentView, Store, StoreError, StoreKey, StoreLimits, StoreStats,
+};
+use note::Note;
+use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 use tokio::sync::mpsc;
 
@@ -34,6 +42,10 @@ pub const STORE_INDEX_BYTES_PER_PAGE: u64 = dwcp_store::limits::INDEX_BYTES_PER_
 pub(crate) const KEEPING_BYTES_PER_PAGE: u64 =
     25 + dwcp_store::limits::WRITER_BYTES_PER_PAGE as u64;
 
+/// Memory at a sink for each page that it alone holds, besides what its shard has: its part of the
+/// set of those that were read, also while that grows.
+pub(crate) const HOLDING_BYTES_PER_PAGE: u64 = 32;
+
 /// What the thread is asked for.
 #[derive(Debug)]
 pub(crate) enum KeptJob {
@@ -41,6 +53,10 @@ pub(crate) enum KeptJob {
     Keep(Box<KeepJob>),
     /// Read what is kept of a guest.
     Load(Box<LoadJob>),
+    /// Read what this end alone holds for a session that runs.
+    Hold(Box<HoldJob>),
+    /// Keep an image.
+    Add(Box<AddJob>),
     /// List the segments.
     List(Reply),
     /// Tell the counters.
@@ -63,6 +79,39 @@ pub(crate) struct KeepJob {
     pub(crate) left: Receiver<PagesLeft>,
     /// Its memory is wanted for something else.
     pub(crate) gives_way: Arc<AtomicBool>,
+}
+
+/// What is to be read for a session that runs, whose other end does not hold it.
+#[derive(Debug)]
+pub(crate) struct HoldJob {
+    pub(crate) session: SessionId,
+    /// The session's.
+    pub(crate) hash_key: HashKey,
+    /// Of which segments, in this order.
+    pub(crate) segments: Vec<SegmentId>,
+    /// At most so many pages.
+    pub(crate) pages: u64,
+    /// Gone when the session needs no more.
+    pub(crate) wanted: Weak<()>,
+}
+
+/// An image that is to be kept.
+#[derive(Debug)]
+pub(crate) struct AddJob {
+    pub(crate) file: File,
+    pub(crate) name: String,
+    /// Whose guests it may serve.
+    pub(crate) trust_domain: String,
+    pub(crate) reply: Reply,
+}
+
+/// An image that is kept.
+#[derive(Debug)]
+pub(crate) struct Added {
+    pub(crate) known: Known,
+    /// The file's length, and what the segment takes on disk.
+    pub(crate) read_bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// What is to be read for a session.
@@ -96,27 +145,55 @@ pub(crate) enum KeptNews {
         left: SessionId,
         outcome: Result<ReadBefore, KeptError>,
     },
-    /// All segments.
-    Listed(Vec<SegmentView>, Reply),
+    /// Some of what this end alone holds for a session.
+    Held { session: SessionId, chunk: Box<HeldChunk> },
+    /// All of it is read, so many pages, or why no more. These segments were not there any more.
+    HeldAll { session: SessionId, outcome: Result<u64, KeptError>, gone: Vec<SegmentId> },
+    /// An image is kept, or why not.
+    Added { name: String, outcome: Result<Box<Added>, KeptError>, reply: Reply },
+    /// All segments, with their labels.
+    Listed(Vec<(SegmentView, Option<String>)>, Reply),
     /// The counters.
     Stats(StoreStats, Reply),
     /// So many segments were removed.
     Removed(KeptName, Result<u64, KeptError>, Reply),
 }
 
-/// What is kept of a guest.
+/// A segment that is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Known {
-    pub(crate) vm: String,
+    /// The guest's name, or the image's.
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
     pub(crate) trust_domain: Option<String>,
-    pub(crate) before: PagesBefore,
+    /// Of a guest: how both ends call it.
+    pub(crate) before: Option<PagesBefore>,
+    pub(crate) segment: SegmentId,
+    /// Different pages.
+    pub(crate) pages: u64,
 }
 
 impl Known {
     /// Whether it may serve a guest.
     fn serves(&self, vm: &str, trust_domain: Option<&str>) -> bool {
         let same_label = trust_domain.is_some() && self.trust_domain.as_deref() == trust_domain;
-        self.vm == vm || same_label
+        self.is_of(vm) || same_label
+    }
+
+    /// Whether it is what a guest left itself.
+    fn is_of(&self, vm: &str) -> bool {
+        self.kind == Kind::Guest && self.name == vm
+    }
+
+    /// Whether it is what a session left.
+    fn left_by(&self, session: SessionId) -> bool {
+        self.before.is_some_and(|before| before.session == session)
+    }
+
+    /// Whether one of the two takes the other's place.
+    fn same_place(&self, other: &Self) -> bool {
+        let same_label = self.kind == Kind::Guest || self.trust_domain == other.trust_domain;
+        self.kind == other.kind && self.name == other.name && same_label
     }
 }
 
@@ -135,6 +212,12 @@ pub(crate) enum KeptError {
     /// The daemon ends, or another session needs the memory.
     #[error("its memory is needed, or the daemon ends")]
     Stopped,
+    /// What is to be added can't be.
+    #[error("this is not a regular file")]
+    NotAFile,
+    /// An image is added already.
+    #[error("another image is being added")]
+    Adding,
     /// Memory for it can't be had.
     #[error("no memory for it: {0}")]
     Memory(#[from] dwcp_dataplane::port::BeforeError),
@@ -148,7 +231,22 @@ impl KeptError {
             Self::Nothing => "kept_nothing",
             Self::Gone => "kept_gone",
             Self::Stopped => "kept_stopped",
+            Self::NotAFile => "image_not_a_file",
+            Self::Adding => "image_busy",
             Self::Memory(_) => "kept_memory",
+        }
+    }
+
+    /// What to do about it, where there is something.
+    pub(crate) fn cure(&self) -> Option<&'static str> {
+        match self {
+            Self::Store(StoreError::TooLarge { .. } | StoreError::TooManyPages { .. }) => {
+                Some("raise --store-bytes, or give a smaller image")
+            }
+            Self::Store(error) => error.cure(),
+            Self::NotAFile => Some("give a raw image or memory snapshot in a file"),
+            Self::Adding => Some("wait until it is done, then add this one"),
+            _ => None,
         }
     }
 }
@@ -193,7 +291,7 @@ pub(crate) struct Keeper {
     thread: Option<std::thread::JoinHandle<()>>,
     /// Nobody waits for the thread's work any more.
     ended: Arc<AtomicBool>,
-    /// What is kept of each guest, as far as is known here, the newest last.
+    /// What is kept, as far as is known here, the newest last.
     known: Vec<Known>,
 }
 
@@ -222,9 +320,10 @@ impl Keeper {
 
     /// What serves a guest best: what it left itself, else what another one of its label did last.
     pub(crate) fn best(&self, vm: &str, trust_domain: Option<&str>) -> Option<PagesBefore> {
-        let own = self.known.iter().rfind(|known| known.vm == vm);
-        let other = || self.known.iter().rfind(|known| known.serves(vm, trust_domain));
-        own.or_else(other).map(|known| known.before)
+        let guests = || self.known.iter().filter(|known| known.before.is_some());
+        let own = guests().rfind(|known| known.is_of(vm));
+        let other = || guests().rfind(|known| known.serves(vm, trust_domain));
+        own.or_else(other).and_then(|known| known.before)
     }
 
     /// What a peer speaks of, if it may serve a guest.
@@ -234,9 +333,19 @@ impl Keeper {
         trust_domain: Option<&str>,
         before: &PagesBefore,
     ) -> Option<PagesBefore> {
-        let named = |known: &&Known| known.before.session == before.session;
-        let found = self.known.iter().find(named)?;
-        found.serves(vm, trust_domain).then_some(found.before)
+        let found = self.known.iter().find(|known| known.left_by(before.session))?;
+        found.before.filter(|_| found.serves(vm, trust_domain))
+    }
+
+    /// What may serve a guest at this end alone, and how many pages that is: what it left itself,
+    /// then what else there is of its label, the newest first.
+    pub(crate) fn alone(&self, vm: &str, trust_domain: Option<&str>) -> (Vec<SegmentId>, u64) {
+        let serves = |known: &&Known| known.serves(vm, trust_domain);
+        let (own, others): (Vec<&Known>, Vec<&Known>) =
+            self.known.iter().rev().filter(serves).partition(|known| known.is_of(vm));
+        let all = || own.iter().chain(&others);
+        let pages = all().map(|known| known.pages).fold(0, u64::saturating_add);
+        (all().map(|known| known.segment).collect(), pages)
     }
 
     /// Hands a job over; gives it back when the thread has too many, or is gone.
@@ -253,17 +362,29 @@ impl Keeper {
     /// Takes note of what became of a guest's pages.
     pub(crate) fn note(&mut self, news: &KeptNews) {
         match news {
-            KeptNews::Kept { outcome: Ok(known), .. } => {
-                self.known.retain(|other| other.vm != known.vm);
-                self.known.push(known.clone());
+            KeptNews::Kept { outcome: Ok(known), .. } => self.learn(known),
+            KeptNews::Added { outcome: Ok(added), .. } => self.learn(&added.known),
+            KeptNews::HeldAll { gone, .. } => {
+                self.known.retain(|known| !gone.contains(&known.segment));
+            }
+            KeptNews::Loaded { left, outcome: Ok(_), .. } => {
+                // It was of use last.
+                self.known.sort_by_key(|known| known.left_by(*left));
             }
             KeptNews::Loaded { left, outcome: Err(KeptError::Gone), .. } => {
-                self.known.retain(|known| known.before.session != *left);
+                self.known.retain(|known| !known.left_by(*left));
             }
             KeptNews::Removed(KeptName::All, ..) => self.known.clear(),
-            KeptNews::Removed(KeptName::Name(vm), ..) => self.known.retain(|it| it.vm != *vm),
+            KeptNews::Removed(KeptName::Name(name), ..) => {
+                self.known.retain(|it| it.name != *name);
+            }
             _ => {}
         }
+    }
+
+    fn learn(&mut self, known: &Known) {
+        self.known.retain(|other| !other.same_place(known));
+        self.known.push(known.clone());
     }
 }
 
@@ -285,8 +406,15 @@ mod tests {
 
     fn known(vm: &str, trust_domain: Option<&str>, session: u8) -> Known {
         let session = SessionId([session; 16]);
-        let before = PagesBefore { session, digest: PagesDigest([0; 16]), pages: 1 };
-        Known { vm: vm.to_owned(), trust_domain: trust_domain.map(str::to_owned), before }
+        let before = Some(PagesBefore { session, digest: PagesDigest([0; 16]), pages: 1 });
+        let segment = SegmentId::parse(&session.to_string()).unwrap();
+        let (name, trust_domain) = (vm.to_owned(), trust_domain.map(str::to_owned));
+        Known { name, kind: Kind::Guest, trust_domain, before, segment, pages: 1 }
+    }
+
+    fn image(name: &str, trust_domain: &str, number: u8) -> Known {
+        let known = known(name, Some(trust_domain), number);
+        Known { kind: Kind::Image, before: None, ..known }
     }
 
     fn keeper(known: Vec<Known>) -> Keeper {
@@ -300,6 +428,8 @@ mod tests {
             known("web2", Some("blue"), 2),
             known("db1", Some("red"), 3),
             known("lone", None, 4),
+            // No session left an image, so both ends can't hold it alike.
+            image("web4", "blue", 5),
         ]);
         let best = |vm, label| keeper.best(vm, label).map(|before| before.session.0[0]);
         assert_eq!(best("web1", Some("blue")), Some(1));
@@ -308,7 +438,7 @@ mod tests {
         assert_eq!(best("web3", Some("green")), None);
         assert_eq!(best("web3", None), None, "no label is none in common");
         let find = |vm, label, session| {
-            let asked = known("", None, session).before;
+            let asked = known("", None, session).before.unwrap();
             keeper.find(vm, label, &asked).map(|before| before.session.0[0])
         };
         assert_eq!(find("web3", Some("blue"), 1), Some(1));
@@ -316,6 +446,17 @@ mod tests {
         assert_eq!(find("web3", None, 4), None);
         assert_eq!(find("lone", None, 4), Some(4));
         assert_eq!(find("lone", None, 5), None);
+        let alone = |vm, label| {
+            let (segments, pages) = keeper.alone(vm, label);
+            let numbers = segments.iter().map(|it| it.to_string()[..2].to_owned());
+            (numbers.collect::<Vec<_>>().join(" "), pages)
+        };
+        let told = |numbers: &str, pages| (numbers.to_owned(), pages);
+        assert_eq!(alone("web1", Some("blue")), told("01 05 02", 3), "its own first");
+        assert_eq!(alone("web4", Some("blue")), told("05 02 01", 3));
+        assert_eq!(alone("web1", None), told("01", 1));
+        assert_eq!(alone("web3", Some("green")), told("", 0));
+        assert_eq!(alone("web4", None), told("", 0), "an image is nobody's own");
     }
 
     #[test]
@@ -335,5 +476,19 @@ mod tests {
         assert_eq!(keeper.best("a", None), None);
         assert!(keeper.best("b", None).is_some());
         assert!(keeper.ask(KeptJob::Expire).is_err(), "nobody would do it");
+    }
+
+    #[test]
+    fn an_image_takes_the_place_of_the_one_of_its_name_and_label_alone() {
+        let mut keeper = keeper(vec![known("a", Some("blue"), 1), image("a", "red", 2)]);
+        keeper.learn(&image("a", "blue", 3));
+        keeper.learn(&image("a", "blue", 4));
+        let left = |keeper: &Keeper| {
+            keeper.known.iter().map(|it| it.segment.to_string()).collect::<String>()
+        };
+        let numbers = |numbers: &[&str]| numbers.iter().map(|it| it.repeat(16)).collect::<String>();
+        assert_eq!(left(&keeper), numbers(&["01", "02", "04"]));
+        keeper.learn(&known("a", None, 5));
+        assert_eq!(left(&keeper), numbers(&["02", "04", "05"]));
     }
 }

@@ -3,6 +3,7 @@
 //! Pure arithmetic.
 
 use crate::api::Role;
+use crate::kept::HOLDING_BYTES_PER_PAGE;
 use crate::limits::{STREAM_WINDOW_LOGS, STREAM_WINDOW_SHARE};
 use dwcp_dataplane::port::{STORE_PAGE_BYTES, StreamSizes, stream_sink_bytes, stream_source_bytes};
 use dwcp_proto::wire::vm::VmTerms;
@@ -42,13 +43,19 @@ impl VmMemory {
             pages_max: terms.pages_max,
             base_pages: terms.base_pages,
             before_pages: terms.before.map_or(0, |before| before.pages),
+            held_pages: terms.held.unwrap_or(0),
             window_log: terms.window_log,
             undelivered_bytes_max: terms.undelivered_bytes_max,
         };
-        let all = bytes(sizes);
+        let reading = match role {
+            Role::Source => 0,
+            Role::Sink => sizes.held_pages.saturating_mul(HOLDING_BYTES_PER_PAGE),
+        };
+        let all = bytes(sizes).saturating_add(reading);
         let tables_bytes = terms.pages_max.saturating_mul(STORE_PAGE_BYTES);
-        let window_bytes = all - bytes(StreamSizes { window_log: 0, ..sizes });
-        let bases_bytes = all - bytes(StreamSizes { base_pages: 0, before_pages: 0, ..sizes });
+        let window_bytes = bytes(sizes) - bytes(StreamSizes { window_log: 0, ..sizes });
+        let none = StreamSizes { base_pages: 0, before_pages: 0, held_pages: 0, ..sizes };
+        let bases_bytes = all - bytes(none);
         let held_bytes = all.saturating_sub(tables_bytes + bases_bytes + window_bytes);
         Self { tables_bytes, bases_bytes, held_bytes, window_bytes }
     }
@@ -86,6 +93,7 @@ mod tests {
             base_pages: 2,
             undelivered_bytes_max: 1 << 20,
             before: None,
+            held: None,
         };
         for role in [Role::Source, Role::Sink] {
             let memory = VmMemory::of(&terms, role);
@@ -117,6 +125,7 @@ mod tests {
             base_pages: REGION_PAGES_MAX,
             undelivered_bytes_max: UNDELIVERED_BYTES_MAX,
             before: None,
+            held: None,
         };
         assert!(VmMemory::of(&terms, Role::Sink).total() > 1 << 40);
     }

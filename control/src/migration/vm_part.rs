@@ -12,6 +12,7 @@ use dwcp_dataplane::port::{HashKey, Heir, PagesLeft, StreamCoding};
 use dwcp_proto::ids::LaneId;
 use dwcp_proto::time::Nanos;
 use dwcp_proto::wire::vm::{PeerFindings, VmTerms};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -33,6 +34,8 @@ pub(crate) struct VmPart {
     pub(crate) terms: Option<VmTerms>,
     /// What both ends may hold from before, read for this session, until its shard has it.
     pub(crate) before: Option<ReadBefore>,
+    /// While it is there, what this end alone holds is read for the session.
+    pub(crate) holding: Option<Arc<()>>,
     /// Where its shard puts what the session leaves, and the key of its page hash.
     pub(crate) left: Option<(Receiver<PagesLeft>, HashKey)>,
     /// At the source: what was asked for.
@@ -144,6 +147,7 @@ impl VmPart {
             lane,
             coding: StreamCoding::Passthrough,
             before: None,
+            holding: None,
             left: None,
             terms: None,
             options: MigrateOptions::default(),

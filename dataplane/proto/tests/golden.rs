@@ -8,7 +8,7 @@ use dwcp_proto::ids::{
     StreamId,
 };
 use dwcp_proto::session::resolve::RunAt;
-use dwcp_proto::wire::frame::{Frame, NackReason, StreamKind, StreamPart};
+use dwcp_proto::wire::frame::{Frame, HeldHashes, NackReason, StreamKind, StreamPart};
 use dwcp_proto::wire::hello::{Hello, HostName};
 use dwcp_proto::wire::keys::{Direction, key_context, nonce};
 use dwcp_proto::wire::peer::{
@@ -44,9 +44,27 @@ fn preface(version: WireVersion) -> StreamPreface {
 fn frames(version: WireVersion) -> Vec<(&'static str, Frame<'static>)> {
     let later: &[(&str, Frame<'_>)] = match version {
         WireVersion::V1 => &[],
-        WireVersion::V2 => &[("retire", Frame::Retire)],
+        WireVersion::V2 => &[
+            ("retire", Frame::Retire),
+            ("held", Frame::Held { session: NUMBER, chunk: 0x0102_0304, hashes: held() }),
+        ],
     };
     [frames_of_the_first(), later.to_vec()].concat()
+}
+
+/// Two hashes, one that begins with 1 and one with 255.
+fn held() -> HeldHashes<'static> {
+    const PAYLOAD: [u8; 526] = {
+        let mut bytes = [0; 526];
+        (bytes[3], bytes[511]) = (1, 1);
+        let mut at = 512;
+        while at < 526 {
+            bytes[at] = at as u8;
+            at += 1;
+        }
+        bytes
+    };
+    HeldHashes::new(&PAYLOAD).unwrap()
 }
 
 fn frames_of_the_first() -> Vec<(&'static str, Frame<'static>)> {
@@ -95,6 +113,7 @@ fn messages() -> Vec<PeerMessage> {
         base_pages: 4096,
         undelivered_bytes_max: 1 << 26,
         before: None,
+        held: None,
     };
     let name = RegionName::new("vm-1").unwrap();
     let facts = FactsText::new(r#"{"ram_bytes":1}"#).unwrap();
@@ -154,8 +173,10 @@ fn messages_since_v2() -> Vec<PeerMessage> {
         base_pages: 4096,
         undelivered_bytes_max: 1 << 26,
         before: Some(PagesBefore { session, digest, pages: 3000 }),
+        held: None,
     };
-    vec![PeerMessage::SessionAccept { session, number, journal, vm: Some(terms) }]
+    let accept = |terms| PeerMessage::SessionAccept { session, number, journal, vm: Some(terms) };
+    vec![accept(terms), accept(VmTerms { before: None, held: Some(2000), ..terms })]
 }
 
 fn key() -> DirectionKey {
@@ -195,7 +216,7 @@ fn lines(version: WireVersion) -> Vec<String> {
     line("hello_plain", &hello(version).with_plain_records().encode());
     line("preface", &preface(version).encode());
     for (name, frame) in frames(version) {
-        let mut buf = [0; 64];
+        let mut buf = [0; 600];
         let bytes = frame.encode_into(&mut buf);
         line(&format!("frame_{name}"), &buf[..bytes]);
     }
@@ -244,7 +265,7 @@ fn every_golden_layout_is_read_back() {
         let preface = preface(version);
         assert_eq!(StreamPreface::decode(&preface.encode()), Ok(Some(preface)));
         for (_, frame) in frames(version) {
-            let mut buf = [0; 64];
+            let mut buf = [0; 600];
             let bytes = frame.encode_into(&mut buf);
             assert_eq!(Frame::decode(version, &buf[..bytes]), Ok((frame, bytes)));
         }

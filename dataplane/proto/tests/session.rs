@@ -13,8 +13,8 @@ use dwcp_proto::session::resolve::{Conflict, RunAt};
 use dwcp_proto::session::sink::SinkInput;
 use dwcp_proto::session::source::SourceInput;
 use dwcp_proto::wire::peer::PeerMessage;
-use dwcp_proto::wire::token::JournalId;
-use dwcp_proto::wire::vm::VmTerms;
+use dwcp_proto::wire::token::{JournalId, PagesDigest};
+use dwcp_proto::wire::vm::{PagesBefore, VmTerms};
 use proptest::prelude::*;
 use world::{Link, SESSION, TERMS, World};
 
@@ -309,7 +309,8 @@ fn only_a_doubt_is_resolved_and_a_machine_takes_no_rounds_of_clients() {
 fn terms_above_the_offer_are_a_violation() {
     let journal = JournalId([1; 16]);
     let above = VmTerms { base_pages: TERMS.base_pages + 1, ..TERMS };
-    for vm in [Some(above), None] {
+    let unasked = VmTerms { held: Some(1), ..TERMS };
+    for vm in [Some(above), Some(unasked), None] {
         let mut world = World::with_vm();
         let number = SessionNumber(1);
         let accept = PeerMessage::SessionAccept { session: SESSION, number, journal, vm };
@@ -317,6 +318,15 @@ fn terms_above_the_offer_are_a_violation() {
         let source = world.source.as_ref().unwrap();
         assert_eq!(source.reason().unwrap().code(), "session_protocol_violation", "{vm:?}");
     }
+}
+
+#[test]
+fn a_sink_may_tell_of_no_more_than_was_offered_and_of_nothing_beside_what_is_from_before() {
+    let before = PagesBefore { session: SESSION, digest: PagesDigest([7; 16]), pages: 2 };
+    let offered = VmTerms { held: Some(3), before: Some(before), ..TERMS };
+    let within = |held, before| VmTerms { held, before, ..TERMS }.within(&offered);
+    assert!(within(Some(3), None) && within(Some(1), None) && within(None, Some(before)));
+    assert!(!within(Some(4), None) && !within(Some(3), Some(before)));
 }
 
 /// The sink's commit is on its disk although the disk called it failed, and an operator lets the

@@ -8,7 +8,7 @@ use dwcp_proto::ids::{
 };
 use dwcp_proto::negotiate::agree;
 use dwcp_proto::wire::frame::{
-    Frame, NackReason, StreamKind, StreamPart, write_pages_header, write_stream_header,
+    Frame, HeldHashes, NackReason, StreamKind, StreamPart, write_pages_header, write_stream_header,
 };
 use dwcp_proto::wire::hello::{Hello, HostName};
 use dwcp_proto::wire::limits::{
@@ -240,6 +240,8 @@ fn what_is_said_of_a_virtual_machine_is_bounded() {
         r#"{"window_log":0,"pages_max":0,"base_pages":0,"undelivered_bytes_max":1}"#,
         r#"{"window_log":0,"pages_max":1,"base_pages":2,"undelivered_bytes_max":1}"#,
         r#"{"window_log":0,"pages_max":1,"base_pages":1,"undelivered_bytes_max":0}"#,
+        r#"{"window_log":0,"pages_max":9,"base_pages":1,"undelivered_bytes_max":1,"held":0}"#,
+        r#"{"window_log":0,"pages_max":9,"base_pages":1,"undelivered_bytes_max":1,"held":2}"#,
     ] {
         assert_eq!(open("", terms), Err("peer_message_out_of_range"), "{terms}");
     }
@@ -277,6 +279,7 @@ fn the_longest_messages_of_a_virtual_machine_fit() {
         base_pages: 1 << 36,
         undelivered_bytes_max: 1 << 32,
         before: None,
+        held: None,
     };
     let (name, facts) = (RegionName::cut(&long(200)), FactsText::cut(&long(1 << 20)));
     let offer = VmOffer { name, facts, coding: PeerCoding::Passthrough, terms, paused: false };
@@ -303,7 +306,21 @@ fn a_link_token_is_never_printed() {
 fn any_frame() -> impl Strategy<Value = (u8, u32, u64, [u8; 16], Vec<u8>)> {
     let sequence = 1..=u64::MAX / 2;
     let payload = prop::collection::vec(any::<u8>(), 0..300);
-    (0..17u8, any::<u32>(), sequence, any::<[u8; 16]>(), payload)
+    (0..18u8, any::<u32>(), sequence, any::<[u8; 16]>(), payload)
+}
+
+/// A hash that begins with 7.
+fn held() -> HeldHashes<'static> {
+    const PAYLOAD: [u8; 519] = {
+        let mut bytes = [9; 519];
+        let mut at = 0;
+        while at < 512 {
+            bytes[at] = (at == 15) as u8;
+            at += 1;
+        }
+        bytes
+    };
+    HeldHashes::new(&PAYLOAD).unwrap()
 }
 
 fn frame(
@@ -333,6 +350,7 @@ fn frame(
         13 => Frame::Reply { session, channel, offset, payload },
         14 => Frame::ReplyAck { session, channel, offset },
         15 => Frame::Retire,
+        16 => Frame::Held { session, chunk: digest[0].into(), hashes: held() },
         _ => Frame::Pong { stamp: *number },
     }
 }
@@ -396,11 +414,11 @@ proptest! {
     fn a_frame_is_read_only_as_it_would_be_written(
         spec in any_frame(), at in any::<prop::sample::Index>(), flip in any::<u8>(),
     ) {
-        let mut buf = vec![0; 512];
+        let mut buf = vec![0; 1024];
         let bytes = frame(&spec).encode_into(&mut buf);
         buf[at.index(bytes)] ^= flip;
         if let Ok((frame, used)) = Frame::decode(VERSION, &buf[..bytes]) {
-            let mut again = vec![0; 512];
+            let mut again = vec![0; 1024];
             prop_assert_eq!(frame.encode_into(&mut again), used);
             prop_assert_eq!(&again[..used], &buf[..used]);
         }

@@ -264,7 +264,7 @@ impl<C: Clock> Desk<C> {
     }
 
     /// A frame of a session that is not open here, or no longer.
-    fn dropped(&mut self) {
+    pub(super) fn dropped(&mut self) {
         self.stats.add(ShardCounter::FramesDropped.index(), 1);
     }
 

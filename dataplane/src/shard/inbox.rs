@@ -95,6 +95,7 @@ impl<C: Clock> Desk<C> {
             Frame::ReplyAck { session, channel, offset } => {
                 self.reply_ack(origin, session, channel, offset);
             }
+            Frame::Held { session, chunk, hashes } => self.held(origin, session, (chunk, &hashes)),
             Frame::Ping { stamp } => self.queue(origin.slot, Frame::Pong { stamp }),
             Frame::Pong { .. } => {}
             Frame::Retire => self.retire(origin.slot),

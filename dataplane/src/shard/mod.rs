@@ -8,6 +8,7 @@
 
 mod carry;
 mod config;
+mod held;
 mod inbox;
 mod lane;
 mod orders;
@@ -196,7 +197,7 @@ impl<L: Link> Shard<L> {
         });
         self.close_broken();
         worked |= moved;
-        worked |= self.desk.work_streams();
+        worked |= self.desk.work_streams() | self.send_held();
         worked |= self.answer();
         worked |= self.desk.check_sinks(!worked);
         self.count(worked);

@@ -69,6 +69,11 @@ impl<L: Link> Shard<L> {
                     self.desk.refuse();
                 }
             }
+            Command::AddHeld { session, chunk } => {
+                if !self.desk.add_held(session, *chunk) {
+                    self.desk.refuse();
+                }
+            }
             Command::StartRound { session, round, last } => {
                 let now = self.desk.now;
                 match self.desk.source(session) {

@@ -1,30 +1,33 @@
-//! Adds an image to a store: the file that guests' disks or memory were made from.
+//! Reads an image into a store: the file that guests' disks or memory were made from.
 //!
-//! Runs on the store's thread for as long as the image takes to read, and tells of its progress.
+//! On the store's thread, some blocks at a time, so that its owner can do other things in between
+//! however long the image is.
 
 use crate::error::StoreError;
 use crate::layout::{BLOCK_BYTES, BLOCK_PAGES};
 use crate::segment::{DomainId, Kind, SegmentId, SegmentInfo};
 use crate::store::Store;
 use crate::wiped::Wiped;
+use crate::writer::SegmentWriter;
 use dwcp_codec::hash::HASH_KEY_BYTES;
 use dwcp_codec::{HashKey, PAGE_BYTES, PageHash, PageHasher};
 use std::fs::File;
 use std::io::{self, Read};
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::SystemTime;
 
-/// An image that an operator names. Its bytes count as they lie in the file: of a compressed
+/// An image that an operator gives. Its bytes count as they lie in the file: of a compressed
 /// format nothing would ever match.
-#[derive(Clone, Copy, Debug)]
-pub struct Image<'a> {
-    /// The file.
-    pub path: &'a Path,
+#[derive(Debug)]
+pub struct Image {
+    /// The file, at its begin.
+    pub file: File,
     /// Where its pages may match. A domain without segments gets a random hash key.
     pub domain: DomainId,
     /// What the segment is called.
-    pub name: &'a str,
+    pub name: String,
+    /// What its owner notes of it.
+    pub note: Vec<u8>,
 }
 
 /// How far an image is read.
@@ -32,58 +35,73 @@ pub struct Image<'a> {
 pub struct ImageProgress {
     /// Bytes read so far.
     pub read_bytes: u64,
-    /// The file's length; 0 for a device.
-    pub file_bytes: u64,
     /// Pages that will be in the segment: neither zero nor repeated.
     pub pages: u64,
 }
 
-/// Reads an image in pages and lands them as a segment. Zero pages are skipped, and a last page
-/// that is not whole is filled up with zeros. `progress` is called after every 64 KiB and may stop
-/// it.
-///
-/// # Errors
-/// As [`Store::begin`], [`crate::SegmentWriter::push`] and [`Store::land`], or the image can't be
-/// read, or `progress` stopped it. The store is as it was.
-pub fn add_image(
-    store: &mut Store,
-    image: &Image<'_>,
-    now: SystemTime,
-    progress: &mut dyn FnMut(ImageProgress) -> ControlFlow<()>,
-) -> Result<SegmentId, StoreError> {
-    let reading = || StoreError::io("read the image", image.path);
-    let mut file = File::open(image.path).map_err(reading())?;
-    let file_bytes = file.metadata().map_err(reading())?.len();
-    let hash_key = match store.domain_key(image.domain) {
-        Some(key) => key,
-        None => random_key()?,
-    };
-    let hasher = PageHasher::new(&hash_key);
-    let name = image.name.to_owned();
-    let info =
-        SegmentInfo { domain: image.domain, hash_key, name, kind: Kind::Image, note: Vec::new() };
-    let mut writer = store.begin(info)?;
-    let mut buffer = Wiped::<BLOCK_BYTES>::new();
-    let mut read_bytes = 0;
-    loop {
-        let bytes = read_full(&mut file, &mut buffer.0[..]).map_err(reading())?;
+/// An image that is being read. Dropping it leaves nothing.
+#[derive(Debug)]
+pub struct ImageReader {
+    file: File,
+    hasher: PageHasher,
+    writer: SegmentWriter,
+    buffer: Wiped<BLOCK_BYTES>,
+    read_bytes: u64,
+}
+
+impl ImageReader {
+    /// Begins an image.
+    ///
+    /// # Errors
+    /// As [`Store::begin`].
+    pub fn begin(store: &Store, image: Image) -> Result<Self, StoreError> {
+        let Image { file, domain, name, note } = image;
+        let hash_key = match store.domain_key(domain) {
+            Some(key) => key,
+            None => random_key()?,
+        };
+        let hasher = PageHasher::new(&hash_key);
+        let writer =
+            store.begin(SegmentInfo { domain, hash_key, name, kind: Kind::Image, note })?;
+        Ok(Self { file, hasher, writer, buffer: Wiped::new(), read_bytes: 0 })
+    }
+
+    /// Reads the next 64 KiB; false at the end of the file. Zero pages are skipped, and a last page
+    /// that is not whole is filled up with zeros.
+    ///
+    /// # Errors
+    /// As [`SegmentWriter::push`], or the image can't be read.
+    pub fn step(&mut self) -> Result<bool, StoreError> {
+        let reading = StoreError::io("read the image", Path::new(&self.writer.info().name));
+        let bytes = read_full(&mut self.file, &mut self.buffer.0[..]).map_err(reading)?;
+        self.read_bytes += bytes as u64;
         let padded = bytes.next_multiple_of(PAGE_BYTES);
-        buffer.0[bytes..padded].fill(0);
-        let pages = buffer.0[..padded].as_chunks::<PAGE_BYTES>().0;
-        let mut hashes = [PageHash::default(); BLOCK_PAGES];
-        let hashes = &mut hashes[..pages.len()];
-        hasher.hash_all(pages, hashes);
-        for (hash, page) in hashes.iter().zip(pages) {
-            writer.push_hashed(*hash, page)?;
+        self.buffer.0[bytes..padded].fill(0);
+        // Most of a disk is often nothing, which need not be hashed to be known.
+        if self.buffer.0[..padded].iter().any(|byte| *byte != 0) {
+            let pages = self.buffer.0[..padded].as_chunks::<PAGE_BYTES>().0;
+            let mut hashes = [PageHash::default(); BLOCK_PAGES];
+            let hashes = &mut hashes[..pages.len()];
+            self.hasher.hash_all(pages, hashes);
+            for (hash, page) in hashes.iter().zip(pages) {
+                self.writer.push_hashed(*hash, page)?;
+            }
         }
-        read_bytes += bytes as u64;
-        let told = ImageProgress { read_bytes, file_bytes, pages: writer.pages() };
-        if progress(told).is_break() {
-            return Err(StoreError::Stopped);
-        }
-        if bytes < BLOCK_BYTES {
-            return store.land(writer, now);
-        }
+        Ok(bytes == BLOCK_BYTES)
+    }
+
+    /// How far it is read.
+    #[must_use]
+    pub fn progress(&self) -> ImageProgress {
+        ImageProgress { read_bytes: self.read_bytes, pages: self.writer.pages() }
+    }
+
+    /// Makes what was read a segment of the store that it was begun with.
+    ///
+    /// # Errors
+    /// As [`Store::land`].
+    pub fn land(self, store: &mut Store, now: SystemTime) -> Result<SegmentId, StoreError> {
+        store.land(self.writer, now)
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! A page is named by its keyed hash within a trust domain ([`DomainId`]), and nothing matches
 //! across domains. Pages come in segments: all pages of one guest at one time, or of one image
-//! ([`add_image`]). A segment is one file, written once ([`SegmentWriter`]), durable or not there
+//! ([`ImageReader`]). A segment is one file, written once ([`SegmentWriter`]), durable or not there
 //! at all ([`Store::land`]), and never changed. Everything in it is encrypted and authenticated
 //! under a key that comes from the caller's [`StoreKey`]; the format is documented in `layout.rs`.
 //!
@@ -72,7 +72,7 @@ mod writer;
 pub mod limits;
 
 pub use error::StoreError;
-pub use image::{Image, ImageProgress, add_image};
+pub use image::{Image, ImageProgress, ImageReader};
 pub use key::{STORE_KEY_BYTES, StoreKey};
 pub use limits::StoreLimits;
 pub use segment::{DomainId, ID_BYTES, Kind, SegmentId, SegmentInfo, SegmentView};

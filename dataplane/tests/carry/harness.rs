@@ -2,10 +2,10 @@
 
 use crate::pair::{PATIENCE, Pair, next};
 use dwcp_dataplane::port::{
-    Before, ChannelEnd, ChannelId, ChannelSetup, Command, Event, HashKey, PagesLeft, StreamCoding,
-    StreamSinkSetup, StreamSourceSetup,
+    Before, ChannelEnd, ChannelId, ChannelSetup, Command, Event, HashKey, HeldChunk, PagesLeft,
+    StreamCoding, StreamSinkSetup, StreamSourceSetup,
 };
-use dwcp_dataplane::stats::{SESSION_COUNTER_COUNT, SessionStatsReader};
+use dwcp_dataplane::stats::{SESSION_COUNTER_COUNT, SessionCounter, SessionStatsReader};
 use dwcp_ffi::counters::{counters, histogram};
 use dwcp_proto::ids::LaneId;
 use dwcp_proto::wire::limits::BACKLOG_DEFAULT;
@@ -23,6 +23,8 @@ pub(crate) struct Options {
     pub(crate) undelivered: u64,
     pub(crate) coding: StreamCoding,
     pub(crate) base_pages: u64,
+    /// The most pages that the sink alone may hold, as the source and the sink see it.
+    pub(crate) held_pages: [u64; 2],
 }
 
 impl Default for Options {
@@ -32,6 +34,7 @@ impl Default for Options {
             undelivered: 8 << 20,
             coding: StreamCoding::Passthrough,
             base_pages: 256,
+            held_pages: [0; 2],
         }
     }
 }
@@ -155,6 +158,19 @@ impl Carry {
         });
     }
 
+    /// Hands pages to the sink that it alone holds.
+    pub(crate) fn add_held(&mut self, chunk: HeldChunk) {
+        let (session, chunk) = (self.pair.session, Box::new(chunk));
+        self.pair.sink.command(Command::AddHeld { session, chunk });
+    }
+
+    /// Waits until the source was told of so many chunks, of so many pages in all.
+    pub(crate) fn wait_told(&mut self, chunks: u64, pages: u64) {
+        let bytes = chunks * (8 + 8 + 512) + pages * 7;
+        self.until(|carry| carry.source_counters()[SessionCounter::ToldBytes.index()] == bytes);
+        assert_eq!(self.sink_counters()[SessionCounter::ToldBytes.index()], bytes);
+    }
+
     /// The source's VMM ends its input; the sink's sees the end after everything.
     pub(crate) fn end_of_input(&mut self, number: u16, near: UnixStream, mut far: UnixStream) {
         near.shutdown(Shutdown::Write).unwrap();
@@ -248,6 +264,7 @@ fn open(pair: &mut Pair, options: Options, before: [Option<Box<Before>>; 2]) -> 
         backlog: BACKLOG_DEFAULT,
         hash_key: HashKey([5; 32]),
         before: source_before,
+        held_pages: options.held_pages[0],
         heir: Some(source_heir),
         stats,
         frame_rtt_ns: histogram().0,
@@ -262,6 +279,7 @@ fn open(pair: &mut Pair, options: Options, before: [Option<Box<Before>>; 2]) -> 
         undelivered_bytes_max: options.undelivered,
         hash_key: HashKey([5; 32]),
         before: sink_before,
+        held_pages: options.held_pages[1],
         heir: Some(sink_heir),
         stats,
     })));

@@ -2,6 +2,7 @@
 
 mod before;
 pub(crate) mod harness;
+mod held;
 mod pages;
 mod qemu;
 

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 
 pub(crate) fn options(window_log: u8, streams: u16) -> Options {
     let coding = StreamCoding::Pages { level: Level::Auto, window_log };
-    Options { streams, undelivered: 2 << 20, coding, base_pages: 256 }
+    Options { streams, undelivered: 2 << 20, coding, ..Options::default() }
 }
 
 pub(crate) fn guest(seed: u64) -> Guest {

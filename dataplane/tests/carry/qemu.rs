@@ -27,6 +27,11 @@ impl Guest {
         guest
     }
 
+    /// All pages as they are now.
+    pub(crate) fn pages(&self) -> impl Iterator<Item = &[u8; PAGE]> {
+        self.memory.iter().flatten()
+    }
+
     /// Begins another stream with the memory as it is.
     pub(crate) fn begin_anew(&mut self) {
         self.stream = b"QEVM\0\0\0\x03".into();

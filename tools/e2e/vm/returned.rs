@@ -162,3 +162,83 @@ fn guests_of_one_label_share_what_is_kept_and_others_do_not() {
         assert!(bytes * 10 > usual * 9 && bytes * 9 < usual * 10, "{bytes} as {usual}: {told}");
     }
 }
+
+/// Counters of a migration: coded bytes, bytes told of what the sink alone holds, pages named so.
+fn held_counters(told: &Value) -> [u64; 3] {
+    ["coded_bytes", "told_bytes", "held_pages"]
+        .map(|name| told["counters"][name].as_u64().expect("a counter"))
+}
+
+/// What the sink alone knew made it cost no more than so many tenths, and to be told of it cost
+/// next to nothing.
+fn assert_known_at_sink(what: &str, (first, tenths): (&Value, u64), told: &Value) {
+    let usual = coded_bytes(first);
+    let [bytes, told_bytes, pages] = held_counters(told);
+    let saved = usual.saturating_sub(bytes);
+    println!(
+        "{what}: {bytes} bytes of {usual}, {pages} pages named, {told_bytes} bytes told: {:.2} % \
+         of what that saved",
+        told_bytes as f64 * 100.0 / saved.max(1) as f64
+    );
+    assert!(told["before_pages"].is_null() && pages > 1000, "{what}: {told}");
+    assert!(bytes * 10 <= usual * tenths, "{what}: {bytes} of {usual}: {told}");
+    assert!(told_bytes > 0 && told_bytes * 100 < saved, "{what}: {told_bytes} for {saved}");
+}
+
+#[test]
+fn a_guest_whose_source_has_lost_what_it_left_is_known_at_the_sink_all_the_same() {
+    let Some(hosts) = Hosts::up("rate=100m delay=5ms") else { return };
+    let guest = Guest::new(&hosts.lab, WORDS).unwrap().with_ram_mib(96);
+    let mut pair = Pair::boot(&hosts, &guest, At::A);
+    let first = hosts.migrate(At::A, &[]);
+    wait_kept(&hosts, 1);
+    pair = pair.turn(&hosts);
+    assert_eq!(hosts.must(pair.from, &["store", "rm", "--all"])["removed"], 1);
+    let back = hosts.migrate(pair.from, &["--paused"]);
+    assert_known_at_sink("itself at the sink", (&first, 3), &back);
+    pair.assert_same_memory();
+    pair.sink.qmp().execute("cont", json!({})).unwrap();
+    pair.assert_runs_at_sink();
+}
+
+/// Three of five pages of this guest are those of another one that booted from its image; those
+/// that differ a little are sent whole, since the source has no bytes to make the difference of.
+const OF_A_SIBLING: u64 = 5;
+
+#[test]
+fn what_the_sink_alone_holds_serves_guests_of_its_label_and_no_others() {
+    let Some(hosts) = Hosts::up("rate=100m delay=5ms") else { return };
+    let guest = Guest::new(&hosts.lab, "idle").unwrap().with_ram_mib(96);
+    let blue = ["--trust-domain", "blue"];
+    let first = move_another(&hosts, &guest, "blue1", &blue);
+    assert_eq!(held_counters(&first)[1..], [0, 0], "{first}");
+    wait_landed(&hosts, 1);
+    // The source knows nothing of it any more, as if it had come to the sink from elsewhere.
+    let forget = |at: At| hosts.must(at, &["store", "rm", "--all"]);
+    assert_eq!(forget(At::A)["removed"], 1);
+    let second = move_another(&hosts, &guest, "blue2", &blue);
+    assert_known_at_sink("its sibling at the sink", (&first, OF_A_SIBLING), &second);
+    wait_landed(&hosts, 2);
+
+    // A snapshot that an operator adds at the sink, and nothing of any guest.
+    let mut vm = Vm::start(&guest, hosts.config(At::B)).unwrap();
+    vm.wait_ready(&guest).unwrap();
+    vm.qmp().execute("stop", json!({})).unwrap();
+    let file = vm.ram_file().unwrap();
+    let words = ["store", "add", path(&file), "--name", "snapshot", "--trust-domain", "red"];
+    [At::A, At::B].into_iter().for_each(|at| drop(forget(at)));
+    let added = hosts.must(At::B, &words);
+    assert!(added["pages"].as_u64() > Some(1000), "{added}");
+    drop(vm);
+    let red = move_another(&hosts, &guest, "red", &["--trust-domain", "red"]);
+    assert_known_at_sink("an image at the sink", (&first, OF_A_SIBLING), &red);
+
+    // The same image, and not the same owner: it gets nothing, and its bytes tell nothing.
+    for (name, label) in [("green", &["--trust-domain", "green"][..]), ("plain", &[])] {
+        let told = move_another(&hosts, &guest, name, label);
+        let [bytes, told_bytes, pages] = held_counters(&told);
+        let usual = coded_bytes(&first);
+        assert_eq!([told_bytes, pages], [0, 0], "{told}");
+        assert!(bytes * 10 > usual * 9 && bytes * 9 < usual * 10, "{bytes} as {usual}: {told}");
+    }
+}

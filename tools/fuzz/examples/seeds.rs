@@ -10,10 +10,10 @@ use dwcp_fuzz::control::{Read, framing_input};
 use dwcp_fuzz::wire::PLACE;
 use dwcp_proto::ids::{ChannelId, LinkEpoch, Position, Round, Sequence, SessionId, SessionNumber};
 use dwcp_proto::session::resolve::RunAt;
-use dwcp_proto::wire::frame::{Frame, NackReason, StreamKind, StreamPart};
+use dwcp_proto::wire::frame::{Frame, HeldHashes, NackReason, StreamKind, StreamPart};
 use dwcp_proto::wire::hello::{Hello, HostName};
 use dwcp_proto::wire::keys::DirectionKey;
-use dwcp_proto::wire::limits::RECORD_HEADER_BYTES;
+use dwcp_proto::wire::limits::{HELD_COUNTS_BYTES, HELD_HASH_BYTES, RECORD_HEADER_BYTES};
 use dwcp_proto::wire::peer::{
     Code, Message, Outcome, PeerCodec, PeerCoding, PeerMessage, RegionName,
 };
@@ -75,6 +75,11 @@ fn frames_and_records() -> std::io::Result<()> {
     let sequence = Sequence(9);
     let (channel, position) = (ChannelId(1), Position(4));
     let part = |kind| StreamPart { session, channel, kind, sequence, position };
+    // One hash, which begins with 0.
+    let mut held = [3; HELD_COUNTS_BYTES + HELD_HASH_BYTES];
+    held[..HELD_COUNTS_BYTES].fill(0);
+    held[1] = 1;
+    let hashes = HeldHashes::new(&held).expect("the counts are right");
     let kinds = [
         Frame::Pages { session, sequence, round: Round(1), payload: b"coded pages" },
         Frame::Ack { session, through: sequence },
@@ -91,6 +96,7 @@ fn frames_and_records() -> std::io::Result<()> {
         Frame::Reply { session, channel, offset: 16, payload: b"answer" },
         Frame::ReplyAck { session, channel, offset: 16 },
         Frame::Retire,
+        Frame::Held { session, chunk: 2, hashes },
     ];
     let mut sealer = Sealer::new(DirectionKey::Plain, PLACE);
     let mut stream = Vec::new();
@@ -123,6 +129,7 @@ fn peer_messages() -> Vec<PeerMessage> {
         base_pages: 5,
         undelivered_bytes_max: 1 << 20,
         before,
+        held: Some(2),
     };
     let (name, facts) = (RegionName::cut("vm1"), FactsText::cut(r#"{"ram_bytes":1}"#));
     let offer = VmOffer { name, facts, coding: PeerCoding::Full, terms, paused: false };

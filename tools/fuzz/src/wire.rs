@@ -7,7 +7,8 @@ use dwcp_proto::wire::header::RecordHeader;
 use dwcp_proto::wire::hello::Hello;
 use dwcp_proto::wire::keys::{DirectionKey, EXPORTED_BYTES};
 use dwcp_proto::wire::limits::{
-    FRAME_HEADER_BYTES, PEER_LENGTH_BYTES, RECORD_HEADER_BYTES, RECORD_PLAIN_BYTES_MAX,
+    FRAME_HEADER_BYTES, HELD_FRAME_HEADER_BYTES, HELD_HASH_BYTES, PEER_LENGTH_BYTES,
+    RECORD_HEADER_BYTES, RECORD_PLAIN_BYTES_MAX,
 };
 use dwcp_proto::wire::peer::{PeerCodec, PeerMessage};
 use dwcp_proto::wire::preface::StreamPreface;
@@ -84,6 +85,10 @@ pub fn frames(data: &[u8]) {
             let mut out = vec![0; frame.encoded_bytes()];
             assert_eq!(frame.encode_into(&mut out), used);
             assert_eq!(out, &rest[..used]);
+            if let Frame::Held { hashes, .. } = frame {
+                let told = hashes.iter().count();
+                assert_eq!(HELD_FRAME_HEADER_BYTES + told * HELD_HASH_BYTES, used);
+            }
             rest = &rest[used..];
             count += 1;
         }

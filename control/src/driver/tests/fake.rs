@@ -9,14 +9,17 @@ use super::qemus::{FakeHost, Qemus};
 use crate::carry::{CarryConfig, CarryInput, CarryReport};
 use crate::config::{
     ControlConfig, DaemonFacts, LiveSettings, MemoryBudget, PeerSecurity, PeerTimeouts,
-    SettingRefused, SettingView, SettingsPort, SocketConfig,
+    SettingRefused, SettingView, SettingsPort, SocketConfig, StoreConfig,
 };
+use crate::kept::Keeper;
 use dwcp_dataplane::port::{Level, ShardPort};
 use dwcp_ffi::poll::waker;
 use dwcp_ffi::region::{HugePages, Region};
 use dwcp_ffi::scm::send_with_fds;
+use dwcp_store::{StoreKey, StoreLimits};
 use serde_json::{Value, json};
 use std::cell::RefCell;
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::rc::Rc;
@@ -155,6 +158,14 @@ impl Daemon {
         let host = Box::new(host);
         let mut core: Core =
             start(config.clone(), settings, ports, host, &mut inputs).await.unwrap();
+        if let (Some(store), Some(state)) = (&config.store, &config.state_dir) {
+            // A host without certificates keeps nothing; these have a key all the same.
+            let StoreConfig { bytes_max, pages_max, ttl } = *store;
+            let limits = StoreLimits { bytes_max, pages_max, ttl };
+            let key = StoreKey::new([7; 32]);
+            let (keeper, news, _) = Keeper::open(&state.join("store"), key, limits).unwrap();
+            (core.keeper, inputs.kept) = (Some(keeper), Some(news));
+        }
         let vmms = inputs.carry.0.clone();
         if let Some((carry, report)) = carry {
             core.carry = Some(Box::new(Carry::new(carry, report, vmms.clone())));
@@ -246,6 +257,14 @@ impl Client {
         });
         let line = format!("{request}\n");
         send_with_fds(self.0.get_ref().as_fd(), line.as_bytes(), &[region.fd()]).unwrap();
+        self.next().await
+    }
+
+    /// Adds a file to what the daemon keeps.
+    pub(super) async fn add(&mut self, file: &File, params: Value) -> Value {
+        let request = json!({ "jsonrpc": "2.0", "id": 1, "method": "store.add", "params": params });
+        let line = format!("{request}\n");
+        send_with_fds(self.0.get_ref().as_fd(), line.as_bytes(), &[file.as_fd()]).unwrap();
         self.next().await
     }
 

@@ -29,6 +29,8 @@ pub(super) struct Script {
     pub(super) hold_digest: Cell<bool>,
     /// Channels of migration streams that were handed over.
     pub(super) channels: Cell<u16>,
+    /// Pages that a sink alone holds, handed over.
+    pub(super) held: Cell<usize>,
     /// The VMM at the peer ends its migration socket as soon as there is one here.
     pub(super) peer_ends: Cell<bool>,
     /// Ends of channels of the first migration stream, to be reported.
@@ -171,10 +173,11 @@ impl FakeShard {
             Command::AddChannel(setup) => {
                 self.script.channels.set(self.script.channels.get() + 1);
                 if self.script.peer_ends.get() {
-                    let (session, channel) = (setup.session, setup.channel);
-                    self.held.push(Event::ChannelEnded { session, channel, end: ChannelEnd::Peer });
+                    let (session, channel, end) = (setup.session, setup.channel, ChannelEnd::Peer);
+                    self.held.push(Event::ChannelEnded { session, channel, end });
                 }
             }
+            Command::AddHeld { session, chunk } => self.hold(session, chunk.pages()),
             Command::Verify { session } if self.streams.contains(&session) => {
                 let digest = [u8::from(self.script.bad_digest.get()); 16];
                 self.held.push(Event::StreamDigest { session, frames: 9, digest });
@@ -202,6 +205,13 @@ impl FakeShard {
     }
 }
 
+impl FakeShard {
+    fn hold(&self, session: SessionKey, pages: usize) {
+        assert!(self.streams.contains(&session), "pages come after their session");
+        self.script.held.set(self.script.held.get() + pages);
+    }
+}
+
 /// The link whose lane a command is for.
 fn link_of(command: &Command) -> Option<LinkId> {
     match command {
@@ -212,6 +222,7 @@ fn link_of(command: &Command) -> Option<LinkId> {
         Command::OpenStreamSource(setup) => Some(setup.session.link),
         Command::OpenStreamSink(setup) => Some(setup.session.link),
         Command::AddChannel(setup) => Some(setup.session.link),
+        Command::AddHeld { session, .. } => Some(session.link),
         Command::StartRound { session, .. }
         | Command::Verify { session }
         | Command::CloseSession { session } => Some(session.link),

@@ -5,6 +5,7 @@ mod carry;
 mod doubt;
 mod fake;
 mod fake_shard;
+mod held;
 mod limits;
 mod parked;
 mod path;

@@ -25,9 +25,17 @@ impl VmPair {
 
     /// Each daemon has room for so many links.
     pub(super) async fn with_links(directory: tempfile::TempDir, links_max: usize) -> Self {
+        Self::with(directory, |config| ControlConfig { links_max, ..config }).await
+    }
+
+    /// Each daemon has a changed configuration.
+    pub(super) async fn with(
+        directory: tempfile::TempDir,
+        change: impl Fn(ControlConfig) -> ControlConfig,
+    ) -> Self {
         let (verified, qemus) = (Rc::new(RefCell::new(0)), Qemus::start());
         let daemon = async |name| {
-            let config = ControlConfig { links_max, ..config(directory.path(), name) };
+            let config = change(config(directory.path(), name));
             Daemon::start_vm(config, &verified, Rc::clone(&qemus)).await
         };
         let (a, b) = (daemon("a").await, daemon("b").await);

@@ -18,14 +18,17 @@
 //! 12 reply      session u32, channel u16, reserved u16 (zero), offset u64, payload
 //! 13 reply ack  session u32, channel u16, offset u64
 //! 14 retire     nothing; the last frame on its stream (from version 2 on)
+//! 15 held       session u32, chunk u32, 256 counts u16, hashes 7 bytes each (from version 2 on)
 //! ```
 //!
 //! Acks and NACKs speak of the stream that carries them. Runs on the shard that owns the stream.
 //! Decoding accepts exactly what encoding writes; the payload is checked by the codec alone.
 
 mod decode;
+mod held;
 mod part;
 
+pub use held::{HashStart, HeldHashes, write_held};
 pub use part::{StreamKind, StreamPart};
 
 use super::bytes::put;
@@ -49,12 +52,15 @@ const DELIVERED: u8 = 11;
 const REPLY: u8 = 12;
 const REPLY_ACK: u8 = 13;
 const RETIRE: u8 = 14;
+const HELD: u8 = 15;
 
 /// What stands between the frame header and the payload of a frame with pages.
 const PAGES_FIELDS_BYTES: usize = PAGES_FRAME_HEADER_BYTES - FRAME_HEADER_BYTES;
 /// The same of a frame of a migration stream, and of a reply.
 const STREAM_FIELDS_BYTES: usize = STREAM_FRAME_HEADER_BYTES - FRAME_HEADER_BYTES;
 const REPLY_FIELDS_BYTES: usize = REPLY_FRAME_HEADER_BYTES - FRAME_HEADER_BYTES;
+/// The same of what a sink tells: session and chunk.
+const HELD_FIELDS_BYTES: usize = 4 + 4;
 
 /// Why the sink could not apply a frame with pages and wants them whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +177,15 @@ pub enum Frame<'a> {
         /// The offset of the reply.
         offset: u64,
     },
+    /// Pages that the sink alone holds: from now on the source may name them.
+    Held {
+        /// The session.
+        session: SessionNumber,
+        /// Which pages: this one's number times 2048 is the first.
+        chunk: u32,
+        /// How their hashes begin.
+        hashes: HeldHashes<'a>,
+    },
     /// The source needs this stream no more: nothing is in flight on it, nothing follows, and the
     /// sink closes it.
     Retire,
@@ -230,6 +245,7 @@ impl<'a> Frame<'a> {
                 Self::Pages { payload, .. } => PAGES_FIELDS_BYTES + payload.len(),
                 Self::Stream { payload, .. } => STREAM_FIELDS_BYTES + payload.len(),
                 Self::Reply { payload, .. } => REPLY_FIELDS_BYTES + payload.len(),
+                Self::Held { hashes, .. } => HELD_FIELDS_BYTES + hashes.bytes().len(),
                 _ => match body_bytes(self.kind()) {
                     Some(bytes) => bytes,
                     None => 0,
@@ -285,6 +301,10 @@ impl<'a> Frame<'a> {
                 put(out, &mut at, &offset.to_be_bytes());
                 put(out, &mut at, payload);
             }
+            Self::Held { chunk, hashes, .. } => {
+                put(out, &mut at, &chunk.to_be_bytes());
+                put(out, &mut at, hashes.bytes());
+            }
         }
         assert!(at == bytes, "a frame has the length of its type");
         at
@@ -304,7 +324,8 @@ impl<'a> Frame<'a> {
             | Self::Stream { part: StreamPart { session, .. }, .. }
             | Self::Delivered { session, .. }
             | Self::Reply { session, .. }
-            | Self::ReplyAck { session, .. } => Some(session),
+            | Self::ReplyAck { session, .. }
+            | Self::Held { session, .. } => Some(session),
             Self::Ping { .. } | Self::Pong { .. } | Self::Retire => None,
         }
     }
@@ -325,6 +346,7 @@ impl<'a> Frame<'a> {
             Self::Reply { .. } => REPLY,
             Self::ReplyAck { .. } => REPLY_ACK,
             Self::Retire => RETIRE,
+            Self::Held { .. } => HELD,
         }
     }
 }

@@ -48,7 +48,10 @@ pub const FEATURE_RESUME_CARRIERS: u64 = 1 << 7;
 pub const FEATURE_BEFORE: u64 = 1 << 8;
 
 /// Every feature that this program knows, and its name for people.
-const FEATURES: [(u64, &str); 9] = [
+/// A sink may tell what it alone holds: `held` in a session's terms, and the frame of that name.
+pub const FEATURE_HELD: u64 = 1 << 9;
+
+const FEATURES: [(u64, &str); 10] = [
     (FEATURE_PAGES_DELTA, "pages_delta"),
     (FEATURE_PAGES_ZSTD, "pages_zstd"),
     (FEATURE_PLAIN_RECORDS, "plain_records"),
@@ -58,6 +61,7 @@ const FEATURES: [(u64, &str); 9] = [
     (FEATURE_RESUME_REGIONS, "resume_regions"),
     (FEATURE_RESUME_CARRIERS, "resume_carriers"),
     (FEATURE_BEFORE, "before"),
+    (FEATURE_HELD, "held"),
 ];
 
 /// The names of the features that are in a set.
@@ -81,6 +85,7 @@ pub const fn features_of(version: WireVersion) -> u64 {
                 | FEATURE_RESUME_REGIONS
                 | FEATURE_RESUME_CARRIERS
                 | FEATURE_BEFORE
+                | FEATURE_HELD
         }
     }
 }

@@ -40,6 +40,17 @@ pub const REPLY_FRAME_HEADER_BYTES: usize = FRAME_HEADER_BYTES + 4 + 2 + 2 + 8;
 pub const REPLY_BYTES_MAX: usize = 32 * 1024;
 /// The most channels of a migration stream: its first connection and as many as fill the link.
 pub const CHANNELS_MAX: u16 = 32;
+/// The most pages that one frame tells of when a sink says what it alone holds: few enough that the
+/// first of them are known soon, enough that the counts before them cost a quarter of a byte each.
+pub const HELD_CHUNK_PAGES: usize = 2048;
+/// Bytes in front of the hashes of such a frame: header, session, chunk, a count for each value of
+/// a hash's first byte.
+pub const HELD_FRAME_HEADER_BYTES: usize = FRAME_HEADER_BYTES + 4 + 4 + HELD_COUNTS_BYTES;
+/// The counts.
+pub const HELD_COUNTS_BYTES: usize = 256 * 2;
+/// Bytes of each hash: eight, of which the first follows from the counts. At 2^24 pages at both
+/// ends (64 GiB), two different ones look alike in one of 2^16 sessions, which then fails.
+pub const HELD_HASH_BYTES: usize = 7;
 /// The unit in which both ends of a migration stream count what is sent and not yet delivered.
 pub const HELD_UNIT_BYTES: usize = 4096;
 /// The least bound of undelivered bytes: some full records.
@@ -132,6 +143,8 @@ const _: () = {
     assert!(SMALL_FRAME_BYTES_MAX <= RECORD_PLAIN_BYTES_MAX);
     assert!(PAGES_FRAME_HEADER_BYTES <= STREAM_FRAME_HEADER_BYTES);
     assert!(REPLY_FRAME_HEADER_BYTES + REPLY_BYTES_MAX <= RECORD_PLAIN_BYTES_MAX);
+    assert!(HELD_FRAME_HEADER_BYTES + HELD_CHUNK_PAGES * HELD_HASH_BYTES <= RECORD_PLAIN_BYTES_MAX);
+    assert!(HELD_CHUNK_PAGES <= u16::MAX as usize);
     assert!(UNDELIVERED_BYTES_MIN as usize >= 2 * held_bytes(STREAM_PAYLOAD_BYTES_MAX));
     assert!(RECORD_BYTES_MAX == 266_304 && RECORD_BYTES_MAX <= RECORD_SLOT_BYTES);
     assert!(RECORD_SLOT_BYTES.is_multiple_of(PAGE_BYTES));

@@ -44,6 +44,11 @@ pub struct VmTerms {
     /// What both ends hold from before; it counts as `base_pages`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<PagesBefore>,
+    /// How many pages the sink may tell of that it alone holds; in the offer the most that the
+    /// source takes. They count as `base_pages`. Only with
+    /// [`FEATURE_HELD`](super::hello::FEATURE_HELD), and not beside `before`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<u64>,
 }
 
 impl VmTerms {
@@ -61,6 +66,9 @@ impl VmTerms {
         if let Some(before) = &self.before {
             range("before.pages", before.pages, 1, self.base_pages)?;
         }
+        if let Some(held) = self.held {
+            range("held", held, 1, self.base_pages)?;
+        }
         range("undelivered_bytes_max", self.undelivered_bytes_max, 1, UNDELIVERED_BYTES_MAX)
     }
 
@@ -74,6 +82,7 @@ impl VmTerms {
             // What is from before is read by the source before it offers it, for as many bases.
             && (self.before.is_none()
                 || self.before == offered.before && self.base_pages == offered.base_pages)
+            && (self.held.is_none() || self.held <= offered.held && self.before.is_none())
     }
 }
 

@@ -25,6 +25,7 @@ pub(crate) const TERMS: VmTerms = VmTerms {
     base_pages: 5,
     undelivered_bytes_max: 1 << 20,
     before: None,
+    held: None,
 };
 
 /// One connection: what is under way on it is delivered in order, even after it was cut.

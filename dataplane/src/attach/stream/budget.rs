@@ -6,6 +6,7 @@
 
 use super::before::{BEFORE_GUEST_PAGE_BYTES, BEFORE_PAGE_BYTES, Before};
 use super::cut::INPUT_BYTES;
+use super::held::{HELD_PAGE_BYTES, TOLD_PAGE_BYTES};
 use super::rebuild::OUTPUT_BYTES;
 use super::reorder::reorder_bytes;
 use super::retain::retained_bytes;
@@ -31,6 +32,8 @@ pub struct StreamSizes {
     pub base_pages: u64,
     /// How many of these are from an earlier session.
     pub before_pages: u64,
+    /// How many of these the sink alone may hold.
+    pub held_pages: u64,
     /// The binary logarithm of the long window, 0 for none.
     pub window_log: u8,
     /// The most coded bytes that are sent and not delivered.
@@ -42,7 +45,8 @@ impl From<&StreamSinkSetup> for StreamSizes {
         let &StreamSinkSetup { pages_max, base_pages, window_log, .. } = setup;
         let undelivered_bytes_max = setup.undelivered_bytes_max;
         let before_pages = setup.before.as_deref().map_or(0, Before::pages);
-        Self { pages_max, base_pages, before_pages, window_log, undelivered_bytes_max }
+        let held_pages = setup.held_pages;
+        Self { pages_max, base_pages, before_pages, held_pages, window_log, undelivered_bytes_max }
     }
 }
 
@@ -52,12 +56,21 @@ impl From<&StreamSourceSetup> for StreamSizes {
         match setup.coding {
             StreamCoding::Pages { window_log, .. } => {
                 let before_pages = setup.before.as_deref().map_or(0, Before::pages);
-                Self { pages_max, base_pages, before_pages, window_log, undelivered_bytes_max }
+                let held_pages = setup.held_pages;
+                Self {
+                    pages_max,
+                    base_pages,
+                    before_pages,
+                    held_pages,
+                    window_log,
+                    undelivered_bytes_max,
+                }
             }
             StreamCoding::Passthrough => Self {
                 pages_max: 0,
                 base_pages: 0,
                 before_pages: 0,
+                held_pages: 0,
                 window_log: 0,
                 undelivered_bytes_max,
             },
@@ -72,6 +85,7 @@ pub const fn stream_source_bytes(sizes: StreamSizes) -> u64 {
         + INPUT_BYTES as u64
         + retained_bytes(sizes.undelivered_bytes_max) as u64
         + store_bytes(sizes)
+        + sizes.held_pages.saturating_mul(TOLD_PAGE_BYTES)
         + window_bytes(sizes, encoder_bytes(sizes.window_log))
 }
 
@@ -82,12 +96,14 @@ pub const fn stream_sink_bytes(sizes: StreamSizes) -> u64 {
         + (OUTPUT_BYTES + STREAM_PAYLOAD_BYTES_MAX) as u64
         + reorder_bytes(sizes.undelivered_bytes_max) as u64
         + store_bytes(sizes)
+        + sizes.held_pages.saturating_mul(HELD_PAGE_BYTES)
         + window_bytes(sizes, WINDOW_DECODER_BYTES)
 }
 
 const fn store_bytes(sizes: StreamSizes) -> u64 {
     let table = sizes.pages_max.saturating_mul(STORE_PAGE_BYTES);
     let own = sizes.base_pages.saturating_sub(sizes.before_pages);
+    let own = own.saturating_sub(sizes.held_pages);
     let slots = if own < sizes.pages_max { own } else { sizes.pages_max };
     table.saturating_add(slots.saturating_mul(STORE_SLOT_BYTES)).saturating_add(before_bytes(sizes))
 }
@@ -122,6 +138,7 @@ mod tests {
                 pages_max: 0,
                 base_pages: 0,
                 before_pages: 0,
+                held_pages: 0,
                 window_log: log as u8,
                 undelivered_bytes_max: 0,
             };
@@ -144,6 +161,7 @@ mod tests {
             pages_max: 1 << 18,
             base_pages: 1 << 16,
             before_pages: 0,
+            held_pages: 0,
             window_log: 0,
             undelivered_bytes_max: 32 << 20,
         };
@@ -151,5 +169,10 @@ mod tests {
         for said in [stream_source_bytes(sizes), stream_sink_bytes(sizes)] {
             assert!((asked..asked + (8 << 20)).contains(&said), "{said} for {asked}");
         }
+        // What the sink alone holds is part of the bases, and the source has no bytes of it.
+        let with = StreamSizes { held_pages: 1 << 15, ..sizes };
+        assert!(stream_source_bytes(with) < stream_source_bytes(sizes) - (100 << 20));
+        let more = stream_sink_bytes(with) - stream_sink_bytes(sizes);
+        assert!(more < 1 << 20, "{more}");
     }
 }

@@ -12,6 +12,7 @@
 
 use super::before::PagesLeft;
 use super::block::write_block;
+use super::held::BeyondTerms;
 use super::level::LevelChooser;
 use super::pipe::{Moved, PipeId, Pipes};
 use super::pool::guest_memory;
@@ -27,7 +28,7 @@ use dwcp_codec::{
 };
 use dwcp_ffi::arena::{ArenaError, Lease};
 use dwcp_proto::ids::Position;
-use dwcp_proto::wire::frame::StreamKind;
+use dwcp_proto::wire::frame::{HeldHashes, StreamKind};
 use std::ops::Range;
 
 /// Room for what is read at a time, and for a record that is cut off before it.
@@ -147,6 +148,11 @@ impl Cutter {
     /// True when a call may come to something without more bytes of the VMM.
     pub(super) fn has_input(&self) -> bool {
         !self.dry && !self.done
+    }
+
+    /// The sink told of pages that it alone holds.
+    pub(super) fn told(&mut self, chunk: u32, hashes: &HeldHashes<'_>) -> Result<(), BeyondTerms> {
+        self.versions.told(chunk, hashes)
     }
 
     /// What is left when the session is over.
@@ -360,6 +366,8 @@ impl Cutter {
         {
             *held = self.versions.read_base(number, (hash, bytes), out);
         }
+        let alone = held.iter().flatten().filter(|held| self.versions.is_alone(held)).count();
+        tools.stats.add(SessionCounter::PagesHeld.index(), alone as u64);
         let mut bases = [None; EXTENT_PAGES];
         for ((base, held), page) in bases.iter_mut().zip(&held).zip(&*base_pages) {
             *base = held.map(|held| BaseIn { version: held.version, hash: held.hash, page });

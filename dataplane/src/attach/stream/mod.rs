@@ -13,6 +13,7 @@ mod budget;
 mod cut;
 mod digest;
 mod error;
+mod held;
 mod level;
 mod meter;
 mod pipe;
@@ -30,6 +31,7 @@ pub use before::{
     BEFORE_GUEST_PAGE_BYTES, BEFORE_PAGE_BYTES, Before, BeforeError, Heir, PagesLeft,
 };
 pub use budget::{StreamSizes, stream_sink_bytes, stream_source_bytes};
+pub use held::{HELD_PAGE_BYTES, HeldChunk, TOLD_PAGE_BYTES};
 pub(crate) use pipe::Pipes;
 pub(crate) use sink::StreamSink;
 pub(crate) use source::{Produced, Step, StreamSource};

@@ -6,6 +6,7 @@
 
 use super::before::PagesLeft;
 use super::block::read_block;
+use super::held::HeldPages;
 use super::pool::guest_memory;
 use super::versions::Versions;
 use crate::attach::qemu::{EmitError, Emitter, RECORD_BYTES_MAX};
@@ -101,6 +102,11 @@ impl Rebuilder {
         stats.set(SessionCounter::BasePages.index(), self.versions.held_pages());
         self.unwritten = 0..at;
         Ok(())
+    }
+
+    /// The pages that this end alone holds, if there may be any.
+    pub(super) fn held(&mut self) -> Option<&mut HeldPages> {
+        self.versions.held_mut()
     }
 
     /// What is left when the session is over.

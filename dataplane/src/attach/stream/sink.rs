@@ -7,6 +7,7 @@
 use super::NoMemory;
 use super::digest::{ChannelDigest, digest_of};
 use super::error::StreamSinkError;
+use super::held::{Alone, HeldPages};
 use super::pipe::{Moved, PipeId, Pipes};
 use super::pool::{Chain, guest_memory};
 use super::rebuild::Rebuilder;
@@ -105,7 +106,8 @@ pub(crate) struct StreamSink {
 impl StreamSink {
     pub(crate) fn new(setup: StreamSinkSetup) -> Result<Self, NoMemory> {
         let hasher = PageHasher::new(&setup.hash_key);
-        let versions = Versions::new(setup.pages_max, setup.base_pages, setup.before)?;
+        let bases = (setup.base_pages, setup.before);
+        let versions = Versions::new(setup.pages_max, bases, Alone::held(setup.held_pages))?;
         let window = match setup.window_log {
             0 => None,
             log => Some(LongWindowDecoder::new(log.into())?),
@@ -136,6 +138,11 @@ impl StreamSink {
             }
             _ => false,
         }
+    }
+
+    /// The pages that this end alone holds, if there may be any.
+    pub(crate) fn held(&mut self) -> Option<&mut HeldPages> {
+        self.rebuilder.held().filter(|_| !self.failed)
     }
 
     /// Answers with a digest as soon as all that came in order is handed to the VMM.
@@ -512,6 +519,7 @@ mod tests {
                 undelivered_bytes_max: UNDELIVERED_BYTES_MIN,
                 hash_key: HashKey([5; 32]),
                 before: None,
+                held_pages: 0,
                 heir: None,
                 stats: counters().0,
             });

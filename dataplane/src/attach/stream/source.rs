@@ -6,6 +6,7 @@
 use super::NoMemory;
 use super::cut::{Cutter, Filled, Tools};
 use super::digest::{ChannelDigest, digest_of};
+use super::held::{Alone, BeyondTerms};
 use super::level::LevelChooser;
 use super::pipe::{Moved, PipeId, Pipes};
 use super::reply::{OutOfPlace, Replies};
@@ -19,7 +20,7 @@ use dwcp_ffi::counters::HistogramWriter;
 use dwcp_proto::ids::{Position, SessionKey};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::window::PathReport;
-use dwcp_proto::wire::frame::{Frame, StreamKind};
+use dwcp_proto::wire::frame::{Frame, HeldHashes, StreamKind};
 use dwcp_proto::wire::limits::CHANNELS_MAX;
 use std::collections::VecDeque;
 
@@ -89,7 +90,9 @@ impl StreamSource {
         let cutter = match setup.coding {
             StreamCoding::Passthrough => None,
             StreamCoding::Pages { level, window_log } => {
-                let versions = Versions::new(setup.pages_max, setup.base_pages, setup.before)?;
+                let bases = (setup.base_pages, setup.before);
+                let alone = Alone::told(setup.held_pages);
+                let versions = Versions::new(setup.pages_max, bases, alone)?;
                 let level = LevelChooser::new(level);
                 let window = match window_log {
                     0 => None,
@@ -311,6 +314,14 @@ impl StreamSource {
         let bytes = self.retained.delivered(channel, position, now)?;
         self.stats.add(SessionCounter::DeliveredBytes.index(), bytes);
         self.note_window();
+        Ok(())
+    }
+
+    /// The sink told of pages that it alone holds.
+    pub(crate) fn told(&mut self, chunk: u32, hashes: &HeldHashes<'_>) -> Result<(), BeyondTerms> {
+        let cutter = self.cutter.as_mut().ok_or(BeyondTerms)?;
+        cutter.told(chunk, hashes)?;
+        self.stats.add(SessionCounter::ToldBytes.index(), hashes.frame_bytes());
         Ok(())
     }
 

@@ -3,14 +3,18 @@
 //!
 //! Held alike at both ends, as the store is: what is held is a function of the sizes, of what there
 //! is from before, and of the sequence of [`Versions::put`]. A page that is what one was before,
-//! at any place, takes no room of the store.
+//! at any place, takes no room of the store. What the sink alone holds may be named, too; it is
+//! nothing that both ends hold, so a page that is named so is put as if it had been sent.
 
 use super::before::Before;
+use super::held::{Alone, BeyondTerms, HeldPages};
 use super::store::{Content, Held, PageStore};
 use dwcp_codec::{Bases, Page, PageHash};
 use dwcp_ffi::region::RegionError;
+use dwcp_proto::wire::frame::HeldHashes;
 
-/// In a version: it names a slot of what is from before, whatever the page. Positions are below.
+/// In a version: it names a slot of what is from before, or of what the sink alone holds, whatever
+/// the page. A session has one of them at the most. Positions are below.
 const FROM_BEFORE: u64 = 1 << 40;
 
 /// Page versions.
@@ -18,17 +22,43 @@ const FROM_BEFORE: u64 = 1 << 40;
 pub(super) struct Versions {
     store: PageStore,
     before: Option<Box<Before>>,
+    alone: Alone,
 }
 
 impl Versions {
-    /// For pages below `pages_max`. What is from before counts for the most that may be held.
+    /// For pages below `pages_max`. What is from before, and what the sink alone may hold, counts
+    /// for the most bases that there may be.
     pub(super) fn new(
         pages_max: u64,
-        base_pages: u64,
-        before: Option<Box<Before>>,
+        (base_pages, before): (u64, Option<Box<Before>>),
+        (alone, held_pages): (Alone, u64),
     ) -> Result<Self, RegionError> {
-        let own = base_pages.saturating_sub(before.as_deref().map_or(0, Before::pages));
-        Ok(Self { store: PageStore::new(pages_max, own)?, before })
+        let others = before.as_deref().map_or(0, Before::pages).saturating_add(held_pages);
+        let own = base_pages.saturating_sub(others);
+        Ok(Self { store: PageStore::new(pages_max, own)?, before, alone })
+    }
+
+    /// The sink told of pages that it alone holds.
+    pub(super) fn told(&mut self, chunk: u32, hashes: &HeldHashes<'_>) -> Result<(), BeyondTerms> {
+        match &mut self.alone {
+            Alone::Told(told) => told.take(chunk, hashes),
+            Alone::Nothing | Alone::Held(_) => Err(BeyondTerms),
+        }
+    }
+
+    /// At the sink: what it alone holds, if it may hold any.
+    pub(super) fn held(&self) -> Option<&HeldPages> {
+        if let Alone::Held(held) = &self.alone { Some(held) } else { None }
+    }
+
+    /// The same, to add some.
+    pub(super) fn held_mut(&mut self) -> Option<&mut HeldPages> {
+        if let Alone::Held(held) = &mut self.alone { Some(held) } else { None }
+    }
+
+    /// At the source: whether a base is a page that the sink alone holds.
+    pub(super) fn is_alone(&self, held: &Held) -> bool {
+        held.version & FROM_BEFORE != 0 && self.before.is_none()
     }
 
     /// The session announces a block.
@@ -45,7 +75,7 @@ impl Versions {
 
     /// Copies to `out` what the page, which is now `bytes`, is best coded against: its newest
     /// version; where that is not held or is zeroes, which it is better coded without, the same
-    /// bytes from before, wherever they were, or what was at its place.
+    /// bytes from before, wherever they were, or what was at its place; the same bytes at the sink.
     pub(super) fn read_base(
         &self,
         page: u64,
@@ -54,6 +84,12 @@ impl Versions {
     ) -> Option<Held> {
         if let Some(held) = self.read_newest(page, out) {
             return Some(held);
+        }
+        if let Alone::Told(told) = &self.alone {
+            let slot = told.find(hash)?;
+            // The sink knows by the whole hash whether it is the same page.
+            out.copy_from_slice(bytes);
+            return Some(Held { version: FROM_BEFORE | slot, hash, content: Content::Gone });
         }
         let before = self.before.as_deref()?;
         let same = before.find(hash).filter(|slot| {
@@ -110,7 +146,9 @@ impl Versions {
 impl Bases for &Versions {
     fn base(&mut self, page: u64, version: u64, out: &mut Page) -> Option<PageHash> {
         if version & FROM_BEFORE != 0 {
-            let (bytes, hash) = self.before.as_deref()?.page(version ^ FROM_BEFORE)?;
+            let slot = version ^ FROM_BEFORE;
+            let from_before = self.before.as_deref().and_then(|before| before.page(slot));
+            let (bytes, hash) = from_before.or_else(|| self.held()?.page(slot))?;
             out.copy_from_slice(bytes);
             return Some(hash);
         }
@@ -135,7 +173,8 @@ mod tests {
             let byte = 10 + number as u8;
             before.add_page(number, hash(byte), &page(byte)).unwrap();
         }
-        let mut versions = Versions::new(64, 10, Some(Box::new(before))).unwrap();
+        let bases = (10, Some(Box::new(before)));
+        let mut versions = Versions::new(64, bases, Alone::held(0)).unwrap();
         versions.place(b"pc.ram", 0, 8);
         versions
     }
@@ -183,7 +222,7 @@ mod tests {
         for version in [FROM_BEFORE | 8, u64::MAX, FROM_BEFORE - 1, 0] {
             assert_eq!(with.base(3, version, &mut room), None);
         }
-        let without = Versions::new(64, 10, None).unwrap();
+        let without = Versions::new(64, (10, None), Alone::told(0)).unwrap();
         assert_eq!((&without).base(3, FROM_BEFORE, &mut room), None);
         assert_eq!(room, page(1));
     }

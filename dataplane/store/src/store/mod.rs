@@ -158,6 +158,26 @@ impl Store {
         self.of_domain(domain).flat_map(|segment| segment.index.hashes())
     }
 
+    /// The pages of one of a segment's blocks, in the order in which they were pushed; none behind
+    /// the last block, or where the segment is not here or turns out to be damaged. They are what
+    /// was sealed: whoever takes them has to hash them, which is not done here.
+    pub fn block(&mut self, id: SegmentId, number: u32) -> Option<&[Page]> {
+        let segment = self.segments.get(&id)?;
+        if number >= segment.index.blocks() {
+            return None;
+        }
+        let place = segment.index.block(number);
+        let path = || self.folder.segment(id);
+        if let Err(reason) = self.blocks.block(id, path, &segment.cipher, place) {
+            self.condemn(id, reason);
+            return None;
+        }
+        self.counters.hits += place.pages as u64;
+        // It was read a moment ago, so this looks at what is kept of it.
+        let bytes = self.blocks.block(id, path, &segment.cipher, place).ok()?;
+        Some(bytes.as_chunks::<PAGE_BYTES>().0)
+    }
+
     /// True if a page is in the index, at no cost of the disk's.
     #[must_use]
     pub fn contains(&self, domain: DomainId, hash: &PageHash) -> bool {

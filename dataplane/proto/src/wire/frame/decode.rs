@@ -10,9 +10,9 @@ use super::super::limits::{
 };
 use super::super::version::WireVersion;
 use super::{
-    ABORT, ACK, DELIVERED, Frame, NACK, NackReason, PAGES, PAGES_FIELDS_BYTES, PING, REPLY,
-    REPLY_ACK, REPLY_FIELDS_BYTES, RETIRE, STREAM, STREAM_FIELDS_BYTES, StreamKind, StreamPart,
-    VERIFIED, VERIFY, VERIFY_FAILED, body_bytes,
+    ABORT, ACK, DELIVERED, Frame, HELD, HELD_FIELDS_BYTES, HeldHashes, NACK, NackReason, PAGES,
+    PAGES_FIELDS_BYTES, PING, REPLY, REPLY_ACK, REPLY_FIELDS_BYTES, RETIRE, STREAM,
+    STREAM_FIELDS_BYTES, StreamKind, StreamPart, VERIFIED, VERIFY, VERIFY_FAILED, body_bytes,
 };
 use crate::ids::{ChannelId, Position, Round, Sequence, SessionNumber};
 
@@ -55,6 +55,7 @@ impl<'a> Frame<'a> {
             None if kind == REPLY => {
                 (REPLY_FIELDS_BYTES..=REPLY_FIELDS_BYTES + REPLY_BYTES_MAX).contains(&body.len())
             }
+            None if kind == HELD => body.len() >= HELD_FIELDS_BYTES,
             None => return Err(WireError::Unknown { what: "frame type", found: kind.into() }),
         };
         if !fits {
@@ -97,6 +98,12 @@ impl<'a> Frame<'a> {
                 offset: place(u64_at(body, 8))?,
                 payload: &body[REPLY_FIELDS_BYTES..],
             },
+            HELD => {
+                let hashes = HeldHashes::new(&body[HELD_FIELDS_BYTES..]);
+                let bytes = body.len() as u32;
+                let hashes = hashes.ok_or(WireError::FrameLength { kind, bytes })?;
+                Self::Held { session, chunk: u32_at(body, 4), hashes }
+            }
             REPLY_ACK => {
                 Self::ReplyAck { session, channel: channel(body)?, offset: place(u64_at(body, 6))? }
             }
@@ -138,7 +145,7 @@ impl NackReason {
 const fn kind_highest(version: WireVersion) -> u8 {
     match version {
         WireVersion::V1 => REPLY_ACK,
-        WireVersion::V2 => RETIRE,
+        WireVersion::V2 => HELD,
     }
 }
 

@@ -57,6 +57,12 @@ impl Course {
         &self.net
     }
 
+    /// The names of the hosts: where the guest is, and where it moves next.
+    #[must_use]
+    pub fn hosts(&self) -> [&'static str; 2] {
+        if self.is_away { ["b", "a"] } else { ["a", "b"] }
+    }
+
     /// Lets the guest work for so long where it is, and moves it to the other host.
     ///
     /// # Errors
@@ -67,7 +73,7 @@ impl Course {
             None => self.boot()?,
         };
         rest(settle)?;
-        let names = if self.is_away { ["b", "a"] } else { ["a", "b"] };
+        let names = self.hosts();
         let [source_node, sink_node] = names.map(|name| self.net.node(name));
         // QEMU's own modes let the guest run at once; all others decide by themselves.
         let paused = !matches!(mode.path, Path::Direct);

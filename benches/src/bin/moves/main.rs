@@ -1,8 +1,10 @@
 //! What it costs to move a real guest, the first time and back again, beside QEMU's own ways.
 //!
 //! One guest goes to and fro over one emulated link: by each of QEMU's ways, then by the daemons
-//! while nothing is kept of it, and after a minute of work back by the daemons. The daemons run
-//! only around their own moves and begin each without a link; what their stores keep outlives them.
+//! while nothing is kept of it, and after a minute of work back by the daemons. Another guest of its
+//! image follows, which both hosts know by the first, or only the one that it moves to. The daemons
+//! run only around their own moves and begin each without a link; what their stores keep outlives
+//! them.
 //! All is measured by the bench of peers, so that nobody judges himself.
 #![forbid(unsafe_code)]
 
@@ -18,12 +20,12 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 use tempfile::TempDir;
-use verdict::{BACK, COLD, Path, QEMU};
+use verdict::{AT_SINK, BACK, COLD, Moved, Path, QEMU, SIBLING};
 
 const HELP: &str = "\
 Usage: cargo run --release -p dwcp-benches --bin moves -- [OPTION..]
 Needs QEMU 9 or newer and the lab's real guests (cargo xtask lab setup --real). A round of one guest
-on one path takes about eight minutes. Cases are such as `redis, 100 Mbit/s, 100 ms`.";
+on one path takes about twelve minutes. Cases are such as `redis, 100 Mbit/s, 100 ms`.";
 
 const GUESTS: [&str; 2] = ["redis", "web"];
 
@@ -36,6 +38,7 @@ const PATHS: [Path; 2] = [
         cold_time: Some(0.8),
         cold_pause_ms: Some(50.0),
         back_time: None,
+        sibling: Some((0.3, 0.35)),
     },
     Path {
         name: "1 Gbit/s, 40 ms",
@@ -45,6 +48,7 @@ const PATHS: [Path; 2] = [
         cold_time: Some(1.1),
         cold_pause_ms: None,
         back_time: Some(0.6),
+        sibling: None,
     },
 ];
 
@@ -64,14 +68,14 @@ const FLAGS: [&str; 4] = ["--poll", "park", "--memory", "2GiB"];
 
 /// Before the clock starts: both daemons are told of the guest. Hosts are named by their addresses.
 const ATTACH: &str = "\
-    \"$DWCP\" vm attach guest --qmp \"$DWCP_LAB_SOURCE_QMP\" \
+    \"$DWCP\" vm attach $VM --trust-domain lab --qmp \"$DWCP_LAB_SOURCE_QMP\" \
         --socket \"$KEEP/$DWCP_LAB_SOURCE_ADDRESS.socket\" && \
-    \"$DWCP\" vm attach guest --qmp \"$DWCP_LAB_SINK_QMP\" --incoming \
+    \"$DWCP\" vm attach $VM --trust-domain lab --qmp \"$DWCP_LAB_SINK_QMP\" --incoming \
         --accept-from \"$DWCP_LAB_SOURCE_ADDRESS\" \
         --socket \"$KEEP/$DWCP_LAB_SINK_ADDRESS.socket\"";
 
 const MIGRATE: &str = "\
-    exec \"$DWCP\" migrate guest --to \"$DWCP_LAB_SINK_ADDRESS:$PORT\" --json \
+    exec \"$DWCP\" migrate $VM --to \"$DWCP_LAB_SINK_ADDRESS:$PORT\" --json \
         --socket \"$KEEP/$DWCP_LAB_SOURCE_ADDRESS.socket\" >\"$KEEP/told\"";
 
 fn main() -> ExitCode {
@@ -95,9 +99,42 @@ fn measure(
     options: &Options,
     rows: &mut Rows,
 ) -> Result<(), BenchError> {
+    let bench = bench(guest, path)?;
+    let mut course = bench.start()?;
+    let hosts = Hosts::make(&course)?;
+    let mut moves = Vec::new();
+    for round in 0..options.repeats_or(5) {
+        by_qemu(&bench, &mut course, (round, &mut moves))?;
+        let cold = hosts.measure(&mut course, COLD, SETTLE, options)?;
+        let has_arrived = cold.figure("guest_ok") == "ok";
+        note((round, &mut moves), cold);
+        // A guest that was lost or stayed has nothing to come back from.
+        if has_arrived {
+            let back = hosts.measure(&mut course, BACK, WORK, options)?;
+            note((round, &mut moves), back);
+        }
+    }
+    tell(case, verdict::rows(case, path, &moves), &moves, rows)?;
+    drop(course);
+    hosts.save_stores()?;
+    let bench = self::bench(&format!("{guest}:2"), path)?;
+    let mut course = bench.start()?;
+    let mut moves = Vec::new();
+    for round in 0..options.repeats_or(5) {
+        by_qemu(&bench, &mut course, (round, &mut moves))?;
+        for name in [SIBLING, AT_SINK] {
+            hosts.restore_stores(name, course.hosts())?;
+            let row = hosts.measure(&mut course, name, SETTLE, options)?;
+            note((round, &mut moves), row);
+        }
+    }
+    tell(case, verdict::sibling_rows(case, path, &moves), &moves, rows)
+}
+
+fn bench(guest: &str, path: &Path) -> Result<Bench, BenchError> {
     let ram_mib = dwcp_tools::lab::Guest::new(&Lab::find()?, guest)?.ram_mib();
     let modes = |word: &&str| Mode::parse(word, &[], &[], ram_mib);
-    let bench = Bench {
+    Ok(Bench {
         guest: guest.to_owned(),
         ram_mib: Some(ram_mib),
         modes: QEMU.iter().map(modes).collect::<Result<_, _>>()?,
@@ -106,32 +143,41 @@ fn measure(
         repeat: 1,
         limit: MOVE_MAX,
         settle: SETTLE,
-    };
-    let mut course = bench.start()?;
-    let hosts = Hosts::make(&course)?;
-    let mut moves = Vec::new();
-    for round in 0..options.repeats_or(5) {
-        let mut note = |row: Row| {
-            println!("{}", row.json());
-            moves.push((round, row));
-        };
-        for mode in &bench.modes {
-            note(course.measure(mode, SETTLE)?);
-        }
-        let cold = hosts.measure(&mut course, COLD, SETTLE, options)?;
-        let has_arrived = cold.figure("guest_ok") == "ok";
-        note(cold);
-        // A guest that was lost or stayed has nothing to come back from.
-        if has_arrived {
-            note(hosts.measure(&mut course, BACK, WORK, options)?);
-        }
-    }
-    let all: Vec<Row> = moves.iter().map(|(_, row)| row.clone()).collect();
-    println!("\n{case}\n\n{}", table(&all));
-    for row in verdict::rows(case, path, &moves) {
-        rows.add(&row)?;
+    })
+}
+
+/// One move in each of QEMU's own ways.
+fn by_qemu(
+    bench: &Bench,
+    course: &mut Course,
+    (round, moves): (usize, &mut Vec<Moved>),
+) -> Result<(), BenchError> {
+    for mode in &bench.modes {
+        let row = course.measure(mode, SETTLE)?;
+        note((round, moves), row);
     }
     Ok(())
+}
+
+fn note((round, moves): (usize, &mut Vec<Moved>), row: Row) {
+    println!("{}", row.json());
+    moves.push((round, row));
+}
+
+fn tell(
+    case: &str,
+    verdict: Vec<transport::Row>,
+    moves: &[Moved],
+    rows: &mut Rows,
+) -> Result<(), BenchError> {
+    let all: Vec<Row> = moves.iter().map(|(_, row)| row.clone()).collect();
+    println!("\n{case}\n\n{}", table(&all));
+    verdict.iter().try_for_each(|row| rows.add(row))
+}
+
+/// What the daemons call the guest of a move.
+fn vm_of(name: &str) -> &'static str {
+    if [SIBLING, AT_SINK].contains(&name) { "sibling" } else { "guest" }
 }
 
 /// Both hosts' certificates and folders; daemons only while they are needed.
@@ -157,6 +203,28 @@ impl Hosts {
     /// A file of one host's.
     fn at(&self, host: Ipv4Addr, name: &str) -> PathBuf {
         self.folder.path().join(format!("{host}.{name}"))
+    }
+
+    /// What the first guest left, for another one to find. No daemon runs.
+    fn save_stores(&self) -> Result<(), BenchError> {
+        for host in self.addresses {
+            let (kept, saved) = (self.at(host, "state").join("store"), self.at(host, "saved"));
+            run("cp", Command::new("cp").arg("-a").args([kept, saved]))?;
+        }
+        Ok(())
+    }
+
+    /// Both hosts know the first guest alone, or only the one that the next move goes to does.
+    fn restore_stores(&self, name: &str, [source, _]: [&str; 2]) -> Result<(), BenchError> {
+        for (host, address) in HOSTS.into_iter().zip(self.addresses) {
+            let store = self.at(address, "state").join("store");
+            std::fs::remove_dir_all(&store).map_err(io("a store"))?;
+            if name == SIBLING || host != source {
+                let saved = self.at(address, "saved");
+                run("cp", Command::new("cp").arg("-a").args([saved, store]))?;
+            }
+        }
+        Ok(())
     }
 
     /// One move by the daemons; nothing is kept of the guest before a cold one, and after it both
@@ -192,7 +260,7 @@ impl Hosts {
             println!("{}", self.told(&cpu)?);
             self.wait_kept()?;
         }
-        self.detach()?;
+        self.detach(vm_of(name))?;
         Ok(row)
     }
 
@@ -210,6 +278,7 @@ impl Hosts {
         let counters = &told["counters"];
         Ok(json!({
             "daemons_cpu_s": cpu_s, "before_pages": told["before_pages"],
+            "held_pages": counters["held_pages"], "told_bytes": counters["told_bytes"],
             "seconds": told["seconds"], "blackout_ms": told["blackout_ms"],
             "zstd_level": counters["zstd_level"], "coded_bytes": counters["coded_bytes"],
             "vmm_in_bytes": counters["vmm_in_bytes"], "zstd_pages": counters["zstd_pages"],
@@ -220,7 +289,9 @@ impl Hosts {
     /// The mode that is a move by the daemons.
     fn mode(&self, name: &str) -> Result<Mode, BenchError> {
         let (program, keep) = (dwcp()?, self.folder.path());
-        let words = format!("DWCP='{}' KEEP='{}' PORT={PORT}; ", program.display(), keep.display());
+        let vm = vm_of(name);
+        let (dwcp, keep) = (program.display(), keep.display());
+        let words = format!("DWCP='{dwcp}' KEEP='{keep}' PORT={PORT} VM={vm}; ");
         let (prepare, command) = (words.clone() + ATTACH, words + MIGRATE);
         let mover = Mover { name: name.to_owned(), prepare, command };
         Ok(Mode::parse(name, &[], &[mover], 0)?)
@@ -245,8 +316,8 @@ impl Hosts {
     }
 
     /// Forgets the guest, which the next move attaches anew; one that is being settled is busy.
-    fn detach(&self) -> Result<(), BenchError> {
-        let is_free = |host| match self.tell(host, &["vm", "detach", "guest"]) {
+    fn detach(&self, vm: &str) -> Result<(), BenchError> {
+        let is_free = |host| match self.tell(host, &["vm", "detach", vm]) {
             Err(BenchError::Ended { said, .. }) => Ok(!said.contains("busy")),
             other => other.map(|_| true),
         };

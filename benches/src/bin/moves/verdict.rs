@@ -16,6 +16,11 @@ pub(crate) const COLD: &str = "cold";
 /// By the daemons, back to where the guest was.
 pub(crate) const BACK: &str = "return";
 
+/// By the daemons, another guest of the image, which both hosts know.
+pub(crate) const SIBLING: &str = "sibling";
+/// The same, which only the host knows that it moves to.
+pub(crate) const AT_SINK: &str = "sibling-at-sink";
+
 /// A return takes at most so much of QEMU's bytes.
 const BACK_BYTES: f64 = 0.15;
 
@@ -29,6 +34,8 @@ pub(crate) struct Path {
     /// Beyond QEMU's, besides one round trip.
     pub(crate) cold_pause_ms: Option<f64>,
     pub(crate) back_time: Option<f64>,
+    /// Bytes and time of another guest of the image.
+    pub(crate) sibling: Option<(f64, f64)>,
 }
 
 /// A migration and its round.
@@ -67,9 +74,11 @@ impl Figure {
     }
 }
 
+/// A row of ours: the mode, what is compared, as which figure, its unit, and what is to be reached.
+type Wanted = (&'static str, &'static str, Figure, &'static str, Target);
+
 /// Every row of one guest on one path.
 pub(crate) fn rows(case: &str, path: &Path, moves: &[Moved]) -> Vec<Row> {
-    let most = |bound: Option<f64>| bound.map_or(Target::None, Target::AtMost);
     let pause = most(path.cold_pause_ms.map(|bound| bound + path.rtt_ms));
     let wanted = [
         (COLD, "cold: bytes of QEMU's best", Figure::Bytes, "", most(path.cold_bytes)),
@@ -79,11 +88,32 @@ pub(crate) fn rows(case: &str, path: &Path, moves: &[Moved]) -> Vec<Row> {
         (BACK, "return: time of QEMU's best", Figure::Time, "", most(path.back_time)),
         (BACK, "return: blackout beyond QEMU's best", Figure::Pause, "ms", Target::None),
     ];
-    let rows = wanted.into_iter().filter_map(|(mode, what, figure, unit, target)| {
-        let (figures, detail) = compared(moves, mode, figure)?;
-        Some(Row::new(case, what, figures, unit, target).with_detail(detail))
+    rows_of(case, moves, &wanted)
+}
+
+/// Every row of another guest of the image.
+pub(crate) fn sibling_rows(case: &str, path: &Path, moves: &[Moved]) -> Vec<Row> {
+    let bytes = || most(path.sibling.map(|(bytes, _)| bytes));
+    let time = || most(path.sibling.map(|(_, time)| time));
+    let wanted = [
+        (SIBLING, "sibling: bytes of QEMU's best", Figure::Bytes, "", bytes()),
+        (SIBLING, "sibling: time of QEMU's best", Figure::Time, "", time()),
+        (AT_SINK, "sibling at the sink: bytes of QEMU's best", Figure::Bytes, "", bytes()),
+        (AT_SINK, "sibling at the sink: time of QEMU's best", Figure::Time, "", time()),
+    ];
+    rows_of(case, moves, &wanted)
+}
+
+fn most(bound: Option<f64>) -> Target {
+    bound.map_or(Target::None, Target::AtMost)
+}
+
+fn rows_of(case: &str, moves: &[Moved], wanted: &[Wanted]) -> Vec<Row> {
+    let rows = wanted.iter().filter_map(|(mode, what, figure, unit, target)| {
+        let (figures, detail) = compared(moves, mode, *figure)?;
+        Some(Row::new(case, what, figures, unit, *target).with_detail(detail))
     });
-    let ours = |row: &&Moved| [COLD, BACK].iter().any(|mode| row.1.figure("mode") == *mode);
+    let ours = |row: &&Moved| wanted.iter().any(|(mode, ..)| row.1.figure("mode") == *mode);
     let hurt = moves.iter().filter(ours).filter(|(_, row)| row.is_failure()).count();
     let what = "moves by dwcp that failed or hurt the guest";
     let hurt = Row::new(case, what, vec![hurt as f64], "", Target::AtMost(0.0));

@@ -247,9 +247,16 @@ impl Shared {
         self.mapping.at(self.first + number * CHUNK + offset)
     }
 
+    /// The start of a chunk that the caller owns.
+    fn owned(&self, number: usize) -> NonNull<u8> {
+        let state = self.states[number].load(Ordering::Relaxed);
+        assert!(state == State::Held as u8, "a chunk is touched by its owner alone");
+        self.at(number, 0)
+    }
+
     /// Zeroes a chunk that the caller owns.
     pub(super) fn zero(&self, number: usize) {
-        let base = self.at(number, 0);
+        let base = self.owned(number);
         // SAFETY: the chunk lies in the mapping, which is writable and lives as long as `self`; the
         // caller owns it, so that no slice of it exists.
         unsafe { base.as_ptr().write_bytes(0, CHUNK) };
@@ -258,16 +265,17 @@ impl Shared {
     /// Brings memory to a chunk of zeroes that the caller owns. By writing, not by `madvise`: a
     /// fault holds no lock of the whole address space, which others would wait for.
     pub(super) fn touch(&self, number: usize) {
+        let base = self.owned(number).as_ptr();
         for page in 0..CHUNK / PAGE_BYTES {
-            let byte = self.at(number, page * PAGE_BYTES);
+            let byte = base.wrapping_add(page * PAGE_BYTES);
             // SAFETY: as in `zero`; volatile, since nobody reads what was there already.
-            unsafe { byte.as_ptr().write_volatile(0) };
+            unsafe { byte.write_volatile(0) };
         }
     }
 
     /// Gives the memory of a chunk that the caller owns to the kernel; returns what it is then.
     pub(super) fn discard(&self, number: usize) -> State {
-        let base = self.at(number, 0).cast();
+        let base = self.owned(number).cast();
         // SAFETY: as in `zero`, and the range is the chunk's alone, in a private mapping: what is
         // read there next is zeroes.
         match unsafe { madvise(base, CHUNK, MmapAdvise::MADV_DONTNEED) } {

@@ -4,6 +4,7 @@
 //! reads settings back through [`SettingsPort`]. Nothing here does I/O.
 
 use dwcp_dataplane::port::{Level, Spread};
+use dwcp_ffi::memory::PagePool;
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ pub struct ControlConfig {
     pub metrics: Option<SocketAddr>,
     /// Memory that sessions may reserve.
     pub memory: MemoryBudget,
+    /// What they take the memory of their page versions from; the shards' own.
+    pub pages: PagePool,
     /// Links at a time, in both directions together: what each shard has lanes for.
     pub links_max: usize,
     /// Streams of a link that the shards together have room for on each of their links.

@@ -1,9 +1,12 @@
-//! Which cores this process may use, and pinning a thread to one.
+//! Which cores this process may use, and on which of them, and when, a thread runs.
 //!
 //! Called at start by the thread that is to be pinned, and by the part that checks the
 //! configuration. Nothing here runs in a loop.
 
 use core_affinity::CoreId;
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use std::fs;
 
 /// The most cores that a list from the kernel may name: what `cpu_set_t` holds.
@@ -52,6 +55,33 @@ pub fn pin_current_thread(core: usize) -> Result<(), PinError> {
     })
 }
 
+/// Keeps the calling thread off some cores, unless it may use no others.
+///
+/// # Errors
+/// The kernel refused.
+pub fn keep_current_thread_off(cores: &[usize]) -> nix::Result<()> {
+    let mut left = CpuSet::new();
+    let mut any = false;
+    for core in allowed_cores().into_iter().filter(|core| !cores.contains(core)) {
+        left.set(core)?;
+        any = true;
+    }
+    if any { sched_setaffinity(Pid::from_raw(0), &left) } else { Ok(()) }
+}
+
+/// Has the calling thread run only while nobody else wants its core.
+///
+/// # Errors
+/// The kernel refused.
+pub fn lower_current_thread() -> nix::Result<()> {
+    // SAFETY: a structure of numbers, for which zeroes are a value.
+    let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    // SAFETY: the call reads the structure, which outlives it, and changes the calling thread's
+    // scheduling alone.
+    let outcome = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    Errno::result(outcome).map(drop)
+}
+
 /// The cores that the kernel keeps other tasks away from (`isolcpus=`), in order; empty when there
 /// are none or the kernel does not say.
 #[must_use]
@@ -94,6 +124,37 @@ mod tests {
             });
             assert_eq!(seen.join().unwrap(), [core]);
         }
+    }
+
+    #[test]
+    fn a_thread_keeps_off_cores_unless_there_are_no_others() {
+        let cores = allowed_cores();
+        let (first, others) = cores.split_first().unwrap();
+        for (avoided, expected) in [
+            (vec![*first, CORES_MAX + 1], if others.is_empty() { &cores[..] } else { others }),
+            (vec![], &cores[..]),
+            (cores.clone(), &cores[..]),
+        ] {
+            let seen = thread::spawn(move || {
+                keep_current_thread_off(&avoided).unwrap();
+                allowed_cores()
+            });
+            assert_eq!(seen.join().unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_lowered_thread_is_idle_class_and_no_other_is() {
+        let policy = || {
+            // SAFETY: the call takes numbers and answers with one.
+            unsafe { libc::sched_getscheduler(0) }
+        };
+        let lowered = thread::spawn(move || {
+            lower_current_thread().unwrap();
+            policy()
+        });
+        assert_eq!(lowered.join().unwrap(), libc::SCHED_IDLE);
+        assert_ne!(policy(), libc::SCHED_IDLE);
     }
 
     #[test]

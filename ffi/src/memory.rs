@@ -1,46 +1,49 @@
 //! Private memory of pages, for what only its owner reads and writes.
 //!
-//! All of it is address space at first and gets memory where it is touched: huge pages if the
-//! kernel has transparent ones, since taking a fault for each small page costs several times what
-//! copying the page does. It is left out of core dumps and given back when it is dropped.
+//! It comes from a [`PagePool`], is left out of core dumps, and goes back to the pool when it is
+//! dropped, on any thread.
+
+mod caretaker;
+mod pool;
+
+pub use caretaker::Caretaker;
+pub use pool::{CHUNK_BYTES, PagePool, Taken};
 
 use crate::PAGE_BYTES;
-use crate::mapping::Mapping;
-use crate::region::{RegionError, checked_size};
-use nix::sys::mman::MmapAdvise;
+use pool::{Shared, State};
+use std::fmt;
+use std::sync::Arc;
+
+const CHUNK_PAGES: u64 = CHUNK_BYTES / PAGE_BYTES as u64;
+
+/// A chunk that is held, and what it will be when it is given back.
+#[derive(Clone, Copy, Debug)]
+struct Chunk {
+    number: usize,
+    state: State,
+}
 
 /// Pages of zeroes, until they are written.
-#[derive(Debug)]
 pub struct PrivatePages {
-    mapping: Mapping,
+    pool: Arc<Shared>,
+    /// What the pages lie in, in their order. Nobody else holds these.
+    chunks: Vec<Chunk>,
+    pages: u64,
 }
 
 impl PrivatePages {
-    /// Maps so many bytes.
-    ///
-    /// # Errors
-    /// [`RegionError`]: a bad size, or the kernel refused.
-    pub fn create(bytes: u64) -> Result<Self, RegionError> {
-        let length = checked_size(bytes, PAGE_BYTES as u64)?;
-        let refused = |call| move |source| RegionError::Kernel { call, source };
-        let mapping = Mapping::sparse(length).map_err(refused("mmap"))?;
-        mapping.advise(MmapAdvise::MADV_DONTDUMP).map_err(refused("madvise"))?;
-        // A kernel without huge pages refuses; small ones do as well.
-        let _ = mapping.advise(MmapAdvise::MADV_HUGEPAGE);
-        Ok(Self { mapping })
-    }
-
     /// A page.
     ///
     /// # Panics
     /// When there is no such page.
     #[must_use]
     pub fn page(&self, page: u64) -> &[u8; PAGE_BYTES] {
-        let offset = self.offset(page);
-        // SAFETY: the page lies in the mapping (`offset` asserts it), which lives as long as
-        // `self`, is readable, and private: nobody writes it while `self` is borrowed, since
+        let (chunk, offset) = self.place(page);
+        let bytes = self.pool.at(self.chunks[chunk].number, offset);
+        // SAFETY: the page lies in a chunk that `self` alone holds, in a mapping that lives as long
+        // as `self`, is readable, and private: nobody writes it while `self` is borrowed, since
         // `page_mut` alone gives a way to, by `&mut self`. Any bytes are a value.
-        unsafe { self.mapping.at(offset).cast().as_ref() }
+        unsafe { bytes.cast().as_ref() }
     }
 
     /// A page, to be written.
@@ -49,43 +52,34 @@ impl PrivatePages {
     /// When there is no such page.
     #[must_use]
     pub fn page_mut(&mut self, page: u64) -> &mut [u8; PAGE_BYTES] {
-        let offset = self.offset(page);
+        let (chunk, offset) = self.place(page);
+        let chunk = &mut self.chunks[chunk];
+        chunk.state = State::Used;
+        let bytes = self.pool.at(chunk.number, offset);
         // SAFETY: as in `page`, and the mapping is writable; `&mut self` keeps all others away.
-        unsafe { self.mapping.at(offset).cast().as_mut() }
+        unsafe { bytes.cast().as_mut() }
     }
 
-    fn offset(&self, page: u64) -> usize {
-        let page = usize::try_from(page).unwrap_or(usize::MAX);
-        assert!(page < self.mapping.bytes() / PAGE_BYTES, "a page outside the memory");
-        page * PAGE_BYTES
+    /// The chunk of a page, and how far into it the page starts.
+    fn place(&self, page: u64) -> (usize, usize) {
+        assert!(page < self.pages, "a page outside the memory");
+        let offset = (page % CHUNK_PAGES) as usize * PAGE_BYTES;
+        ((page / CHUNK_PAGES) as usize, offset)
+    }
+}
+
+impl Drop for PrivatePages {
+    fn drop(&mut self) {
+        self.pool.give_back(&self.chunks);
+    }
+}
+
+impl fmt::Debug for PrivatePages {
+    /// The size only: the bytes are guest memory.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PrivatePages").field("pages", &self.pages).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages_are_zeroes_until_they_are_written() {
-        let mut memory = PrivatePages::create(8 * PAGE_BYTES as u64).unwrap();
-        memory.page_mut(7).fill(3);
-        memory.page_mut(0)[PAGE_BYTES - 1] = 1;
-        assert_eq!(memory.page(7), &[3; PAGE_BYTES]);
-        assert_eq!(memory.page(6), &[0; PAGE_BYTES]);
-        assert_eq!(memory.page(0)[PAGE_BYTES - 1], 1);
-        assert_eq!(memory.page(1), &[0; PAGE_BYTES]);
-    }
-
-    #[test]
-    fn sizes_that_can_not_be_are_refused() {
-        for bytes in [0, 1, PAGE_BYTES as u64 + 1, u64::MAX] {
-            assert!(matches!(PrivatePages::create(bytes), Err(RegionError::Size { .. })));
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "outside the memory")]
-    fn a_page_behind_the_end_is_our_own_fault() {
-        let _ = PrivatePages::create(PAGE_BYTES as u64).unwrap().page(1);
-    }
-}
+mod tests;

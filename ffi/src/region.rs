@@ -84,6 +84,14 @@ pub enum RegionError {
     /// What must be written to is read-only.
     #[error("the file or its descriptor is read-only")]
     ReadOnly,
+    /// A pool of pages has not so many left.
+    #[error("a pool of {pool_bytes} bytes has no {bytes} left")]
+    PoolExhausted {
+        /// The size asked for.
+        bytes: u64,
+        /// The size of the pool.
+        pool_bytes: u64,
+    },
     /// The kernel refused a step.
     #[error("{call} failed")]
     Kernel {

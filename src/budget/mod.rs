@@ -16,6 +16,7 @@ use crate::settings::value::{MIB, Share};
 use dwcp_codec::PAGE_BYTES;
 use dwcp_control::{BudgetFact, STORE_INDEX_BYTES_PER_PAGE};
 use dwcp_dataplane::link::tcp::{SLOT_BYTES, SLOTS_PER_STREAM};
+use dwcp_ffi::memory::CHUNK_BYTES;
 use sum::MemorySum;
 
 /// What "auto" gives each shard for sending, where nothing forbids it: over 180 of the largest
@@ -42,6 +43,10 @@ const STREAMS_PER_LINK_FOUND: u64 = 64;
 const STREAMS_FOUND: u64 = 256;
 /// Records that a shard's streams of one link may have under way, besides one for small frames.
 const SEND_SLOTS_PER_STREAM: u64 = 2;
+/// What a session takes from the pool beyond its pages: those of its own, those from before, and
+/// those that its sink alone holds, which come in parts of 8 MiB, may each end in memory that they
+/// do not fill.
+const CHUNKS_PER_SESSION: u64 = 8;
 /// Descriptors of the control thread at its limits: 64 clients, 256 regions with their bitmaps,
 /// 64 peers at the door, 8 metrics readers, and what a process has anyway.
 const CONTROL_DESCRIPTORS: u64 = 64 + 2 * 256 + 64 + 8 + 40;
@@ -67,6 +72,8 @@ pub(crate) struct Budget {
     pub(crate) store_bytes: u64,
     /// What sessions may reserve.
     pub(crate) sessions_bytes: u64,
+    /// Address space of the pool that they take their pages' memory from.
+    pub(crate) pool_bytes: u64,
     /// Descriptors at all limits.
     pub(crate) descriptors: u64,
 }
@@ -118,6 +125,7 @@ impl Budget {
             windows_bytes: u64::from(config.links_max) * config.window_bytes,
             store_bytes,
             sessions_bytes: left_bytes - store_bytes,
+            pool_bytes: pool_bytes(config, left_bytes - store_bytes),
             descriptors,
         })
     }
@@ -157,6 +165,14 @@ impl Budget {
             fact("descriptors", self.descriptors),
         ]
     }
+}
+
+/// Address space for the pages of all sessions: what they may reserve, and what rounding up to
+/// chunks costs those that are there, as many that are being put on disk, and the caretaker.
+fn pool_bytes(config: &DaemonConfig, sessions_bytes: u64) -> u64 {
+    let sessions = u64::from(config.sessions_max) * config.shard_count() as u64;
+    let takers = 2 * sessions * CHUNKS_PER_SESSION;
+    sessions_bytes + (takers + 1) * CHUNK_BYTES
 }
 
 /// Bytes for the index of what is kept: never what sessions can't do without.

@@ -16,6 +16,7 @@ use crate::settings;
 use clap::{Arg, ArgGroup, ArgMatches, Command, value_parser};
 use dwcp_control::api::PeerAddress;
 use dwcp_control::{CarryConfig, CarrySide};
+use dwcp_ffi::memory::PagePool;
 use dwcp_ffi::poll::waker;
 use dwcp_ffi::uring::Probe;
 use progress::Progress;
@@ -148,8 +149,9 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
     let budget = Budget::compute(&config, &Machine::look())?;
     let (probe, log) = daemon::prepare(&config, &budget)?;
     let (wake_control, woken) = waker().map_err(DaemonError::Waker)?;
-    let (ports, threads) = daemon::start_shards(&config, &budget, &wake_control)?;
-    let control = control_config(&config, &budget, &probe, &carry);
+    let pages = daemon::page_pool(&budget)?;
+    let (ports, threads) = daemon::start_shards(&config, &budget, &pages, &wake_control)?;
+    let control = control_config(&config, &budget, &pages, &probe, &carry);
     let report = Progress::new(matches.get_flag("json"), &carry);
     let settings = LiveTable::new(values, &config, budget, log);
     let (report, settings) = (Box::new(report), Box::new(settings));
@@ -179,10 +181,11 @@ fn carry_config(matches: &ArgMatches) -> CarryConfig {
 fn control_config(
     config: &DaemonConfig,
     budget: &Budget,
+    pages: &PagePool,
     probe: &Probe,
     carry: &CarryConfig,
 ) -> dwcp_control::ControlConfig {
-    let mut control = daemon::control_config(config, budget, probe);
+    let mut control = daemon::control_config(config, budget, pages, probe);
     control.socket = None;
     control.state_dir = None;
     if matches!(carry.side, CarrySide::Source { .. }) {

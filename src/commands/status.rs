@@ -22,6 +22,7 @@ fn render(status: &Value) -> String {
         show::seconds(daemon, "uptime_s"),
         show::text(status, "health"),
     );
+    text.push_str(&render_memory(&status["memory"]));
     text.push_str("\nSessions\n");
     text.push_str(&sessions::render_list(&status["sessions"], "no session is open"));
     text.push_str("\nLinks\n");
@@ -30,6 +31,19 @@ fn render(status: &Value) -> String {
     text.push_str("\nShards\n");
     text.push_str(&render_shards(status));
     text
+}
+
+/// The page memory for sessions; nothing of a daemon that does not tell it.
+fn render_memory(memory: &Value) -> String {
+    if memory.is_null() {
+        return String::new();
+    }
+    format!(
+        "memory   {} ready of {}, {} in use\n",
+        show::bytes(memory, "ready_bytes"),
+        show::bytes(memory, "wanted_bytes"),
+        show::bytes(memory, "held_bytes"),
+    )
 }
 
 /// Peers that are dialled until they answer; nothing where there are none.
@@ -79,13 +93,16 @@ mod tests {
         let text = render(&idle);
         assert!(text.contains("dwcp 0.1.0 on a, pid 7, up 1 min 1 s"), "{text}");
         assert!(text.contains("no session is open"), "{text}");
-        assert!(!text.contains("Dialling"), "{text}");
+        assert!(!text.contains("Dialling") && !text.contains("memory"), "{text}");
         let mut busy = idle;
         busy["dialling"] = json!([{"peer": "b", "address": "b:7411", "why": "end_untold",
             "next_in_s": 7}]);
         busy["shards"] = json!([{"shard": 0, "polls": 12, "more": {}}]);
         busy["sessions"] = json!([{"session": "00ff", "role": "source", "state": "precopy"}]);
+        busy["memory"] =
+            json!({"ready_bytes": 4 << 20, "wanted_bytes": 6 << 20, "held_bytes": 2 << 20});
         let text = render(&busy);
+        assert!(text.contains("memory   4.0 MiB ready of 6.0 MiB, 2.0 MiB in use"), "{text}");
         assert!(text.contains("POLLS") && text.contains("precopy"), "{text}");
         assert!(text.contains("b     b:7411   in 7 s  that a session ended"), "{text}");
     }

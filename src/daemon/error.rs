@@ -5,6 +5,7 @@
 use crate::exit::Exit;
 use dwcp_control::{ControlError, ExitClass};
 use dwcp_dataplane::shard::ShardError;
+use dwcp_ffi::region::RegionError;
 use dwcp_ffi::uring::UringError;
 use std::io;
 
@@ -28,6 +29,12 @@ pub(crate) enum DaemonError {
     /// The control thread can't be woken.
     #[error("no descriptor to wake the control thread ({0}): raise the limit with 'ulimit -n'")]
     Waker(#[source] io::Error),
+    /// The memory of sessions can't be mapped.
+    #[error("the memory of sessions can't be mapped ({0}): raise 'ulimit -v', or lower --memory")]
+    Pages(#[source] RegionError),
+    /// The thread that has memory ready can't start.
+    #[error("the thread of the memory can't start ({0}): raise the limit on threads (ulimit -u)")]
+    Caretaker(#[source] io::Error),
     /// The control thread can't start or go on.
     #[error("{source}: {}", source.cure())]
     Control { source: ControlError },

@@ -24,6 +24,7 @@ use dwcp_control::{
 };
 use dwcp_dataplane::port::ShardPort;
 use dwcp_dataplane::shard::{self, PollMode, ShardConfig};
+use dwcp_ffi::memory::{Caretaker, PagePool};
 use dwcp_ffi::poll::{Waker, waker};
 use dwcp_ffi::sys;
 use dwcp_ffi::uring::Probe;
@@ -50,8 +51,10 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
     }
     let (probe, log) = prepare(&config, &budget)?;
     let (wake_control, woken) = waker().map_err(DaemonError::Waker)?;
-    let (ports, threads) = start_shards(&config, &budget, &wake_control)?;
-    let control = control_config(&config, &budget, &probe);
+    let pages = page_pool(&budget)?;
+    let caretaker = Caretaker::start(&pages, &config.cores).map_err(DaemonError::Caretaker)?;
+    let (ports, threads) = start_shards(&config, &budget, &pages, &wake_control)?;
+    let control = control_config(&config, &budget, &pages, &probe);
     let settings = LiveTable::new(values, &config, budget, log);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -63,6 +66,7 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<Exit, Failure> {
     dwcp_control::run(control, Box::new(settings), ports, woken)
         .map_err(|source| DaemonError::Control { source })?;
     join(threads);
+    drop(caretaker);
     tracing::info!("ended");
     Ok(Exit::Done)
 }
@@ -81,10 +85,16 @@ pub(crate) fn prepare(
     Ok((probe, log))
 }
 
+/// What all sessions take the memory of their page versions from: address space alone.
+pub(crate) fn page_pool(budget: &Budget) -> Result<PagePool, DaemonError> {
+    PagePool::new(budget.pool_bytes).map_err(DaemonError::Pages)
+}
+
 /// Starts every shard on a thread of its own.
 pub(crate) fn start_shards(
     config: &DaemonConfig,
     budget: &Budget,
+    pages: &PagePool,
     wake_control: &Waker,
 ) -> Result<(Vec<ShardPort>, Vec<JoinHandle<()>>), DaemonError> {
     let mut ports = Vec::with_capacity(budget.shards);
@@ -97,8 +107,8 @@ pub(crate) fn start_shards(
         );
     }
     for index in 0..budget.shards {
-        let shard = shard_config(config, budget, index);
-        let mut started = shard::spawn(shard, wake_control.clone());
+        let shard = shard_config(config, budget, pages, index);
+        let mut started = shard::spawn(shard.clone(), wake_control.clone());
         if let (Err(error), LockMemory::Try, true) =
             (&started, config.lock_memory, shard.lock_memory)
         {
@@ -117,7 +127,12 @@ pub(crate) fn start_shards(
     Ok((ports, threads))
 }
 
-fn shard_config(config: &DaemonConfig, budget: &Budget, index: usize) -> ShardConfig {
+fn shard_config(
+    config: &DaemonConfig,
+    budget: &Budget,
+    pages: &PagePool,
+    index: usize,
+) -> ShardConfig {
     ShardConfig {
         index,
         core: config.cores.get(index).copied(),
@@ -132,6 +147,7 @@ fn shard_config(config: &DaemonConfig, budget: &Budget, index: usize) -> ShardCo
         sessions_max: usize::from(config.sessions_max),
         streams_max: budget.streams_per_shard,
         links_max: usize::from(config.links_max),
+        pages: pages.clone(),
     }
 }
 
@@ -139,6 +155,7 @@ fn shard_config(config: &DaemonConfig, budget: &Budget, index: usize) -> ShardCo
 pub(crate) fn control_config(
     config: &DaemonConfig,
     budget: &Budget,
+    pages: &PagePool,
     probe: &Probe,
 ) -> ControlConfig {
     ControlConfig {
@@ -158,6 +175,7 @@ pub(crate) fn control_config(
         }),
         metrics: config.metrics,
         memory: budget.for_control(),
+        pages: pages.clone(),
         links_max: usize::from(config.links_max),
         streams_per_link_max: u16::try_from(
             budget.streams_per_shard / usize::from(config.links_max) * budget.shards,

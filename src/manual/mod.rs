@@ -119,4 +119,7 @@ pub(crate) mod decisions {
 
     #[doc = include_str!("decisions/0026-pages-the-sink-alone-holds.md")]
     pub(crate) mod pages_the_sink_alone_holds {}
+
+    #[doc = include_str!("decisions/0027-page-memory-ready-before-a-guest-moves.md")]
+    pub(crate) mod page_memory_ready_before_a_guest_moves {}
 }

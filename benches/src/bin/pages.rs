@@ -1,19 +1,34 @@
 //! Filling memory page by page for the first time: private pages, as page versions are kept in,
-//! beside a shared region of small pages.
+//! that a caretaker has ready or that nobody has touched, beside a shared region of small pages.
 //!
-//! `cargo run --release -p dwcp-benches --bin pages -- [MIB] [REPEATS]`. Runs the two in turn and
-//! prints the time of each and the ratio of the medians, giving the memory back included. On a
-//! virtual machine that returns free memory to its host the first touch of each page costs far more
-//! than anything else: then both are slow, and the ratio says little.
+//! `cargo run --release -p dwcp-benches --bin pages -- [MIB] [REPEATS]`. Runs the three in turn and
+//! prints the time of each, giving the memory back included, and the medians' ratios to that of the
+//! untouched pages. What the caretaker does before and afterwards is not in it. On a virtual
+//! machine that returns free memory to its host the first touch of each page costs far more than
+//! anything else.
 #![forbid(unsafe_code)]
 
-use dwcp_ffi::memory::PrivatePages;
+use dwcp_ffi::memory::{Caretaker, PagePool};
 use dwcp_ffi::region::{HugePages, Region, RegionError};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const PAGE_BYTES: u64 = 4096;
+/// How long the caretaker may take.
+const READY_WITHIN: Duration = Duration::from_secs(120);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_BYTES;
+
+/// Why it did not run.
+#[derive(Debug, thiserror::Error)]
+enum PagesError {
+    #[error(transparent)]
+    Memory(#[from] RegionError),
+    #[error("the caretaker can't start: {0}")]
+    Caretaker(#[from] std::io::Error),
+    #[error("the caretaker has only {0} bytes ready")]
+    Late(u64),
+}
 
 fn main() -> ExitCode {
     match (argument(1, 512), argument(2, 5)) {
@@ -36,17 +51,39 @@ fn argument(index: usize, default: u64) -> Option<u64> {
     text.parse().ok().filter(|number| (1..=65536).contains(number))
 }
 
-fn run(pages: u64, repeats: u64) -> Result<(), RegionError> {
-    let (mut private, mut shared) = (Vec::new(), Vec::new());
+fn run(pages: u64, repeats: u64) -> Result<(), PagesError> {
+    let bytes = pages * PAGE_BYTES;
+    let (untouched, ready) = (PagePool::new(bytes)?, PagePool::new(bytes)?);
+    let _caretaker = Caretaker::start(&ready, &[])?;
+    ready.want_ready(bytes);
+    let mut times = [const { Vec::new() }; 3];
     for _ in 0..repeats {
-        private.push(seconds(|| fill_private(pages))?);
-        shared.push(seconds(|| fill_shared(pages))?);
-        if let (Some(private), Some(shared)) = (private.last(), shared.last()) {
-            println!("private {private:.3} s   shared {shared:.3} s");
-        }
+        wait_ready(&ready)?;
+        let now = [
+            seconds(|| fill_private(&ready, pages))?,
+            seconds(|| fill_private(&untouched, pages))?,
+            seconds(|| fill_shared(pages))?,
+        ];
+        println!("ready {:.3} s   untouched {:.3} s   shared {:.3} s", now[0], now[1], now[2]);
+        times.iter_mut().zip(now).for_each(|(times, now)| times.push(now));
     }
-    let (private, shared) = (median(&mut private), median(&mut shared));
-    println!("median of {repeats}: ratio {:.3}", private / shared);
+    let [ready, untouched, shared] = times.map(|mut times| median(&mut times));
+    println!(
+        "median of {repeats}, untouched 1: ready {:.3}, shared {:.3}",
+        ready / untouched,
+        shared / untouched
+    );
+    Ok(())
+}
+
+fn wait_ready(pool: &PagePool) -> Result<(), PagesError> {
+    let until = Instant::now() + READY_WITHIN;
+    while pool.ready_bytes() < pool.wanted_bytes() {
+        if Instant::now() > until {
+            return Err(PagesError::Late(pool.ready_bytes()));
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
     Ok(())
 }
 
@@ -56,8 +93,8 @@ fn seconds(work: impl FnOnce() -> Result<(), RegionError>) -> Result<f64, Region
     Ok(start.elapsed().as_secs_f64())
 }
 
-fn fill_private(pages: u64) -> Result<(), RegionError> {
-    let mut memory = PrivatePages::create(pages * PAGE_BYTES)?;
+fn fill_private(pool: &PagePool, pages: u64) -> Result<(), RegionError> {
+    let mut memory = pool.take(pages * PAGE_BYTES)?;
     (0..pages).for_each(|page| memory.page_mut(page).fill(7));
     Ok(())
 }

@@ -201,6 +201,7 @@ impl Core {
             carry: None,
         };
         core.recover_all(parts.stored.sessions);
+        core.want_memory();
         core
     }
 

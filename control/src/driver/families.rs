@@ -12,6 +12,7 @@ use dwcp_dataplane::stats::{
     CounterInfo, SESSION_COUNTERS, SHARD_COUNTERS, STREAM_COUNTERS, StreamStatsReader,
 };
 use dwcp_ffi::counters::HistogramReader;
+use dwcp_ffi::memory::Taken;
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -79,7 +80,30 @@ impl Core {
         gauge(text, "dwcp_sessions", "Sessions that have not ended.", sessions);
         let writes = float(self.tickets.len());
         gauge(text, "dwcp_journal_waiting", "Writes that wait for the disk.", writes);
+        self.memory_families(text);
         self.tally_families(text);
+    }
+
+    /// The memory of page versions: what is ready for sessions, and what they got.
+    fn memory_families(&self, text: &mut TextBuilder) {
+        const TAKEN: &str = "dwcp_memory_taken_bytes_total";
+        let pages = &self.config.pages;
+        let ready = count_float(pages.ready_bytes());
+        let help = "Page memory that is zeroed and touched, for the next session.";
+        gauge(text, "dwcp_memory_ready_bytes", help, ready);
+        let wanted = count_float(pages.wanted_bytes());
+        let help = "Page memory that is to be touched, ready or in use, by the attached guests.";
+        gauge(text, "dwcp_memory_wanted_bytes", help, wanted);
+        let held = count_float(pages.held_bytes());
+        gauge(text, "dwcp_memory_held_bytes", "Page memory that sessions hold.", held);
+        let help = "Page memory that sessions took, by whether it was ready.";
+        text.family(TAKEN, Kind::Counter, help);
+        let Taken { ready_bytes, untouched_bytes, used_bytes } = pages.taken();
+        for (was, bytes) in
+            [("ready", ready_bytes), ("untouched", untouched_bytes), ("used", used_bytes)]
+        {
+            text.sample(TAKEN, &[("was", was)], count_float(bytes));
+        }
     }
 
     fn tally_families(&self, text: &mut TextBuilder) {

@@ -264,6 +264,7 @@ impl Core {
             ApiError::new(code, refused.to_string())
         })?;
         self.live.set(self.settings.live());
+        self.want_memory();
         tracing::info!(name, %value, "setting changed");
         Ok(json!(view))
     }

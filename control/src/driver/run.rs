@@ -176,7 +176,8 @@ fn keeper(config: &ControlConfig, ends: &mut Inputs) -> Result<Option<Keeper>, C
     let key = StoreKey::derive(host_key(pki_dir)?.secret_der());
     let limits =
         StoreLimits { bytes_max: store.bytes_max, pages_max: store.pages_max, ttl: store.ttl };
-    let (keeper, news, report) = Keeper::open(&state_dir.join("store"), key, limits)?;
+    let (keeper, news, report) =
+        Keeper::open(&state_dir.join("store"), key, limits, config.pages.clone())?;
     for file in &report.unusable {
         tracing::warn!(file = %file.path.display(), reason = %file.reason, "the store");
     }

@@ -85,7 +85,17 @@ impl Core {
             "sessions": sessions,
             "links": self.net_show(),
             "dialling": self.dialling(),
+            "memory": self.memory_view(),
             "shards": self.shards_view(),
+        })
+    }
+
+    /// Page memory for sessions.
+    fn memory_view(&self) -> Value {
+        let pages = &self.config.pages;
+        json!({
+            "ready_bytes": pages.ready_bytes(), "wanted_bytes": pages.wanted_bytes(),
+            "held_bytes": pages.held_bytes(),
         })
     }
 

@@ -107,6 +107,7 @@ impl Core {
     pub(super) fn on_vm_source(&mut self, id: SessionId, news: VmNews) {
         match news {
             VmNews::Facts(facts) => {
+                self.vm_has_memory(id, facts.ram_bytes);
                 if let Err(error) = self.offer_vm(id, &facts) {
                     self.fail_vm_source(id, error);
                 }

@@ -260,6 +260,7 @@ impl Core {
         if let Some(vm) = self.vms.give_back(name, id, change).cloned() {
             self.note(Change::Vm { name: vm.name.clone(), vm: Some(vm) });
         }
+        self.want_memory();
     }
 
     /// Stops waiting for tasks that do not end.

@@ -105,7 +105,10 @@ impl Core {
     /// The task of a sink without a machine tells something.
     pub(super) fn on_vm_sink(&mut self, id: SessionId, news: VmNews) {
         match news {
-            VmNews::Facts(facts) => self.take_vm(id, &facts),
+            VmNews::Facts(facts) => {
+                self.vm_has_memory(id, facts.ram_bytes);
+                self.take_vm(id, &facts);
+            }
             VmNews::Failed(error) => self.refuse_vm_sink(id, &vm_error(&error)),
             VmNews::Ended { .. } => {
                 let message = "the task of this virtual machine ended";

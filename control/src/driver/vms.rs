@@ -8,6 +8,8 @@ use crate::api::{ApiCode, ApiError, Reply, VmAttach};
 use crate::limits::SOCKET_PATH_BYTES_MAX;
 use crate::state::{AttachedVm, Change};
 use crate::vm::{VmError, VmFacts, check_command, shell_words};
+use dwcp_proto::ids::SessionId;
+use dwcp_proto::wire::limits::PAGE_BYTES;
 use serde_json::{Value, json};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -62,7 +64,8 @@ impl Core {
             return Err(ApiError::new(ApiCode::ParamsInvalid, message)
                 .with("cure", "give the virtual machine a shorter name"));
         }
-        Ok(AttachedVm { name, qmp, incoming, spawn, accept_from, trust_domain, left: false })
+        let (ram_bytes, left) = (None, false);
+        Ok(AttachedVm { name, qmp, incoming, spawn, accept_from, trust_domain, ram_bytes, left })
     }
 
     /// The private directory of sockets between QEMUs and this daemon. One that an operator made
@@ -81,17 +84,20 @@ impl Core {
 
     /// A QEMU that is to be attached has answered, or not.
     pub(crate) fn on_probed(&mut self, probed: Probed) {
-        let Probed { vm, outcome, reply } = probed;
+        let Probed { mut vm, outcome, reply } = probed;
         let attached = match outcome {
-            Ok(facts) => self.vm_keep(vm).map(|vm| {
-                let mut view = vm_view(&vm);
-                view["qemu"] = json!({
-                    "version": facts.version.to_string(), "run_state": facts.run_state,
-                    "machine": facts.machine, "ram_bytes": facts.ram_bytes,
-                    "cpu_count": facts.cpu_count,
-                });
-                view
-            }),
+            Ok(facts) => {
+                vm.ram_bytes = Some(facts.ram_bytes);
+                self.vm_keep(vm).map(|vm| {
+                    let mut view = vm_view(&vm);
+                    view["qemu"] = json!({
+                        "version": facts.version.to_string(), "run_state": facts.run_state,
+                        "machine": facts.machine, "ram_bytes": facts.ram_bytes,
+                        "cpu_count": facts.cpu_count,
+                    });
+                    view
+                })
+            }
             Err(error) => Err(vm_error(&error)),
         };
         self.answer(reply, attached);
@@ -101,6 +107,7 @@ impl Core {
         self.vms.attach(vm.clone())?;
         tracing::info!(vm = %vm.name, qmp = %vm.qmp.display(), incoming = vm.incoming, "attached");
         self.note(Change::Vm { name: vm.name.clone(), vm: Some(vm.clone()) });
+        self.want_memory();
         Ok(vm)
     }
 
@@ -108,7 +115,24 @@ impl Core {
         self.vms.detach(&name)?;
         tracing::info!(vm = %name, "detached");
         self.note(Change::Vm { name, vm: None });
+        self.want_memory();
         Ok(json!({}))
+    }
+
+    /// A session's guest has said how much memory it has.
+    pub(super) fn vm_has_memory(&mut self, id: SessionId, ram_bytes: u64) {
+        self.vms.learn(id, ram_bytes);
+        self.want_memory();
+    }
+
+    /// Has page memory ready for one session of the largest guest here that may move. To be called
+    /// whenever that may be another one: what is asked for already changes nothing.
+    pub(super) fn want_memory(&self) {
+        let bases_bytes = self.live.get().base_pages_max.saturating_mul(PAGE_BYTES as u64);
+        let most = bases_bytes.min(self.config.memory.sessions_bytes);
+        let may_move = self.vms.iter().filter(|entry| !entry.vm.left);
+        let largest = may_move.filter_map(|entry| entry.vm.ram_bytes).max().unwrap_or(0);
+        self.config.pages.want_ready(largest.min(most));
     }
 
     pub(super) fn vm_list(&self) -> Value {

@@ -7,6 +7,7 @@
 
 use super::{HoldJob, KeptError};
 use dwcp_dataplane::port::{HeldChunk, PageHash, PageHasher};
+use dwcp_ffi::memory::PagePool;
 use dwcp_store::{SegmentId, Store};
 use std::collections::{HashSet, VecDeque};
 use std::time::SystemTime;
@@ -48,11 +49,15 @@ impl Holding {
     }
 
     /// The next pages; none when there are no more.
-    pub(super) fn turn(&mut self, store: &mut Store) -> Result<Option<Box<HeldChunk>>, KeptError> {
+    pub(super) fn turn(
+        &mut self,
+        store: &mut Store,
+        pool: &PagePool,
+    ) -> Result<Option<Box<HeldChunk>>, KeptError> {
         if self.job.wanted.strong_count() == 0 {
             return Err(KeptError::Stopped);
         }
-        let mut chunk = HeldChunk::create()?;
+        let mut chunk = HeldChunk::create(pool)?;
         while !chunk.is_full() && self.pages() < self.job.pages {
             if let Some(at) = self.at {
                 self.at = self.read(store, at, &mut chunk);

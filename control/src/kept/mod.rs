@@ -19,6 +19,7 @@ mod thread;
 use crate::api::{KeptName, Reply};
 use crate::limits::KEPT_QUEUE;
 use dwcp_dataplane::port::{Before, HashKey, HeldChunk, PagesLeft};
+use dwcp_ffi::memory::PagePool;
 use dwcp_proto::ids::SessionId;
 use dwcp_proto::wire::vm::PagesBefore;
 use dwcp_store::{
@@ -296,7 +297,8 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Opens the store in a directory of its own and starts its thread.
+    /// Opens the store in a directory of its own and starts its thread, which takes memory for what
+    /// it reads from a pool.
     ///
     /// # Errors
     /// [`KeptOpenError`].
@@ -304,6 +306,7 @@ impl Keeper {
         directory: &Path,
         key: StoreKey,
         limits: StoreLimits,
+        pool: PagePool,
     ) -> Result<(Self, mpsc::Receiver<KeptNews>, OpenReport), KeptOpenError> {
         let (store, report) = Store::open(directory, key, limits, SystemTime::now())?;
         let known = thread::known(&store);
@@ -313,7 +316,7 @@ impl Keeper {
         let over = Arc::clone(&ended);
         let thread = std::thread::Builder::new()
             .name("dwcp-store".to_owned())
-            .spawn(move || thread::serve(store, &jobs, &told, &over))
+            .spawn(move || thread::serve(store, pool, &jobs, &told, &over))
             .map_err(KeptOpenError::Thread)?;
         Ok((Self { queue: Some(queue), thread: Some(thread), ended, known }, news, report))
     }

@@ -8,6 +8,7 @@ use super::{AddJob, KeepJob, KeptError, KeptJob, KeptNews, Known, LoadJob, ReadB
 use crate::api::KeptName;
 use crate::limits::{HELD_AHEAD, KEPT_QUEUE};
 use dwcp_dataplane::port::{Before, Page, PageHash, PageHasher, PagesLeft};
+use dwcp_ffi::memory::PagePool;
 use dwcp_proto::ids::SessionId;
 use dwcp_proto::wire::token::PagesDigest;
 use dwcp_proto::wire::vm::PagesBefore;
@@ -37,13 +38,15 @@ pub(super) fn known(store: &Store) -> Vec<Known> {
 }
 
 /// Does jobs until nobody can ask any more. What takes long is done in turns while nobody asks.
+/// What is read goes into memory of the pool.
 pub(super) fn serve(
     store: Store,
+    pool: PagePool,
     jobs: &Receiver<KeptJob>,
     told: &mpsc::Sender<KeptNews>,
     ended: &AtomicBool,
 ) {
-    let mut desk = Desk { store, holding: VecDeque::new(), adding: None };
+    let mut desk = Desk { store, pool, holding: VecDeque::new(), adding: None };
     while !ended.load(Ordering::Relaxed) {
         let waiting = KEPT_QUEUE - told.capacity();
         let may_hold = waiting < HELD_AHEAD;
@@ -66,6 +69,7 @@ struct NobodyAsks;
 /// What the thread works with.
 struct Desk {
     store: Store,
+    pool: PagePool,
     /// What is being read for sessions that run.
     holding: VecDeque<Holding>,
     /// The image that is being added.
@@ -105,7 +109,7 @@ impl Desk {
                 KeptNews::Kept { session, vm, outcome }
             }
             KeptJob::Load(job) => {
-                let outcome = load(store, &job);
+                let outcome = load(store, &self.pool, &job);
                 let LoadJob { session, before: PagesBefore { session: left, .. }, .. } = *job;
                 KeptNews::Loaded { session, left, outcome }
             }
@@ -160,7 +164,7 @@ impl Desk {
     /// Reads the next pages for a session.
     fn hold(&mut self, mut holding: Holding) -> KeptNews {
         let session = holding.job.session;
-        let outcome = match holding.turn(&mut self.store) {
+        let outcome = match holding.turn(&mut self.store, &self.pool) {
             Ok(Some(chunk)) => {
                 self.holding.push_back(holding);
                 return KeptNews::Held { session, chunk };
@@ -262,7 +266,7 @@ fn write(
 }
 
 /// Reads what a session left: the first so many pages.
-fn load(store: &mut Store, job: &LoadJob) -> Result<ReadBefore, KeptError> {
+fn load(store: &mut Store, pool: &PagePool, job: &LoadJob) -> Result<ReadBefore, KeptError> {
     let PagesBefore { session, digest, pages } = job.before;
     let is_it =
         |it: &PagesBefore| it.session == session && it.digest == digest && it.pages >= pages;
@@ -273,7 +277,7 @@ fn load(store: &mut Store, job: &LoadJob) -> Result<ReadBefore, KeptError> {
     let domain = DomainId(session.0);
     let list = read_list(store, domain, PageHash(list.0), pages)?;
     let hash_key = store.domain_key(domain).ok_or(KeptError::Gone)?;
-    let mut before = Before::with_room(pages)?;
+    let mut before = Before::with_room(pool, pages)?;
     let mut room = [0; size_of::<Page>()];
     for entry in list {
         match entry {

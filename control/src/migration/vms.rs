@@ -80,6 +80,14 @@ impl Vms {
         Ok(&entry.vm)
     }
 
+    /// The guest of a session's virtual machine has so much memory.
+    pub(crate) fn learn(&mut self, session: SessionId, ram_bytes: u64) {
+        let mut entries = self.0.values_mut();
+        if let Some(entry) = entries.find(|entry| entry.used_by == Some(session)) {
+            entry.vm.ram_bytes = Some(ram_bytes);
+        }
+    }
+
     /// Lets a session that a restart found use its virtual machine again, if it is still attached.
     pub(crate) fn retake(&mut self, name: &str, session: SessionId) {
         if let Some(entry) = self.0.get_mut(name) {
@@ -139,6 +147,7 @@ mod tests {
             spawn: None,
             accept_from: Vec::new(),
             trust_domain: None,
+            ram_bytes: None,
             left: false,
         }
     }

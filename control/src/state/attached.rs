@@ -22,6 +22,9 @@ pub(crate) struct AttachedVm {
     /// Other guests of this label, here and there, may share pages with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) trust_domain: Option<String>,
+    /// The memory of its guest, once it was asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ram_bytes: Option<u64>,
     /// Its guest runs at another host now: only attaching anew makes it of use again.
     pub(crate) left: bool,
 }

@@ -384,6 +384,7 @@ mod tests {
             spawn: None,
             accept_from: vec!["a".to_owned()],
             trust_domain: None,
+            ram_bytes: Some(1 << 30),
             left: false,
         };
         let attached = |name: &str, vm| Change::Vm { name: name.to_owned(), vm };

@@ -10,6 +10,7 @@ use crate::stats::ShardStats;
 use dwcp_ffi::arena::ArenaError;
 use dwcp_ffi::counters::{HistogramWriter, counters, histogram};
 use dwcp_ffi::cpu::{PinError, pin_current_thread};
+use dwcp_ffi::memory::PagePool;
 use dwcp_ffi::poll::{WakeReceiver, Waker, waker};
 use dwcp_ffi::spsc::{Consumer, Producer, ring};
 use dwcp_proto::wire::limits::CHANNELS_MAX;
@@ -32,7 +33,7 @@ pub enum PollMode {
 }
 
 /// Sizes and habits of one shard.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ShardConfig {
     /// The shard's number, part of its thread's name.
     pub index: usize,
@@ -52,6 +53,8 @@ pub struct ShardConfig {
     pub streams_max: usize,
     /// The most links at a time.
     pub links_max: usize,
+    /// What stream sessions take the memory of their page versions from.
+    pub pages: PagePool,
 }
 
 impl ShardConfig {

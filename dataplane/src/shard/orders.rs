@@ -11,6 +11,7 @@ use crate::link::{Clock, Link};
 use crate::port::{Command, Event, SessionEnd, SinkSetup, SourceSetup, StreamEnd, StreamSetup};
 use crate::stats::ShardCounter;
 use dwcp_ffi::counters::HistogramWriter;
+use dwcp_ffi::memory::PagePool;
 use dwcp_proto::ids::{LinkId, SessionKey};
 use dwcp_proto::wire::frame::Frame;
 
@@ -50,18 +51,18 @@ impl<L: Link> Shard<L> {
             Command::OpenSink(setup) => self.open_sink(*setup),
             Command::OpenStreamSource(setup) => {
                 let session = setup.session;
-                self.open_stream(session, |desk, lane| {
+                self.open_stream(session, |desk, lane, pages| {
                     let added = desk.lanes[lane].flow.add_session(session.number);
                     assert!(added.is_ok(), "the flow's table is as large as the shard's");
-                    StreamSource::new(*setup).map(|source| desk.stream_sources.push(source))
+                    StreamSource::new(*setup, pages).map(|source| desk.stream_sources.push(source))
                 });
             }
             Command::OpenStreamSink(setup) => {
                 let session = setup.session;
-                self.open_stream(session, |desk, lane| {
+                self.open_stream(session, |desk, lane, pages| {
                     let added = desk.lanes[lane].sink.add_session(session.number);
                     assert!(added.is_ok(), "the flow's table is as large as the shard's");
-                    StreamSink::new(*setup).map(|sink| desk.stream_sinks.push(sink))
+                    StreamSink::new(*setup, pages).map(|sink| desk.stream_sinks.push(sink))
                 });
             }
             Command::AddChannel(setup) => {
@@ -130,13 +131,13 @@ impl<L: Link> Shard<L> {
     fn open_stream(
         &mut self,
         session: SessionKey,
-        open: impl FnOnce(&mut Desk<L::Clock>, usize) -> Result<(), NoMemory>,
+        open: impl FnOnce(&mut Desk<L::Clock>, usize, &PagePool) -> Result<(), NoMemory>,
     ) {
         let Some(lane) = self.lane_for_new(session) else {
             self.desk.refuse_session(session, SessionEnd::TableFull);
             return;
         };
-        match open(&mut self.desk, lane) {
+        match open(&mut self.desk, lane, &self.config.pages) {
             Ok(()) => self.desk.report(Event::Opened { session }),
             Err(_) => {
                 self.desk.lanes[lane].forget(session.number);

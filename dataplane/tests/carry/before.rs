@@ -5,11 +5,12 @@ use super::pages::{carried, guest, options};
 use super::qemu::{Guest, load};
 use dwcp_dataplane::port::{Before, HashKey, PageHasher, PagesLeft};
 use dwcp_dataplane::stats::SessionCounter;
+use dwcp_ffi::memory::PagePool;
 
 /// What a session left, as a later one is given it, up to so many pages.
 fn before(left: &PagesLeft, pages_max: u64) -> Box<Before> {
     let hasher = PageHasher::new(&HashKey([5; 32]));
-    let mut before = Before::with_room(pages_max).unwrap();
+    let mut before = Before::with_room(&PagePool::new(16 << 20).unwrap(), pages_max).unwrap();
     for (number, (idstr, pages)) in (0..).zip(left.blocks()) {
         before.add_block(idstr, pages);
         let _ = left.pages(number, |page, hash, bytes| {
@@ -123,7 +124,7 @@ fn a_block_that_is_not_as_it_was_is_known_by_its_content_alone() {
     let mut guest = guest(46);
     let left = first(&mut carry, &guest);
     let other = |left: &PagesLeft| {
-        let mut before = Before::with_room(1).unwrap();
+        let mut before = Before::with_room(&PagePool::new(1).unwrap(), 1).unwrap();
         before.add_block(b"pc.ram", 599);
         let _ = left.pages(0, |page, hash, bytes| before.add_page(page, hash, bytes));
         Some(Box::new(before))

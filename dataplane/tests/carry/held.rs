@@ -5,13 +5,14 @@ use super::pages::{carried, guest, options};
 use super::qemu::{Guest, load};
 use dwcp_dataplane::port::{Event, HashKey, HeldChunk, Page, PageHash, PageHasher, SessionEnd};
 use dwcp_dataplane::stats::SessionCounter;
+use dwcp_ffi::memory::PagePool;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::sync::mpsc::sync_channel;
 
 /// All pages of a guest that are not zero, as its sink's store would give them.
 fn chunk(guest: &Guest, hash: impl Fn(&Page) -> PageHash) -> HeldChunk {
-    let mut chunk = HeldChunk::create().unwrap();
+    let mut chunk = HeldChunk::create(&PagePool::new(8 << 20).unwrap()).unwrap();
     let pages = guest.pages().filter(|page| **page != [0; 4096]);
     pages.for_each(|page| chunk.add(hash(page), page));
     chunk
@@ -136,7 +137,7 @@ fn a_page_whose_hash_only_looks_alike_is_never_taken_for_the_guests() {
         guest.begin_anew();
         guest.all();
         guest.finish(0);
-        let mut chunk = HeldChunk::create().unwrap();
+        let mut chunk = HeldChunk::create(&PagePool::new(8 << 20).unwrap()).unwrap();
         for page in guest.pages().filter(|page| **page != [0; 4096]) {
             if collides {
                 let mut other = *page;

@@ -7,6 +7,7 @@ use dwcp_dataplane::port::{
 use dwcp_dataplane::shard::{PollMode, ShardConfig, spawn};
 use dwcp_dataplane::stats::{SESSION_COUNTER_COUNT, SessionStatsReader};
 use dwcp_ffi::counters::{counters, histogram};
+use dwcp_ffi::memory::PagePool;
 use dwcp_ffi::poll::{WakeReceiver, waker};
 use dwcp_ffi::region::{HugePages, Region};
 use dwcp_proto::ids::{Incarnation, LaneId, LinkId, Round, SessionKey, SessionNumber, StreamId};
@@ -48,6 +49,7 @@ impl Side {
             sessions_max: 4,
             streams_max: 8,
             links_max: 2,
+            pages: PagePool::new(256 << 20).unwrap(),
         };
         let (port, thread) = spawn(config, wake).unwrap();
         Self { port: Some(port), thread: Some(thread), woken, waiting: Vec::new() }

@@ -19,6 +19,7 @@ mod migrate;
 mod old;
 mod pair;
 mod phase;
+mod ready;
 mod referee;
 mod refuse;
 mod returned;

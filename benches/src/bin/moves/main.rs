@@ -66,13 +66,18 @@ const HOSTS: [&str; 2] = ["a", "b"];
 /// All share the cores: nobody may spin. Memory is that of a host for guests of 512 MiB.
 const FLAGS: [&str; 4] = ["--poll", "park", "--memory", "2GiB"];
 
-/// Before the clock starts: both daemons are told of the guest. Hosts are named by their addresses.
+/// Before the clock starts: both daemons are told of the guest, and have memory ready, as they have
+/// where a guest is attached long before it moves. Hosts are named by their addresses.
 const ATTACH: &str = "\
     \"$DWCP\" vm attach $VM --trust-domain lab --qmp \"$DWCP_LAB_SOURCE_QMP\" \
         --socket \"$KEEP/$DWCP_LAB_SOURCE_ADDRESS.socket\" && \
     \"$DWCP\" vm attach $VM --trust-domain lab --qmp \"$DWCP_LAB_SINK_QMP\" --incoming \
         --accept-from \"$DWCP_LAB_SOURCE_ADDRESS\" \
-        --socket \"$KEEP/$DWCP_LAB_SINK_ADDRESS.socket\"";
+        --socket \"$KEEP/$DWCP_LAB_SINK_ADDRESS.socket\" && \
+    for host in \"$DWCP_LAB_SOURCE_ADDRESS\" \"$DWCP_LAB_SINK_ADDRESS\"; do \
+        until \"$DWCP\" status --socket \"$KEEP/$host.socket\" | \
+            grep -Eq '^memory +(.+) ready of \\1,'; do sleep 0.1; done; \
+    done";
 
 const MIGRATE: &str = "\
     exec \"$DWCP\" migrate $VM --to \"$DWCP_LAB_SINK_ADDRESS:$PORT\" --json \

@@ -13,6 +13,7 @@ use crate::config::{
 };
 use crate::kept::Keeper;
 use dwcp_dataplane::port::{Level, ShardPort};
+use dwcp_ffi::memory::PagePool;
 use dwcp_ffi::poll::waker;
 use dwcp_ffi::region::{HugePages, Region};
 use dwcp_ffi::scm::send_with_fds;
@@ -90,6 +91,7 @@ pub(super) fn config(directory: &Path, name: &str) -> ControlConfig {
             source_bytes_per_page: 64,
             sink_bytes_per_page: 32,
         },
+        pages: PagePool::new(1 << 30).unwrap(),
         links_max: 8,
         streams_per_link_max: 16,
         timeouts: PeerTimeouts::default(),
@@ -163,7 +165,8 @@ impl Daemon {
             let StoreConfig { bytes_max, pages_max, ttl } = *store;
             let limits = StoreLimits { bytes_max, pages_max, ttl };
             let key = StoreKey::new([7; 32]);
-            let (keeper, news, _) = Keeper::open(&state.join("store"), key, limits).unwrap();
+            let (keeper, news, _) =
+                Keeper::open(&state.join("store"), key, limits, config.pages.clone()).unwrap();
             (core.keeper, inputs.kept) = (Some(keeper), Some(news));
         }
         let vmms = inputs.carry.0.clone();

@@ -7,6 +7,7 @@ mod fake;
 mod fake_shard;
 mod held;
 mod limits;
+mod memory;
 mod parked;
 mod path;
 mod qemus;

@@ -14,7 +14,7 @@
 use super::versions::Versions;
 use crate::attach::qemu::{BLOCKS_MAX, Blocks};
 use dwcp_codec::{Digest, DigestBuilder, DigestKind, PAGE_BYTES, Page, PageHash, PageHasher};
-use dwcp_ffi::memory::PrivatePages;
+use dwcp_ffi::memory::{PagePool, PrivatePages};
 use dwcp_ffi::region::RegionError;
 use std::sync::mpsc::SyncSender;
 
@@ -65,18 +65,18 @@ pub struct Before {
 }
 
 impl Before {
-    /// Room for so many pages.
+    /// Room for so many pages in memory of a pool.
     ///
     /// # Errors
-    /// [`BeforeError::Memory`]: none, too many, or the kernel refused.
-    pub fn with_room(pages: u64) -> Result<Self, BeforeError> {
+    /// [`BeforeError::Memory`]: none, or more than the pool has left.
+    pub fn with_room(pool: &PagePool, pages: u64) -> Result<Self, BeforeError> {
         let capacity = pages.min(PAGES_MAX);
         Ok(Self {
             blocks: Vec::new(),
             placed: Vec::with_capacity(BLOCKS_MAX),
             hashes: Vec::with_capacity(usize::try_from(capacity).unwrap_or(0)),
             found: vec![NONE; usize::try_from(capacity * 2).unwrap_or(0).next_power_of_two()],
-            pages: PrivatePages::create(capacity.saturating_mul(PAGE_BYTES as u64))?,
+            pages: pool.take(capacity.saturating_mul(PAGE_BYTES as u64))?,
             capacity,
         })
     }
@@ -227,13 +227,17 @@ pub(super) mod tests {
         PageHash([byte; 16])
     }
 
+    pub(in super::super) fn pool() -> PagePool {
+        PagePool::new(4 << 20).unwrap()
+    }
+
     pub(in super::super) fn page(byte: u8) -> Page {
         [byte; PAGE_BYTES]
     }
 
     #[test]
     fn pages_are_found_by_place_once_their_block_has_one_and_by_content_at_once() {
-        let mut before = Before::with_room(8).unwrap();
+        let mut before = Before::with_room(&pool(), 8).unwrap();
         before.add_block(b"pc.ram", 10);
         for number in [1, 4, 5, 9] {
             // Two of them have the same content.
@@ -256,7 +260,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_block_of_another_length_has_no_place() {
-        let mut before = Before::with_room(1).unwrap();
+        let mut before = Before::with_room(&pool(), 1).unwrap();
         before.add_block(b"pc.ram", 10);
         before.add_page(0, hash(1), &page(1)).unwrap();
         before.place(b"pc.ram", 0, 11);
@@ -265,8 +269,8 @@ pub(super) mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        assert!(matches!(Before::with_room(0), Err(BeforeError::Memory(_))));
-        let mut before = Before::with_room(2).unwrap();
+        assert!(matches!(Before::with_room(&pool(), 0), Err(BeforeError::Memory(_))));
+        let mut before = Before::with_room(&pool(), 2).unwrap();
         let refused = |before: &mut Before, number| {
             matches!(before.add_page(number, hash(1), &page(1)), Err(BeforeError::Place { .. }))
         };
@@ -281,7 +285,7 @@ pub(super) mod tests {
 
     #[test]
     fn many_hashes_that_begin_alike_are_told_apart() {
-        let mut before = Before::with_room(300).unwrap();
+        let mut before = Before::with_room(&pool(), 300).unwrap();
         before.add_block(b"pc.ram", 300);
         let alike = |number: u64| {
             let mut hash = [7; 16];

@@ -14,7 +14,7 @@
 
 use super::before::BeforeError;
 use dwcp_codec::{PAGE_BYTES, Page, PageHash};
-use dwcp_ffi::memory::PrivatePages;
+use dwcp_ffi::memory::{PagePool, PrivatePages};
 use dwcp_proto::wire::frame::{HashStart, HeldHashes};
 use dwcp_proto::wire::limits::HELD_CHUNK_PAGES;
 
@@ -45,12 +45,12 @@ pub struct HeldChunk {
 }
 
 impl HeldChunk {
-    /// An empty one with room for as many pages as one frame tells of.
+    /// An empty one with room for as many pages as one frame tells of, in memory of a pool.
     ///
     /// # Errors
-    /// [`BeforeError::Memory`]: the kernel refused.
-    pub fn create() -> Result<Self, BeforeError> {
-        let pages = PrivatePages::create((HELD_CHUNK_PAGES * PAGE_BYTES) as u64)?;
+    /// [`BeforeError::Memory`]: the pool has not so much left.
+    pub fn create(pool: &PagePool) -> Result<Self, BeforeError> {
+        let pages = pool.take((HELD_CHUNK_PAGES * PAGE_BYTES) as u64)?;
         Ok(Self { pages, entries: Vec::with_capacity(HELD_CHUNK_PAGES) })
     }
 
@@ -237,7 +237,7 @@ mod tests {
     }
 
     fn chunk(numbers: impl Iterator<Item = u64>) -> HeldChunk {
-        let mut chunk = HeldChunk::create().unwrap();
+        let mut chunk = HeldChunk::create(&PagePool::new(8 << 20).unwrap()).unwrap();
         numbers.for_each(|number| chunk.add(hash(number), &page(number as u8)));
         chunk
     }
@@ -295,7 +295,7 @@ mod tests {
             hash[..4].copy_from_slice(&(number as u32).to_be_bytes());
             PageHash(hash)
         };
-        let mut chunk = HeldChunk::create().unwrap();
+        let mut chunk = HeldChunk::create(&PagePool::new(8 << 20).unwrap()).unwrap();
         (0..2048).for_each(|number| chunk.add(alike(number), &page(1)));
         let mut told = ToldPages::new(2048);
         tell(&mut told, 0, &chunk).unwrap();

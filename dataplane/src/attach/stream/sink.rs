@@ -19,6 +19,7 @@ use crate::port::{ChannelEnd, ChannelId, Event, Heir, StreamSinkSetup};
 use crate::stats::{SessionCounter, SessionStats};
 use dwcp_codec::{Decoder, LongWindowDecoder, PageHasher};
 use dwcp_ffi::arena::Lease;
+use dwcp_ffi::memory::PagePool;
 use dwcp_proto::ids::{Position, SessionKey};
 use dwcp_proto::wire::frame::{Frame, StreamKind, StreamPart};
 use dwcp_proto::wire::limits::{CHANNELS_MAX, STREAM_PAYLOAD_BYTES_MAX};
@@ -104,10 +105,10 @@ pub(crate) struct StreamSink {
 }
 
 impl StreamSink {
-    pub(crate) fn new(setup: StreamSinkSetup) -> Result<Self, NoMemory> {
+    pub(crate) fn new(setup: StreamSinkSetup, pool: &PagePool) -> Result<Self, NoMemory> {
         let hasher = PageHasher::new(&setup.hash_key);
         let bases = (setup.base_pages, setup.before);
-        let versions = Versions::new(setup.pages_max, bases, Alone::held(setup.held_pages))?;
+        let versions = Versions::new(pool, setup.pages_max, bases, Alone::held(setup.held_pages))?;
         let window = match setup.window_log {
             0 => None,
             log => Some(LongWindowDecoder::new(log.into())?),
@@ -510,7 +511,7 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
-            let sink = StreamSink::new(StreamSinkSetup {
+            let setup = StreamSinkSetup {
                 session: SessionKey { link: LinkId(1), number: SessionNumber(1) },
                 lane: dwcp_proto::ids::LaneId(0),
                 window_log: 0,
@@ -522,7 +523,8 @@ mod tests {
                 held_pages: 0,
                 heir: None,
                 stats: counters().0,
-            });
+            };
+            let sink = StreamSink::new(setup, &PagePool::new(1 << 20).unwrap());
             Self { sink: sink.unwrap(), pipes: Pipes::new(2), decoder: Decoder::new() }
         }
 

@@ -17,6 +17,7 @@ use crate::port::{ChannelEnd, ChannelId, Event, Heir, StreamCoding, StreamSource
 use crate::stats::{SessionCounter, SessionStats};
 use dwcp_codec::{LongWindowEncoder, PageHasher};
 use dwcp_ffi::counters::HistogramWriter;
+use dwcp_ffi::memory::PagePool;
 use dwcp_proto::ids::{Position, SessionKey};
 use dwcp_proto::time::Nanos;
 use dwcp_proto::window::PathReport;
@@ -86,13 +87,13 @@ pub(crate) struct StreamSource {
 pub(super) const NEWS_MAX: usize = 2 * CHANNELS_MAX as usize + 4;
 
 impl StreamSource {
-    pub(crate) fn new(setup: StreamSourceSetup) -> Result<Self, NoMemory> {
+    pub(crate) fn new(setup: StreamSourceSetup, pool: &PagePool) -> Result<Self, NoMemory> {
         let cutter = match setup.coding {
             StreamCoding::Passthrough => None,
             StreamCoding::Pages { level, window_log } => {
                 let bases = (setup.base_pages, setup.before);
                 let alone = Alone::told(setup.held_pages);
-                let versions = Versions::new(setup.pages_max, bases, alone)?;
+                let versions = Versions::new(pool, setup.pages_max, bases, alone)?;
                 let level = LevelChooser::new(level);
                 let window = match window_log {
                     0 => None,

@@ -23,14 +23,14 @@
 //!   set, and takes the first slot without one, or else the one behind those; the hand then stands
 //!   behind the slot that was taken.
 //!
-//! Memory is 32 bytes per page that may be known, 8 bytes and a page per slot. All of it is address
-//! space at first, gets memory where pages are put (slots in huge pages, as they fill from the
-//! first), is left out of core dumps and given back when the store is dropped. A table for 2^28
-//! pages (1 TiB of guest) is 8 GiB if all are put.
+//! Memory is 32 bytes per page that may be known, 8 bytes and a page per slot. The slots' pages are
+//! the pool's, which has memory ready if the guest was announced; the rest is address space at
+//! first and gets memory where pages are put. All of it is left out of core dumps and given back
+//! when the store is dropped. A table for 2^28 pages (1 TiB of guest) is 8 GiB if all are put.
 
 use dwcp_codec::page::is_zero;
 use dwcp_codec::{Bases, PAGE_BYTES, Page, PageHash};
-use dwcp_ffi::memory::PrivatePages;
+use dwcp_ffi::memory::{PagePool, PrivatePages};
 use dwcp_ffi::region::{HugePages, Region, RegionError};
 
 /// Bytes of the table for each page that may be known.
@@ -130,11 +130,12 @@ pub struct PageStore {
 
 impl PageStore {
     /// A store for pages below `pages_max` that holds the bytes of at most `capacity_pages` of
-    /// them. Both sizes must be the same at both ends; either may be 0.
+    /// them, in memory of a pool. Both sizes must be the same at both ends; either may be 0.
     ///
     /// # Errors
-    /// [`RegionError`]: the sizes are beyond what can be mapped, or the kernel refused.
-    pub fn new(pages_max: u64, capacity_pages: u64) -> Result<Self, RegionError> {
+    /// [`RegionError`]: the sizes are beyond what can be mapped, the pool has not so much left, or
+    /// the kernel refused.
+    pub fn new(pool: &PagePool, pages_max: u64, capacity_pages: u64) -> Result<Self, RegionError> {
         // A slot beyond one per page would never be used.
         let capacity_pages = capacity_pages.min(pages_max);
         let entry_words = pages_max.saturating_mul(ENTRY_WORDS);
@@ -144,7 +145,7 @@ impl PageStore {
             capacity_pages,
             entries: Words::new("dwcp-page-table", entry_words)?,
             owners: Words::new("dwcp-page-owners", capacity_pages)?,
-            slots: (slot_bytes > 0).then(|| PrivatePages::create(slot_bytes)).transpose()?,
+            slots: (slot_bytes > 0).then(|| pool.take(slot_bytes)).transpose()?,
             touched: 0,
             free: NO_SLOT,
             used: 0,
@@ -295,6 +296,10 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
+    fn pool() -> PagePool {
+        PagePool::new(4 << 20).unwrap()
+    }
+
     fn page_of(fill: u8) -> Page {
         [fill; PAGE_BYTES]
     }
@@ -314,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_base_is_given_only_in_the_version_that_is_held() {
-        let mut store = PageStore::new(8, 4).unwrap();
+        let mut store = PageStore::new(&pool(), 8, 4).unwrap();
         put(&mut store, 3, 10, 7);
         put(&mut store, 4, 10, 0);
         put(&mut store, 3, 11, 8);
@@ -332,7 +337,7 @@ mod tests {
 
     #[test]
     fn a_page_that_comes_again_pushes_out_one_that_came_once_but_not_the_other_way_round() {
-        let mut store = PageStore::new(8, 2).unwrap();
+        let mut store = PageStore::new(&pool(), 8, 2).unwrap();
         put(&mut store, 0, 1, 1);
         put(&mut store, 1, 1, 1);
         put(&mut store, 2, 1, 1);
@@ -347,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_zero_page_gives_its_slot_to_the_next() {
-        let mut store = PageStore::new(8, 1).unwrap();
+        let mut store = PageStore::new(&pool(), 8, 1).unwrap();
         put(&mut store, 0, 1, 1);
         put(&mut store, 0, 2, 0);
         assert_eq!(store.stored_pages(), 0);
@@ -358,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_store_without_room_still_knows_hashes_and_zeroes() {
-        let mut store = PageStore::new(4, 0).unwrap();
+        let mut store = PageStore::new(&pool(), 4, 0).unwrap();
         put(&mut store, 1, 1, 9);
         put(&mut store, 1, 2, 9);
         put(&mut store, 2, 2, 0);
@@ -366,14 +371,15 @@ mod tests {
         assert_eq!(content(&store, 1), Some(Content::Gone));
         assert_eq!(content(&store, 2), Some(Content::Zero));
         assert_eq!(content(&store, 4), None, "beyond the table");
-        let mut nothing = PageStore::new(0, 5).unwrap();
+        let mut nothing = PageStore::new(&pool(), 0, 5).unwrap();
         put(&mut nothing, 0, 1, 1);
         assert_eq!(nothing.get(0), None);
     }
 
     #[test]
     fn a_table_of_a_tebibyte_takes_memory_only_where_it_is_used() {
-        let mut store = PageStore::new(1 << 28, 1 << 28).unwrap();
+        let pool = PagePool::new(1 << 40).unwrap();
+        let mut store = PageStore::new(&pool, 1 << 28, 1 << 28).unwrap();
         put(&mut store, (1 << 28) - 1, 1, 6);
         assert_eq!(content(&store, (1 << 28) - 1), Some(Content::Stored));
         assert_eq!(content(&store, 0), None);
@@ -381,8 +387,10 @@ mod tests {
 
     #[test]
     fn sizes_that_can_not_be_mapped_are_refused() {
-        assert!(matches!(PageStore::new(u64::MAX, 1), Err(RegionError::Size { .. })));
-        assert!(matches!(PageStore::new(u64::MAX, u64::MAX), Err(RegionError::Size { .. })));
+        let refused = |pages, capacity| PageStore::new(&pool(), pages, capacity).unwrap_err();
+        assert!(matches!(refused(u64::MAX, 1), RegionError::Size { .. }));
+        assert!(matches!(refused(u64::MAX, u64::MAX), RegionError::Size { .. }));
+        assert!(matches!(refused(1 << 20, 1 << 20), RegionError::PoolExhausted { .. }));
     }
 
     proptest! {
@@ -393,8 +401,9 @@ mod tests {
             pages_max in 0..60_u64, capacity in 0..70_u64,
             puts in proptest::collection::vec((0..64_u64, 0..4_u8, any::<u64>()), 0..400),
         ) {
-            let mut source = PageStore::new(pages_max, capacity).unwrap();
-            let mut sink = PageStore::new(pages_max, capacity).unwrap();
+            let pool = pool();
+            let mut source = PageStore::new(&pool, pages_max, capacity).unwrap();
+            let mut sink = PageStore::new(&pool, pages_max, capacity).unwrap();
             let mut newest = BTreeMap::new();
             for (version, (page, fill, looked_at)) in (1..).zip(puts) {
                 let mut room = page_of(0);

@@ -10,6 +10,7 @@ use super::before::Before;
 use super::held::{Alone, BeyondTerms, HeldPages};
 use super::store::{Content, Held, PageStore};
 use dwcp_codec::{Bases, Page, PageHash};
+use dwcp_ffi::memory::PagePool;
 use dwcp_ffi::region::RegionError;
 use dwcp_proto::wire::frame::HeldHashes;
 
@@ -29,13 +30,14 @@ impl Versions {
     /// For pages below `pages_max`. What is from before, and what the sink alone may hold, counts
     /// for the most bases that there may be.
     pub(super) fn new(
+        pool: &PagePool,
         pages_max: u64,
         (base_pages, before): (u64, Option<Box<Before>>),
         (alone, held_pages): (Alone, u64),
     ) -> Result<Self, RegionError> {
         let others = before.as_deref().map_or(0, Before::pages).saturating_add(held_pages);
         let own = base_pages.saturating_sub(others);
-        Ok(Self { store: PageStore::new(pages_max, own)?, before, alone })
+        Ok(Self { store: PageStore::new(pool, pages_max, own)?, before, alone })
     }
 
     /// The sink told of pages that it alone holds.
@@ -162,19 +164,20 @@ impl Bases for &Versions {
 
 #[cfg(test)]
 mod tests {
-    use super::super::before::tests::{hash, page};
+    use super::super::before::tests::{hash, page, pool};
     use super::*;
 
     /// Pages 0 to 7 of a block were 10 to 17.
     fn versions() -> Versions {
-        let mut before = Before::with_room(8).unwrap();
+        let pool = pool();
+        let mut before = Before::with_room(&pool, 8).unwrap();
         before.add_block(b"pc.ram", 8);
         for number in 0..8 {
             let byte = 10 + number as u8;
             before.add_page(number, hash(byte), &page(byte)).unwrap();
         }
         let bases = (10, Some(Box::new(before)));
-        let mut versions = Versions::new(64, bases, Alone::held(0)).unwrap();
+        let mut versions = Versions::new(&pool, 64, bases, Alone::held(0)).unwrap();
         versions.place(b"pc.ram", 0, 8);
         versions
     }
@@ -222,7 +225,7 @@ mod tests {
         for version in [FROM_BEFORE | 8, u64::MAX, FROM_BEFORE - 1, 0] {
             assert_eq!(with.base(3, version, &mut room), None);
         }
-        let without = Versions::new(64, (10, None), Alone::told(0)).unwrap();
+        let without = Versions::new(&pool(), 64, (10, None), Alone::told(0)).unwrap();
         assert_eq!((&without).base(3, FROM_BEFORE, &mut room), None);
         assert_eq!(room, page(1));
     }

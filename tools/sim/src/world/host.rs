@@ -14,6 +14,7 @@ use dwcp_control::link::LinkInput;
 use dwcp_dataplane::link::sim::{Rng, Side, SimClock, SimConfig, SimLink};
 use dwcp_dataplane::port::{Command, Event, ShardPort};
 use dwcp_dataplane::shard::{PollMode, Shard, ShardConfig, ShardEnds};
+use dwcp_ffi::memory::PagePool;
 use dwcp_ffi::poll::{WakeReceiver, waker};
 use dwcp_ffi::uring::Wait;
 use dwcp_proto::ids::{LaneId, LinkId, SessionId};
@@ -24,6 +25,8 @@ use std::collections::{BTreeMap, VecDeque};
 const SEND_SLOTS: usize = 10;
 const STREAMS_MAX: usize = 8;
 const SESSIONS_MAX: usize = 4;
+/// Sessions of regions take none of it.
+const POOL_BYTES: u64 = 1;
 
 /// The longest sleep of a shard.
 const PARK_MAX: Nanos = Nanos(200_000_000);
@@ -122,6 +125,7 @@ impl World {
                 sessions_max: SESSIONS_MAX,
                 streams_max: STREAMS_MAX,
                 links_max: 3,
+                pages: PagePool::new(POOL_BYTES)?,
             };
             let (control, woken_control) = waker()?;
             let (ends, port, woken) = ShardEnds::new(&config, control)?;

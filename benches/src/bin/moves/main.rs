@@ -1,11 +1,10 @@
 //! What it costs to move a real guest, the first time and back again, beside QEMU's own ways.
 //!
 //! One guest goes to and fro over one emulated link: by each of QEMU's ways, then by the daemons
-//! while nothing is kept of it, and after a minute of work back by the daemons. Another guest of its
-//! image follows, which both hosts know by the first, or only the one that it moves to. The daemons
-//! run only around their own moves and begin each without a link; what their stores keep outlives
-//! them.
-//! All is measured by the bench of peers, so that nobody judges himself.
+//! while nothing is kept of it, and after a minute of work back by the daemons. Another guest of
+//! its image follows, which both hosts know by the first, or only the one that it moves to. The
+//! daemons run only around their own moves and begin each without a link; what their stores keep
+//! outlives them. All is measured by the bench of peers, so that nobody judges himself.
 #![forbid(unsafe_code)]
 
 mod verdict;

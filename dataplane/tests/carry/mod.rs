@@ -113,8 +113,8 @@ fn a_session_without_streams_waits_and_goes_on_over_others() {
         let before = vmm_in(&carry);
         std::thread::scope(|scope| {
             scope.spawn(|| { &near }.write_all(&sent).unwrap());
-            // Nobody reads it yet, so that it is under way when the streams end: a window's worth at
-            // the most, which may be as little as a record after what was slow before.
+            // Nobody reads it yet, so that it is under way when the streams end: a window's worth
+            // at the most, which may be as little as a record after what was slow before.
             carry.until(|carry| vmm_in(carry) >= before + WINDOW_BYTES_FLOOR / 2);
             carry.pair.renew_streams(cuts);
             let mut got = vec![0; sent.len()];

@@ -95,6 +95,12 @@ impl Batch {
     const fn is_empty(&self) -> bool {
         self.count + self.fresh == 0
     }
+
+    /// True if it has room for the page, and not yet the page itself.
+    fn takes(&self, page: u64) -> bool {
+        let count = self.count + self.fresh;
+        count < self.most && !self.numbers[..count].contains(&page)
+    }
 }
 
 /// The cutter of a stream session.
@@ -307,13 +313,14 @@ impl Cutter {
 
     /// Adds a page to the batch. False when it has to wait for the next.
     fn add(&mut self, tools: &mut Tools<'_>, batch: &mut Batch, page: u64, what: What) -> bool {
-        if batch.fresh == HASHED_TOGETHER {
+        // What is refused waits for a batch to go out, so one that the sink has must not be why.
+        if batch.fresh == HASHED_TOGETHER || !batch.takes(page) {
             self.settle(tools, batch);
         }
-        let at = batch.count + batch.fresh;
-        if at == batch.most || batch.numbers[..at].contains(&page) {
+        if !batch.takes(page) {
             return false;
         }
+        let at = batch.count + batch.fresh;
         let place = &mut tools.scratch.pages[at * PAGE_BYTES..(at + 1) * PAGE_BYTES];
         if let (What::Page(_), Some(Found { bytes, .. })) = (what, self.found) {
             let end = self.unread.start + bytes;
